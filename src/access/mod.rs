@@ -1,0 +1,54 @@
+//! Access: who may call, and for what.
+//!
+//! Owns tenants, tokens, scopes and the verifier. It stores no token, only digests.
+
+pub mod queries;
+mod token;
+mod verifier;
+
+pub use token::{Scope, Scopes, Token, TokenDigest, UnknownScope};
+pub use verifier::{Rejection, Verifier};
+
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::ids::TenantId;
+
+/// Who sent a request, as its token says.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    pub tenant: TenantId,
+    pub tenant_name: Arc<str>,
+    pub scopes: Scopes,
+}
+
+/// What a tenant is called: lower case letters, digits and `._-`, 1 to 63 of them, a letter or a digit first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TenantName(String);
+
+#[derive(Debug, PartialEq, Eq, Error)]
+#[error("a tenant's name is 1 to 63 of a-z, 0-9, '.', '_' and '-', and begins with a letter or a digit")]
+pub struct InvalidTenantName;
+
+impl TenantName {
+    const LENGTH_MAX: usize = 63;
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::str::FromStr for TenantName {
+    type Err = InvalidTenantName;
+
+    fn from_str(name: &str) -> Result<Self, InvalidTenantName> {
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let begins_well = name.bytes().next().is_some_and(plain);
+        let goes_on_well = name.bytes().all(|byte| plain(byte) || b"._-".contains(&byte));
+        if !begins_well || !goes_on_well || name.len() > Self::LENGTH_MAX {
+            return Err(InvalidTenantName);
+        }
+        Ok(Self(name.to_owned()))
+    }
+}

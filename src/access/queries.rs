@@ -1,0 +1,123 @@
+//! The SQL of access. Whoever calls brings the connection.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{Caller, Scopes, TenantName, TokenDigest};
+use crate::ids::TenantId;
+
+/// A tenant as an operator sees it.
+pub struct Tenant {
+    pub id: TenantId,
+    pub name: String,
+    pub created_at: DateTime<Utc>,
+}
+
+/// A token as an operator sees it: everything but the token.
+pub struct IssuedToken {
+    pub id: Uuid,
+    pub tenant_name: String,
+    pub scopes: Scopes,
+    pub created_at: DateTime<Utc>,
+    pub revoked_at: Option<DateTime<Utc>>,
+}
+
+/// Whom a token that is not revoked speaks for.
+pub async fn find_caller(connection: &mut PgConnection, digest: &TokenDigest) -> sqlx::Result<Option<Caller>> {
+    let row = sqlx::query!(
+        "
+        select tenants.id, tenants.name, access_tokens.scopes
+        from access_tokens
+        join tenants on tenants.id = access_tokens.tenant_id
+        where access_tokens.digest = $1 and access_tokens.revoked_at is null
+        ",
+        digest.as_bytes(),
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(row.map(|row| Caller {
+        tenant: TenantId(row.id),
+        tenant_name: row.name.into(),
+        scopes: Scopes::stored(&row.scopes),
+    }))
+}
+
+/// Makes a tenant of this name; `false` if there was one.
+pub async fn create_tenant(connection: &mut PgConnection, name: &TenantName) -> sqlx::Result<bool> {
+    let done = sqlx::query!(
+        "insert into tenants (id, name) values ($1, $2) on conflict on constraint tenants_name_key do nothing",
+        Uuid::now_v7(),
+        name.as_str(),
+    )
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+pub async fn list_tenants(connection: &mut PgConnection) -> sqlx::Result<Vec<Tenant>> {
+    let rows = sqlx::query!("select id, name, created_at from tenants order by name").fetch_all(connection).await?;
+    let tenant = |id, name, created_at| Tenant { id: TenantId(id), name, created_at };
+    Ok(rows.into_iter().map(|row| tenant(row.id, row.name, row.created_at)).collect())
+}
+
+/// Stores a token's digest under a new id; `None` if there is no such tenant. A digest that is stored already, as
+/// after a first attempt whose answer was lost, is left as it is.
+pub async fn create_token(
+    connection: &mut PgConnection,
+    tenant: &TenantName,
+    digest: &TokenDigest,
+    scopes: Scopes,
+) -> sqlx::Result<Option<Uuid>> {
+    let names: Vec<String> = scopes.names().map(str::to_owned).collect();
+    sqlx::query_scalar!(
+        "
+        insert into access_tokens (id, tenant_id, digest, scopes)
+        select $1, id, $2, $3
+        from tenants
+        where name = $4
+        on conflict on constraint access_tokens_digest_key do update
+        set digest = excluded.digest
+        returning id
+        ",
+        Uuid::now_v7(),
+        digest.as_bytes(),
+        &names,
+        tenant.as_str(),
+    )
+    .fetch_optional(connection)
+    .await
+}
+
+pub async fn list_tokens(connection: &mut PgConnection, tenant: Option<&TenantName>) -> sqlx::Result<Vec<IssuedToken>> {
+    let rows = sqlx::query!(
+        "
+        select
+            access_tokens.id, tenants.name as tenant_name, access_tokens.scopes, access_tokens.created_at,
+            access_tokens.revoked_at
+        from access_tokens
+        join tenants on tenants.id = access_tokens.tenant_id
+        where $1::text is null or tenants.name = $1
+        order by tenants.name, access_tokens.id
+        ",
+        tenant.map(TenantName::as_str),
+    )
+    .fetch_all(connection)
+    .await?;
+    let tokens = rows.into_iter().map(|row| IssuedToken {
+        id: row.id,
+        tenant_name: row.tenant_name,
+        scopes: Scopes::stored(&row.scopes),
+        created_at: row.created_at,
+        revoked_at: row.revoked_at,
+    });
+    Ok(tokens.collect())
+}
+
+/// Ends a token's validity; `false` if there is none of this id. Revoking twice changes nothing.
+pub async fn revoke_token(connection: &mut PgConnection, id: Uuid) -> sqlx::Result<bool> {
+    let done = sqlx::query!("update access_tokens set revoked_at = coalesce(revoked_at, now()) where id = $1", id)
+        .execute(connection)
+        .await?;
+    Ok(done.rows_affected() == 1)
+}

@@ -1,0 +1,143 @@
+//! Tokens and what they permit.
+
+use std::fmt;
+
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+/// `hpx_` and 256 random bits in hexadecimal. The prefix lets a secret scanner find one that has leaked.
+pub struct Token(SecretString);
+
+/// SHA-256 of a token: what is stored and looked up. A slow hash would add nothing to 256 random bits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TokenDigest([u8; 32]);
+
+/// One thing that a token permits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// To create jobs and change them.
+    Submit,
+    /// To claim jobs and settle them.
+    Work,
+    /// To look at jobs.
+    Read,
+    /// To look after keys and queues.
+    Admin,
+}
+
+/// All that a token permits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Scopes(u8);
+
+#[derive(Debug, Error)]
+#[error("unknown scope {0:?}; known are submit, work, read and admin")]
+pub struct UnknownScope(String);
+
+impl Token {
+    const PREFIX: &'static str = "hpx_";
+    const SECRET_BYTES: usize = 32;
+
+    pub fn mint() -> Self {
+        let secret: [u8; Self::SECRET_BYTES] = rand::random();
+        Self(format!("{}{}", Self::PREFIX, hex::encode(secret)).into())
+    }
+
+    /// Reads a token's text; `None` for what no token looks like, which spares a look-up.
+    pub fn parse(text: &str) -> Option<Self> {
+        let secret = text.strip_prefix(Self::PREFIX)?;
+        let hexadecimal = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        let well_formed = secret.len() == 2 * Self::SECRET_BYTES && secret.bytes().all(hexadecimal);
+        well_formed.then(|| Self(text.into()))
+    }
+
+    pub fn digest(&self) -> TokenDigest {
+        TokenDigest(Sha256::digest(self.0.expose_secret()).into())
+    }
+
+    /// The text itself, to be shown once.
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl TokenDigest {
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Scope {
+    pub const ALL: [Self; 4] = [Self::Submit, Self::Work, Self::Read, Self::Admin];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Submit => "submit",
+            Self::Work => "work",
+            Self::Read => "read",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+impl Scopes {
+    pub fn all() -> Self {
+        Scope::ALL.into_iter().collect()
+    }
+
+    pub fn contains(self, scope: Scope) -> bool {
+        self.0 & (1 << scope as u8) != 0
+    }
+
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        Scope::ALL.into_iter().filter(move |scope| self.contains(*scope)).map(Scope::name)
+    }
+
+    /// What the database gave back. A scope that only a newer release knows permits nothing here.
+    pub fn stored(names: &[String]) -> Self {
+        names.iter().filter_map(|name| name.parse::<Scope>().ok()).collect()
+    }
+}
+
+impl FromIterator<Scope> for Scopes {
+    fn from_iter<I: IntoIterator<Item = Scope>>(scopes: I) -> Self {
+        Self(scopes.into_iter().fold(0, |bits, scope| bits | 1 << scope as u8))
+    }
+}
+
+impl std::str::FromStr for Scope {
+    type Err = UnknownScope;
+
+    fn from_str(name: &str) -> Result<Self, UnknownScope> {
+        Self::ALL.into_iter().find(|scope| scope.name() == name).ok_or_else(|| UnknownScope(name.to_owned()))
+    }
+}
+
+impl fmt::Display for Scopes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.names().collect::<Vec<_>>().join(","))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_reads_back_and_nothing_else_looks_like_one() {
+        let token = Token::mint();
+        assert_eq!(Token::parse(token.expose()).map(|token| token.digest().0), Some(token.digest().0));
+        let text = token.expose();
+        for bad in ["", "hpx_", &text[1..], &text[..text.len() - 1], &format!("{text}0"), &text.to_uppercase()] {
+            assert!(Token::parse(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn scopes_read_back() {
+        let scopes: Scopes = [Scope::Read, Scope::Submit].into_iter().collect();
+        assert_eq!(scopes.to_string(), "submit,read");
+        assert!(scopes.contains(Scope::Read) && !scopes.contains(Scope::Admin));
+        assert_eq!(Scopes::stored(&["submit".into(), "fly".into(), "read".into()]), scopes);
+    }
+}

@@ -1,0 +1,130 @@
+//! From a token to a caller, without a database round trip per request.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quick_cache::sync::Cache;
+use thiserror::Error;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+
+use super::{Caller, Token, TokenDigest, queries};
+use crate::database::{DatabaseError, Lane};
+use crate::metrics::{Metrics, TokenLookup};
+
+/// Why a token admits nobody.
+#[derive(Debug, Error)]
+pub enum Rejection {
+    #[error("the token is unknown or revoked")]
+    Unknown,
+    /// Nobody could be asked.
+    #[error("the token could not be verified: {0}")]
+    Unavailable(String),
+}
+
+/// Answers from memory for [`Verifier::new`]'s `life`, within which a revocation takes effect.
+///
+/// Unknown digests are remembered apart from known ones and looked up on few places, so that a flood of garbage
+/// neither evicts a caller nor keeps one waiting: a known digest whose entry has grown old has places of its own.
+pub struct Verifier {
+    lane: Lane,
+    life: Duration,
+    known: Cache<TokenDigest, Verified>,
+    unknown: Cache<TokenDigest, Instant>,
+    /// One look-up at a time for one digest: whoever comes first asks, the others wait for that answer.
+    turns: Cache<TokenDigest, Arc<tokio::sync::Mutex<()>>>,
+    unknown_lookups: Semaphore,
+    metrics: Metrics,
+}
+
+#[derive(Clone)]
+struct Verified {
+    caller: Caller,
+    since: Instant,
+}
+
+/// More tokens than one replica meets within their life.
+const KNOWN_MAX: usize = 100_000;
+/// Garbage remembered; older garbage costs another look-up on one of the few places.
+const UNKNOWN_MAX: usize = 100_000;
+/// Look-ups of digests never seen before, at once.
+const UNKNOWN_LOOKUPS: usize = 2;
+
+impl Verifier {
+    pub fn new(lane: Lane, life: Duration, metrics: Metrics) -> Self {
+        Self {
+            lane,
+            life,
+            known: Cache::new(KNOWN_MAX),
+            unknown: Cache::new(UNKNOWN_MAX),
+            turns: Cache::new(KNOWN_MAX),
+            unknown_lookups: Semaphore::new(UNKNOWN_LOOKUPS),
+            metrics,
+        }
+    }
+
+    /// # Errors
+    /// [`Rejection`], at `deadline` at the latest.
+    pub async fn verify(&self, token: &Token, deadline: Instant) -> Result<Caller, Rejection> {
+        let digest = token.digest();
+        if let Some(answer) = self.remembered(&digest) {
+            return answer;
+        }
+        // One look-up at a time for one digest; whoever waited finds the answer remembered.
+        let turn = self.turns.get_or_insert_with(&digest, || Ok::<_, std::convert::Infallible>(Arc::default()));
+        let turn = turn.unwrap_or_else(|never| match never {});
+        let _turn = timeout_at(deadline, turn.lock()).await.map_err(|_| out_of_time())?;
+        if let Some(answer) = self.remembered(&digest) {
+            return answer;
+        }
+        if self.known.peek(&digest).is_some() {
+            return self.look_up(digest, deadline).await;
+        }
+        let place = timeout_at(deadline, self.unknown_lookups.acquire()).await.map_err(|_| out_of_time())?;
+        let answer = self.look_up(digest, deadline).await;
+        drop(place);
+        answer
+    }
+
+    fn remembered(&self, digest: &TokenDigest) -> Option<Result<Caller, Rejection>> {
+        if let Some(verified) = self.known.get(digest).filter(|verified| verified.since.elapsed() < self.life) {
+            return Some(Ok(verified.caller));
+        }
+        let unknown = self.unknown.get(digest).is_some_and(|since| since.elapsed() < self.life);
+        unknown.then_some(Err(Rejection::Unknown))
+    }
+
+    async fn look_up(&self, digest: TokenDigest, deadline: Instant) -> Result<Caller, Rejection> {
+        // Taken before the question is asked: the answer may be as old as that.
+        let since = Instant::now();
+        let found = self.lane.run(deadline, async |connection| queries::find_caller(connection, &digest).await).await;
+        match found {
+            Ok(Some(caller)) => {
+                self.metrics.count_token_lookup(TokenLookup::Known);
+                self.known.insert(digest, Verified { caller: caller.clone(), since });
+                Ok(caller)
+            }
+            Ok(None) => {
+                self.metrics.count_token_lookup(TokenLookup::Unknown);
+                self.known.remove(&digest);
+                self.unknown.insert(digest, since);
+                Err(Rejection::Unknown)
+            }
+            Err(error) => {
+                self.metrics.count_token_lookup(TokenLookup::Failed);
+                Err(Rejection::Unavailable(reason(&error)))
+            }
+        }
+    }
+}
+
+fn out_of_time() -> Rejection {
+    Rejection::Unavailable("no answer came in time".to_owned())
+}
+
+fn reason(error: &DatabaseError) -> String {
+    match error {
+        DatabaseError::Statement(source) => format!("{error}: {source}"),
+        _ => error.to_string(),
+    }
+}

@@ -1,0 +1,8 @@
+//! `hapax config`
+
+use crate::configuration::Configuration;
+
+pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
+    print!("{}", configuration.to_toml()?);
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! `hapax dev`: the whole service on a PostgreSQL of its own, kept in one folder.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use sqlx::{Connection, PgConnection};
+use tokio_util::sync::CancellationToken;
+
+use super::block_on;
+use super::private_postgres::{Durability, Place, PrivatePostgres};
+use super::serve::{listen, start_logging, stop_on_signal};
+use crate::access::{Scopes, TenantName, Token, queries};
+use crate::configuration::{Configuration, Overrides};
+use crate::{database, server};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Where to listen; counts above the setting server.bind.
+    #[arg(long, value_name = "ADDRESS")]
+    bind: Option<SocketAddr>,
+    /// Where the database, the development token and the database's URL are kept. [default: .hapax]
+    #[arg(long, value_name = "FOLDER")]
+    data: Option<PathBuf>,
+}
+
+const FOLDER: &str = ".hapax";
+const DATABASE: &str = "hapax";
+const TENANT: &str = "dev";
+
+pub fn run(arguments: Arguments, overrides: Overrides) -> anyhow::Result<()> {
+    let overrides = Overrides { bind: arguments.bind, ..overrides };
+    start_logging(&Configuration::load(&overrides)?)?;
+    let folder = arguments.data.clone().unwrap_or_else(|| FOLDER.into());
+    fs::create_dir_all(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
+    let folder = folder.canonicalize()?;
+    let _lock = lock(&folder)?;
+
+    // Started on the thread that lives longest: when it dies, PostgreSQL is told to stop.
+    let place = match arguments.data {
+        Some(_) => Place::Exactly(folder.clone()),
+        None => Place::AtOrElsewhere(folder.clone()),
+    };
+    let postgres = PrivatePostgres::start(&place, Durability::Full)?;
+    let served = serve(&folder, &postgres, overrides);
+    let stopped = postgres.stop();
+    served.and(stopped)
+}
+
+/// One `hapax dev` a folder.
+fn lock(folder: &Path) -> anyhow::Result<File> {
+    let file = File::options().create(true).append(true).open(folder.join("lock"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => bail!("another `hapax dev` is running in {}", folder.display()),
+        Err(fs::TryLockError::Error(error)) => Err(error).context("the folder cannot be locked"),
+    }
+}
+
+fn serve(folder: &Path, postgres: &PrivatePostgres, overrides: Overrides) -> anyhow::Result<()> {
+    let url = postgres.url(DATABASE);
+    let configuration = Configuration::load(&Overrides { database_url: Some(url.clone()), ..overrides })?;
+    block_on(async {
+        let shutdown = CancellationToken::new();
+        stop_on_signal(shutdown.clone())?;
+        let listener = listen(&configuration)?;
+        prepare(folder, postgres, &configuration).await?;
+        keep(&folder.join("database-url"), &url)?;
+        println!("{}", welcome(folder, listener.local_addr()?));
+        server::run(&configuration, listener, shutdown).await
+    })
+}
+
+/// Database, schema, tenant and token, each made if it is not there.
+async fn prepare(folder: &Path, postgres: &PrivatePostgres, configuration: &Configuration) -> anyhow::Result<()> {
+    let mut maintenance = PgConnection::connect(&postgres.url("postgres")).await?;
+    database::create_if_missing(&mut maintenance, DATABASE).await?;
+    maintenance.close().await?;
+
+    let mut connection = database::connect(&server::database_settings(configuration)?).await?;
+    database::migrate(&mut connection).await?;
+    let tenant: TenantName = TENANT.parse()?;
+    queries::create_tenant(&mut connection, &tenant).await?;
+    let path = folder.join("dev-token");
+    let kept = fs::read_to_string(&path).ok().and_then(|text| Token::parse(text.trim()));
+    let token = kept.unwrap_or_else(Token::mint);
+    queries::create_token(&mut connection, &tenant, &token.digest(), Scopes::all()).await?;
+    keep(&path, token.expose())?;
+    connection.close().await?;
+    Ok(())
+}
+
+/// Writes a file that only its owner can read, whole or not at all.
+fn keep(path: &Path, text: &str) -> anyhow::Result<()> {
+    let draft = path.with_extension("new");
+    let write = || {
+        let mut file = File::options().create(true).write(true).truncate(true).mode(0o600).open(&draft)?;
+        writeln!(file, "{text}")?;
+        fs::rename(&draft, path)
+    };
+    write().with_context(|| format!("{} cannot be written", path.display()))
+}
+
+fn welcome(folder: &Path, address: SocketAddr) -> String {
+    let token = folder.join("dev-token");
+    format!(
+        r#"
+Hapax serves on http://{address}. Paste this twice: the first makes a job, the second gets the same answer again.
+
+  curl -i http://{address}/jobs \
+    -H "Authorization: Bearer $(cat '{token}')" \
+    -H 'Idempotency-Key: {key}' \
+    -H 'Content-Type: application/json' \
+    -d '{{"type":"mail.send","payload":{{"to":"ada@example.com"}}}}'
+
+The contract: http://{address}/openapi.yaml    The database: psql "$(cat '{url}')"    Ctrl-C stops both.
+"#,
+        token = token.display(),
+        key = uuid::Uuid::new_v4(),
+        url = folder.join("database-url").display(),
+    )
+}

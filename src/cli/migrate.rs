@@ -1,0 +1,22 @@
+//! `hapax migrate`
+
+use super::{block_on, connect_to_any};
+use crate::configuration::Configuration;
+use crate::database::{self, Schema};
+
+pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
+    block_on(async {
+        // A migration may rightly take longer than any statement of a request.
+        let mut configuration = configuration.clone();
+        configuration.database.statement_timeout = std::time::Duration::ZERO;
+        let mut connection = connect_to_any(&configuration).await?;
+        let applied = database::migrate(&mut connection).await?;
+        match (applied, database::schema(&mut connection).await?) {
+            (0, Schema::Newer) => println!("nothing to do: the schema is newer than this release"),
+            (0, _) => println!("nothing to do: the schema is up to date"),
+            (1, _) => println!("applied 1 migration"),
+            (applied, _) => println!("applied {applied} migrations"),
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,94 @@
+//! The command line, a file for each subcommand.
+
+mod admin;
+mod config;
+mod dev;
+mod migrate;
+mod private_postgres;
+mod purge;
+mod serve;
+mod with_postgres;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::{Parser, Subcommand};
+use sqlx::PgConnection;
+
+use crate::configuration::{Configuration, Overrides};
+use crate::database::{self, Schema};
+use crate::server;
+
+/// An HTTP job service on PostgreSQL on which every retry is harmless.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// A TOML file with settings; HAPAX_CONFIG names one, too.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve the API.
+    Serve(serve::Arguments),
+    /// Serve the API on a private PostgreSQL that lives in a folder: nothing to prepare.
+    Dev(dev::Arguments),
+    /// Bring the database's schema up to date.
+    Migrate,
+    /// Delete expired keys once, for cron; every server does it all the time.
+    Purge,
+    /// Create and list tenants.
+    #[command(subcommand)]
+    Tenant(admin::TenantCommand),
+    /// Create, list and revoke access tokens.
+    #[command(subcommand)]
+    Token(admin::TokenCommand),
+    /// Print the effective settings, secrets hidden.
+    Config,
+    /// Run a command with DATABASE_URL naming a PostgreSQL of its own, which is thrown away afterwards.
+    WithPostgres(with_postgres::Arguments),
+}
+
+/// Does what the command line says.
+///
+/// # Errors
+/// In words for the person who typed it.
+pub fn run() -> anyhow::Result<ExitCode> {
+    let Arguments { config, command } = Arguments::parse();
+    let overrides = Overrides { file: config, ..Overrides::default() };
+    match command {
+        Command::Serve(arguments) => serve::run(arguments, overrides)?,
+        Command::Dev(arguments) => dev::run(arguments, overrides)?,
+        Command::Migrate => migrate::run(&Configuration::load(&overrides)?)?,
+        Command::Purge => purge::run(&Configuration::load(&overrides)?)?,
+        Command::Tenant(command) => admin::tenant(command, &Configuration::load(&overrides)?)?,
+        Command::Token(command) => admin::token(command, &Configuration::load(&overrides)?)?,
+        Command::Config => config::run(&Configuration::load(&overrides)?)?,
+        Command::WithPostgres(arguments) => return with_postgres::run(arguments),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(work)
+}
+
+/// One connection to a database whose schema fits.
+async fn connect(configuration: &Configuration) -> anyhow::Result<PgConnection> {
+    let mut connection = connect_to_any(configuration).await?;
+    if database::schema(&mut connection).await? == Schema::Unfit {
+        bail!("the database's schema is not the one this release needs; run `hapax migrate` first");
+    }
+    Ok(connection)
+}
+
+async fn connect_to_any(configuration: &Configuration) -> anyhow::Result<PgConnection> {
+    let settings = server::database_settings(configuration)?;
+    database::connect(&settings).await.context("the database cannot be reached")
+}

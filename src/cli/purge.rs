@@ -1,0 +1,22 @@
+//! `hapax purge`
+
+use tokio_util::sync::CancellationToken;
+
+use super::{block_on, connect};
+use crate::configuration::Configuration;
+use crate::database::Lane;
+use crate::idempotency::purger;
+use crate::metrics::Metrics;
+use crate::server;
+
+pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
+    block_on(async {
+        drop(connect(configuration).await?);
+        let metrics = Metrics::new();
+        let lane = Lane::new(server::database_settings(configuration)?, 1, metrics.clone());
+        let pace = server::pace(&configuration.purge);
+        let deleted = purger::purge(&lane, pace, &metrics, &CancellationToken::new()).await?;
+        println!("deleted {deleted} expired keys");
+        Ok(())
+    })
+}

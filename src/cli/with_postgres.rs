@@ -1,0 +1,46 @@
+//! `hapax with-postgres`: a database for one command, such as the test suite.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::block_on;
+use super::private_postgres::{Durability, Place, PrivatePostgres};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The command and its arguments.
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// Answers with the command's exit code.
+pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let folder = tempfile::Builder::new().prefix("hapax-").tempdir()?;
+    let postgres = PrivatePostgres::start(&Place::Exactly(folder.path().to_owned()), Durability::None)?;
+    let status = command(&arguments.command, &postgres.url("postgres"));
+    postgres.stop()?;
+    let code = status?.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+fn command(words: &[String], url: &str) -> anyhow::Result<std::process::ExitStatus> {
+    let (program, arguments) = words.split_first().context("a command is required")?;
+    block_on(async {
+        // Ctrl-C reaches the command, too; what is left to do here is to wait for it and clean up.
+        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let mut child = tokio::process::Command::new(program)
+            .args(arguments)
+            .env("DATABASE_URL", url)
+            .spawn()
+            .with_context(|| format!("{program} cannot be started"))?;
+        loop {
+            tokio::select! {
+                status = child.wait() => return Ok(status?),
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => child.start_kill()?,
+            }
+        }
+    })
+}

@@ -1,0 +1,43 @@
+//! Connections, and what an error on one means.
+//!
+//! Owns the [`Lane`], the classification of PostgreSQL's errors, and the checks of a server's schema and durability.
+//! It never begins a transaction: every statement of Hapax is one of its own, so nothing is ever held open across a
+//! network round trip.
+
+mod failure;
+mod lane;
+mod queries;
+mod schema;
+
+pub use lane::{DatabaseError, Lane};
+pub use schema::{Durability, Schema, create_if_missing, durability, migrate, schema};
+
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, PgConnection};
+
+/// How connections are made.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub options: PgConnectOptions,
+    /// A connection that is not open by then is given up.
+    pub connect_timeout: Duration,
+    /// The server ends a statement that takes longer.
+    pub statement_timeout: Duration,
+    /// The server ends a session that leaves a transaction open for longer. Hapax opens none.
+    pub idle_in_transaction_timeout: Duration,
+}
+
+/// Opens one connection with the limits of `settings`.
+pub async fn connect(settings: &Settings) -> sqlx::Result<PgConnection> {
+    let milliseconds = |duration: Duration| duration.as_millis().to_string();
+    let options = settings.options.clone().disable_statement_logging().options([
+        ("statement_timeout", milliseconds(settings.statement_timeout)),
+        ("idle_in_transaction_session_timeout", milliseconds(settings.idle_in_transaction_timeout)),
+    ]);
+    match tokio::time::timeout(settings.connect_timeout, options.connect()).await {
+        Ok(connected) => connected,
+        Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
+    }
+}

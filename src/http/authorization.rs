@@ -1,0 +1,64 @@
+//! Who is calling, and may they: asked before anything else of a request is looked at.
+
+use actix_web::body::MessageBody;
+use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
+use actix_web::http::header::{AUTHORIZATION, HeaderMap};
+use actix_web::middleware::Next;
+use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
+use std::future::{Ready, ready};
+
+use super::{App, Problem};
+use crate::access::{Caller, Scope, Token};
+
+/// Lets a request through if its token is valid and has `scope`; the handler then finds the [`Caller`].
+pub async fn authorize<B: MessageBody + 'static>(
+    scope: Scope,
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<actix_web::body::EitherBody<B>>, actix_web::Error> {
+    match admit(scope, &request).await {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.call(request).await.map(ServiceResponse::map_into_left_body)
+        }
+        Err(problem) => Ok(request.error_response(problem).map_into_right_body()),
+    }
+}
+
+async fn admit(scope: Scope, request: &ServiceRequest) -> Result<Caller, Problem> {
+    let token = bearer(request.headers())?;
+    let app = request.app_data::<web::Data<App>>().expect("the server registers it");
+    let caller = app.verifier.verify(&token, app.deadline()).await?;
+    tracing::Span::current().record("tenant", tracing::field::display(&caller.tenant_name));
+    if !caller.scopes.contains(scope) {
+        return Err(Problem::MissingScope(scope));
+    }
+    Ok(caller)
+}
+
+/// `Authorization: Bearer hpx_…`, once (RFC 6750, section 2.1).
+fn bearer(headers: &HeaderMap) -> Result<Token, Problem> {
+    let mut lines = headers.get_all(AUTHORIZATION);
+    let line = match (lines.next(), lines.next()) {
+        (None, _) => return Err(Problem::Unauthenticated("Send Authorization: Bearer with an access token.")),
+        (Some(_), Some(_)) => return Err(Problem::Unauthenticated("The Authorization header is sent more than once.")),
+        (Some(line), None) => line,
+    };
+    let credentials = line.to_str().ok().and_then(|line| line.split_once(' '));
+    let token = match credentials {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Token::parse(token.trim_matches(' ')),
+        _ => return Err(Problem::Unauthenticated("Send Authorization: Bearer with an access token.")),
+    };
+    token
+        .ok_or(Problem::Unauthenticated("The access token is not one of this service: hpx_ and 64 hexadecimal digits."))
+}
+
+impl FromRequest for Caller {
+    type Error = Problem;
+    type Future = Ready<Result<Self, Problem>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let caller = request.extensions().get::<Self>().cloned();
+        ready(caller.ok_or(Problem::Unauthenticated("Send Authorization: Bearer with an access token.")))
+    }
+}

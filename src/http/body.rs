@@ -1,0 +1,96 @@
+//! Bodies, bounded in size and in time.
+
+use actix_web::dev::Payload;
+use actix_web::error::PayloadError;
+use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
+use actix_web::{FromRequest, HttpRequest, web};
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use futures_util::future::LocalBoxFuture;
+
+use super::{App, Limits, Problem};
+
+/// A whole body that says it is JSON.
+pub struct JsonBody(pub Bytes);
+
+impl FromRequest for JsonBody {
+    type Error = Problem;
+    type Future = LocalBoxFuture<'static, Result<Self, Problem>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let limits = request.app_data::<web::Data<App>>().expect("the server registers it").limits;
+        let head = check_head(request.headers(), limits);
+        let payload = payload.take();
+        Box::pin(async move {
+            let announced = head?;
+            let reading = tokio::time::timeout(limits.body_deadline, read(payload, announced, limits.body_bytes));
+            reading.await.map_err(|_| Problem::BodyTooSlow)?.map(Self)
+        })
+    }
+}
+
+/// Refuses by the head alone what need not be read, and says what length is announced.
+fn check_head(headers: &HeaderMap, limits: Limits) -> Result<usize, Problem> {
+    if headers.contains_key(CONTENT_ENCODING) {
+        return Err(Problem::UnsupportedContentEncoding);
+    }
+    let mut types = headers.get_all(CONTENT_TYPE);
+    let is_json = match (types.next(), types.next()) {
+        (Some(line), None) => line.to_str().is_ok_and(is_json),
+        _ => false,
+    };
+    if !is_json {
+        return Err(Problem::UnsupportedMediaType);
+    }
+    let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let announced = usize::try_from(announced.unwrap_or(0)).unwrap_or(usize::MAX);
+    if announced > limits.body_bytes {
+        return Err(Problem::BodyTooLarge { limit_bytes: limits.body_bytes });
+    }
+    Ok(announced)
+}
+
+/// `application/json`, with no charset but UTF-8 (RFC 8259, section 8.1).
+fn is_json(content_type: &str) -> bool {
+    let mut parts = content_type.split(';').map(str::trim);
+    let media_type = parts.next().unwrap_or_default();
+    media_type.eq_ignore_ascii_case("application/json")
+        && parts.all(|parameter| match parameter.split_once('=') {
+            Some((name, value)) if name.trim().eq_ignore_ascii_case("charset") => {
+                value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
+            }
+            _ => true,
+        })
+}
+
+async fn read(mut payload: Payload, announced: usize, limit: usize) -> Result<Bytes, Problem> {
+    let mut body = BytesMut::with_capacity(announced);
+    while let Some(chunk) = payload.next().await {
+        let chunk = chunk.map_err(|error| match error {
+            PayloadError::Overflow => Problem::BodyTooLarge { limit_bytes: limit },
+            _ => Problem::BodyBroken,
+        })?;
+        if body.len() + chunk.len() > limit {
+            return Err(Problem::BodyTooLarge { limit_bytes: limit });
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_json;
+
+    #[test]
+    fn only_json_in_utf_8_is_json() {
+        for good in ["application/json", "Application/JSON; charset=utf-8", "application/json;charset=\"UTF-8\"; v=1"] {
+            assert!(is_json(good), "{good}");
+        }
+        for bad in
+            ["", "text/json", "application/jsonp", "application/json; charset=latin1", "application/json, text/xml"]
+        {
+            assert!(!is_json(bad), "{bad}");
+        }
+    }
+}

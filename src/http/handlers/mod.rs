@@ -1,0 +1,4 @@
+//! The handlers, a file for each noun of the API.
+
+pub mod jobs;
+pub mod service;

@@ -1,0 +1,67 @@
+//! What the service says of itself. None of it needs a token.
+
+use std::time::Duration;
+
+use actix_web::{HttpResponse, web};
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::database::Lane;
+use crate::http::extractors::NoParameters;
+use crate::http::{App, KEYED_ROUTES, Problem};
+use crate::idempotency::{self, KEY_LENGTH_MAX};
+use crate::metrics::Metrics;
+
+const CONTRACT: &str = include_str!("../../../api-design/jobs-api.yaml");
+
+/// `GET /`: what this is, where its documents are, and what a client may rely on.
+pub async fn about(app: web::Data<App>, _: NoParameters) -> HttpResponse {
+    HttpResponse::Ok().json(json!({
+        "name": env!("CARGO_PKG_NAME"),
+        "version": env!("CARGO_PKG_VERSION"),
+        "documents": { "openapi": "/openapi.yaml" },
+        "idempotency": {
+            "header": "Idempotency-Key",
+            "required_on": KEYED_ROUTES.map(|route| route.0),
+            "key_length_max": KEY_LENGTH_MAX,
+            "time_to_live_seconds": app.time_to_live.as_secs(),
+        },
+    }))
+}
+
+/// `GET /healthz`: the process is alive. Asks nobody, so that a dead database restarts no replica.
+pub async fn healthz(_: NoParameters) -> HttpResponse {
+    HttpResponse::Ok().json(json!({ "status": "alive" }))
+}
+
+/// `GET /readyz`: requests are welcome.
+pub async fn readyz(app: web::Data<App>, _: NoParameters) -> Result<HttpResponse, Problem> {
+    app.readiness.check().await?;
+    Ok(HttpResponse::Ok().json(json!({ "status": "ready" })))
+}
+
+/// `GET /openapi.yaml`: the contract (media type: RFC 9512).
+pub async fn openapi(_: NoParameters) -> HttpResponse {
+    HttpResponse::Ok().content_type("application/yaml").body(CONTRACT)
+}
+
+/// The lanes whose connections `/metrics` counts.
+pub struct Watched {
+    pub metrics: Metrics,
+    pub reads: Lane,
+    pub intake: Lane,
+}
+
+/// `GET /metrics`, on an address of its own.
+pub async fn metrics(watched: web::Data<Watched>) -> HttpResponse {
+    /// A scrape should not wait for a database that is in trouble.
+    const DEADLINE: Duration = Duration::from_secs(1);
+    let Watched { metrics, reads, intake } = &**watched;
+    for (lane, connections) in [("reads", reads), ("intake", intake)] {
+        metrics.read_connections(lane, connections.count());
+    }
+    let lag =
+        reads.run(Instant::now() + DEADLINE, async |connection| idempotency::queries::purge_lag(connection).await);
+    metrics.read_purge_lag(lag.await.ok());
+    HttpResponse::Ok().content_type("application/openmetrics-text; version=1.0.0; charset=utf-8").body(metrics.encode())
+}

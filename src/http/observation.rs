@@ -1,0 +1,126 @@
+//! Around every request: its id, its span, its one log line, its metrics, and the writing of problem documents.
+
+use std::time::Instant;
+
+use actix_web::body::{BoxBody, MessageBody};
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::header::{CACHE_CONTROL, HeaderName, HeaderValue};
+use actix_web::http::{Method, Uri};
+use actix_web::middleware::Next;
+use actix_web::{HttpMessage, web};
+use tracing::field::{Empty, display};
+use tracing::{Instrument, Span};
+
+use super::{App, KEYED_ROUTES, Problem, TEMPLATES};
+use crate::ids::RequestId;
+use crate::metrics::KeyedOutcome;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Wraps the whole of the API.
+pub async fn observe<B: MessageBody + 'static>(
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
+    let started = Instant::now();
+    let request_id = request.headers().get(X_REQUEST_ID).and_then(|id| RequestId::accept(id.as_bytes()));
+    let request_id = request_id.unwrap_or_else(RequestId::mint);
+    let method = method_label(request.method());
+    let pattern = request.match_pattern();
+    let route = TEMPLATES.into_iter().find(|template| pattern.as_deref() == Some(template)).unwrap_or("(none)");
+    let span = tracing::info_span!(
+        "request",
+        %request_id,
+        %method,
+        %route,
+        tenant = Empty,
+        idempotency.outcome = Empty,
+        idempotency.key_digest = Empty,
+        job_id = Empty,
+        first.request_id = Empty,
+        first.at = Empty,
+    );
+    request.extensions_mut().insert(request_id.clone());
+
+    let response = if is_alias(request.uri()) {
+        request.error_response(Problem::RouteNotFound)
+    } else {
+        match next.call(request).instrument(span.clone()).await {
+            Ok(response) => response.map_into_boxed_body(),
+            Err(error) => return Err(error),
+        }
+    };
+
+    let _entered = span.enter();
+    let (mut response, code) = write_problem(response, &request_id);
+    let status = response.status();
+    let headers = response.headers_mut();
+    let id = HeaderValue::from_str(request_id.as_str()).expect("a request id is made of plain characters");
+    headers.insert(X_REQUEST_ID, id);
+    if !matches!(method, "GET" | "HEAD" | "OPTIONS") {
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+
+    let app = response.request().app_data::<web::Data<App>>().cloned();
+    let app = app.expect("the server registers it");
+    let duration = started.elapsed();
+    app.metrics.count_request(method, route, status.as_u16(), duration);
+    if let Some(keyed) = KEYED_ROUTES.iter().find(|keyed| keyed.0.split_once(' ') == Some((method, route))) {
+        let outcome = response.request().extensions().get::<KeyedOutcome>().copied();
+        let outcome = outcome.unwrap_or(KeyedOutcome::Refused);
+        Span::current().record("idempotency.outcome", display(outcome.name()));
+        app.metrics.count_outcome(keyed.0, outcome);
+    }
+    let milliseconds = duration.as_secs_f64() * 1000.0;
+    let milliseconds = (milliseconds * 1000.0).round() / 1000.0;
+    tracing::info!(status = status.as_u16(), code = code.map(display), duration_ms = milliseconds, "answered");
+    Ok(response)
+}
+
+/// Replaces the carrier of an error by its document, and says its code.
+fn write_problem(
+    response: ServiceResponse<BoxBody>,
+    request_id: &RequestId,
+) -> (ServiceResponse<BoxBody>, Option<&'static str>) {
+    let Some(error) = response.response().error() else {
+        return (response, None);
+    };
+    let framework;
+    let problem = match error.as_error::<Problem>() {
+        Some(problem) => problem,
+        None => {
+            framework = Problem::Framework(response.status());
+            &framework
+        }
+    };
+    problem.log();
+    let (code, document) = (problem.code(), problem.response(request_id));
+    (response.into_response(document), Some(code))
+}
+
+/// RFC 3986, section 6.2.2.2: an escaped unreserved character is another spelling of a path, which a rule in the load
+/// balancer would not match. There is one spelling here.
+fn is_alias(uri: &Uri) -> bool {
+    let unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    uri.path().as_bytes().windows(3).any(|window| {
+        window[0] == b'%'
+            && std::str::from_utf8(&window[1..])
+                .ok()
+                .and_then(|digits| u8::from_str_radix(digits, 16).ok())
+                .is_some_and(unreserved)
+    })
+}
+
+/// A method as a metric's label: a client may invent any number of them.
+fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}

@@ -1,0 +1,285 @@
+//! Every error that a client can see, in one table (RFC 9457).
+
+use std::fmt;
+
+use actix_web::body::BoxBody;
+use actix_web::http::{StatusCode, header};
+use actix_web::{HttpResponse, ResponseError};
+use serde::Serialize;
+
+use crate::access::{Rejection, Scope};
+use crate::database::DatabaseError;
+use crate::idempotency::InvalidKey;
+use crate::ids::{JobId, RequestId};
+use crate::intake::SubmitError;
+use crate::jobs::InvalidJob;
+use crate::json::InvalidJson;
+
+#[derive(Debug)]
+pub enum Problem {
+    InvalidKey(InvalidKey),
+    InvalidJson(InvalidJson),
+    InvalidJob(InvalidJob),
+    UnknownParameter(String),
+    Unauthenticated(&'static str),
+    MissingScope(Scope),
+    RouteNotFound,
+    JobNotFound,
+    MethodNotAllowed {
+        allow: &'static str,
+    },
+    BodyTooSlow,
+    BodyBroken,
+    BodyTooLarge {
+        limit_bytes: usize,
+    },
+    UnsupportedMediaType,
+    UnsupportedContentEncoding,
+    KeyReused {
+        job_id: JobId,
+        pointers: Vec<String>,
+    },
+    RequestInFlight,
+    Unavailable(String),
+    OutcomeUnknown,
+    NotReady(String),
+    Internal(anyhow::Error),
+    /// What the framework refused before any code of ours saw it.
+    Framework(StatusCode),
+}
+
+/// The fixed part of a problem; the codes are never renamed.
+struct Entry {
+    status: StatusCode,
+    code: &'static str,
+    title: &'static str,
+    /// Whether the same request, sent again as it is, may succeed.
+    retryable: bool,
+}
+
+impl Problem {
+    fn entry(&self) -> Entry {
+        let (status, code, title, retryable) = match self {
+            Self::InvalidKey(InvalidKey::Missing) => {
+                (400, "idempotency-key-required", "An Idempotency-Key is required", false)
+            }
+            Self::InvalidKey(_) => (400, "invalid-idempotency-key", "The Idempotency-Key is not valid", false),
+            Self::InvalidJson(_) => (400, "invalid-json", "The body is not JSON that can be stored", false),
+            Self::InvalidJob(_) => (400, "invalid-job", "The job is not valid", false),
+            Self::UnknownParameter(_) => (400, "unknown-parameter", "A query parameter is unknown", false),
+            Self::BodyBroken => (400, "broken-body", "The body could not be read", true),
+            Self::Unauthenticated(_) => (401, "unauthenticated", "A valid access token is required", false),
+            Self::MissingScope(_) => (403, "missing-scope", "The access token lacks a scope", false),
+            Self::RouteNotFound => (404, "route-not-found", "There is nothing at this path", false),
+            Self::JobNotFound => (404, "job-not-found", "There is no such job", false),
+            Self::MethodNotAllowed { .. } => (405, "method-not-allowed", "The path does not take this method", false),
+            Self::BodyTooSlow => (408, "request-timeout", "The body took too long to arrive", true),
+            Self::RequestInFlight => (409, "request-in-flight", "The first request is still in flight", true),
+            Self::BodyTooLarge { .. } => (413, "body-too-large", "The body is too large", false),
+            Self::UnsupportedMediaType => (415, "unsupported-media-type", "The body must be JSON", false),
+            Self::UnsupportedContentEncoding => {
+                (415, "unsupported-content-encoding", "The body must not be encoded", false)
+            }
+            Self::KeyReused { .. } => (422, "idempotency-key-reused", "The key stands for another request", false),
+            Self::Internal(_) => (500, "internal-error", "The service failed", true),
+            Self::Unavailable(_) => (503, "database-unavailable", "The database is not available", true),
+            Self::OutcomeUnknown => (503, "outcome-unknown", "The outcome is unknown", true),
+            Self::NotReady(_) => (503, "not-ready", "The service is not ready", true),
+            Self::Framework(status) => {
+                (status.as_u16(), "bad-request", "The request could not be read", status.is_server_error())
+            }
+        };
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        Entry { status, code, title, retryable }
+    }
+
+    /// What went wrong this time, for a person. Never a token, a key, a payload or the database's words.
+    fn detail(&self) -> String {
+        match self {
+            Self::InvalidKey(error) => format!("{error}."),
+            Self::InvalidJson(error) => format!("{error}."),
+            Self::InvalidJob(error) if error.pointer.is_empty() => format!("{error}."),
+            Self::InvalidJob(error) => format!("{}: {error}.", error.pointer),
+            Self::UnknownParameter(name) => format!("The query parameter {name:?} is not known here."),
+            Self::Unauthenticated(detail) => (*detail).to_owned(),
+            Self::MissingScope(scope) => format!("The access token does not have the scope {:?}.", scope.name()),
+            Self::RouteNotFound => "The paths are listed in /openapi.yaml.".to_owned(),
+            Self::JobNotFound => "No job of yours has this id.".to_owned(),
+            Self::MethodNotAllowed { allow } => format!("Allowed here: {allow}."),
+            Self::BodyTooSlow => "Send the whole body sooner; nothing was written.".to_owned(),
+            Self::BodyBroken => "The connection or its framing broke within the body; nothing was written.".to_owned(),
+            Self::BodyTooLarge { limit_bytes } => format!("At most {limit_bytes} bytes are taken."),
+            Self::UnsupportedMediaType => {
+                "Send Content-Type: application/json, in UTF-8 if a charset is named.".to_owned()
+            }
+            Self::UnsupportedContentEncoding => "Send the body without Content-Encoding.".to_owned(),
+            Self::KeyReused { .. } => {
+                "The Idempotency-Key has been used for a request with another content, whose answer it still stands \
+                 for. Send a new key with a new request."
+                    .to_owned()
+            }
+            Self::RequestInFlight => {
+                "A request with this Idempotency-Key is being worked on. Send the same again to get its answer."
+                    .to_owned()
+            }
+            Self::Unavailable(_) => {
+                "Nothing was written. Send the same again, with the same Idempotency-Key.".to_owned()
+            }
+            Self::OutcomeUnknown => {
+                "The database did not say in time whether the job was created. Send the same again, with the same \
+                 Idempotency-Key, to know."
+                    .to_owned()
+            }
+            Self::NotReady(reason) => format!("{reason}."),
+            Self::Internal(_) => "The failure has been logged under this request's id.".to_owned(),
+            Self::Framework(_) => "The request is malformed.".to_owned(),
+        }
+    }
+
+    pub fn status(&self) -> StatusCode {
+        self.entry().status
+    }
+
+    pub fn code(&self) -> &'static str {
+        self.entry().code
+    }
+
+    /// The document and the headers that go with it.
+    pub fn response(&self, request_id: &RequestId) -> HttpResponse {
+        let Entry { status, code, title, retryable } = self.entry();
+        let document = Document {
+            kind: format!("urn:hapax:problem:{code}"),
+            title,
+            status: status.as_u16(),
+            detail: self.detail(),
+            instance: format!("urn:hapax:request:{request_id}"),
+            code,
+            retryable,
+            job_id: match self {
+                Self::KeyReused { job_id, .. } => Some(*job_id),
+                _ => None,
+            },
+            pointers: match self {
+                Self::KeyReused { pointers, .. } => pointers.clone(),
+                Self::InvalidJob(error) => vec![error.pointer.clone()],
+                _ => Vec::new(),
+            },
+        };
+        let mut response = HttpResponse::build(status);
+        match self {
+            Self::Unauthenticated(_) => response.insert_header((header::WWW_AUTHENTICATE, "Bearer realm=\"hapax\"")),
+            Self::MissingScope(scope) => {
+                let challenge =
+                    format!("Bearer realm=\"hapax\", error=\"insufficient_scope\", scope=\"{}\"", scope.name());
+                response.insert_header((header::WWW_AUTHENTICATE, challenge))
+            }
+            Self::MethodNotAllowed { allow } => response.insert_header((header::ALLOW, *allow)),
+            Self::UnsupportedMediaType => response.insert_header((header::ACCEPT, "application/json")),
+            Self::UnsupportedContentEncoding => response.insert_header((header::ACCEPT_ENCODING, "identity")),
+            Self::RequestInFlight | Self::Unavailable(_) | Self::OutcomeUnknown | Self::NotReady(_) => {
+                response.insert_header((header::RETRY_AFTER, "1"))
+            }
+            // The rest of the body is still on its way and would be read as the next request.
+            Self::BodyTooSlow | Self::BodyBroken | Self::BodyTooLarge { .. } => response.force_close(),
+            _ => &mut response,
+        };
+        let text = serde_json::to_vec(&document).expect("a problem's members all have a JSON form");
+        response.insert_header((header::CONTENT_TYPE, "application/problem+json")).body(text)
+    }
+
+    /// Says it once, where it is handled: what is ours as an error with its whole chain, what is the client's not at
+    /// all (the request's own line has the code).
+    pub fn log(&self) {
+        match self {
+            Self::Internal(error) => tracing::error!(error = format!("{error:#}"), "the request failed"),
+            Self::Unavailable(reason) => tracing::error!(%reason, "the database is not available"),
+            Self::OutcomeUnknown => tracing::error!("the database did not answer in time; the outcome is unknown"),
+            Self::NotReady(reason) => tracing::warn!(%reason, "the service is not ready"),
+            _ => {}
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Document {
+    #[serde(rename = "type")]
+    kind: String,
+    title: &'static str,
+    status: u16,
+    detail: String,
+    instance: String,
+    code: &'static str,
+    retryable: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job_id: Option<JobId>,
+    /// JSON Pointers (RFC 6901) into the request's body.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pointers: Vec<String>,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.code())
+    }
+}
+
+impl ResponseError for Problem {
+    fn status_code(&self) -> StatusCode {
+        self.status()
+    }
+
+    /// Only a carrier: `observe`, which knows the request's id, writes the document.
+    fn error_response(&self) -> HttpResponse<BoxBody> {
+        HttpResponse::new(self.status())
+    }
+}
+
+impl From<InvalidKey> for Problem {
+    fn from(error: InvalidKey) -> Self {
+        Self::InvalidKey(error)
+    }
+}
+
+impl From<InvalidJson> for Problem {
+    fn from(error: InvalidJson) -> Self {
+        Self::InvalidJson(error)
+    }
+}
+
+impl From<InvalidJob> for Problem {
+    fn from(error: InvalidJob) -> Self {
+        Self::InvalidJob(error)
+    }
+}
+
+impl From<Rejection> for Problem {
+    fn from(rejection: Rejection) -> Self {
+        match rejection {
+            Rejection::Unknown => Self::Unauthenticated("The access token is unknown or has been revoked."),
+            Rejection::Unavailable(reason) => Self::Unavailable(reason),
+        }
+    }
+}
+
+impl From<SubmitError> for Problem {
+    fn from(error: SubmitError) -> Self {
+        match error {
+            SubmitError::KeyReused { first, pointers } => Self::KeyReused { job_id: first.job_id, pointers },
+            SubmitError::InFlight => Self::RequestInFlight,
+            SubmitError::Unavailable(reason) => Self::Unavailable(reason),
+            SubmitError::OutcomeUnknown => Self::OutcomeUnknown,
+            SubmitError::Failed(_) => Self::Internal(error.into()),
+        }
+    }
+}
+
+/// For reads: an answer that did not come has changed nothing.
+impl From<DatabaseError> for Problem {
+    fn from(error: DatabaseError) -> Self {
+        match error {
+            DatabaseError::Unavailable(reason) => Self::Unavailable(reason),
+            DatabaseError::Unknown | DatabaseError::Locked => Self::Unavailable(error.to_string()),
+            DatabaseError::Statement(_) => Self::Internal(error.into()),
+        }
+    }
+}

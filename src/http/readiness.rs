@@ -1,0 +1,71 @@
+//! Whether a load balancer should send requests here.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::Problem;
+use crate::database::{self, Durability, Lane, Schema};
+
+/// Asks the database, once for all who ask at the same time.
+pub struct Readiness {
+    lane: Lane,
+    allow_loss: bool,
+    draining: AtomicBool,
+    last: Mutex<Option<(Instant, Result<(), String>)>>,
+}
+
+/// How long one look at the database counts: `/readyz` needs no token and must not be load.
+const LIFE: Duration = Duration::from_millis(500);
+/// Longer than this a load balancer would not wait either.
+const DEADLINE: Duration = Duration::from_secs(2);
+
+impl Readiness {
+    /// `allow_loss`: whether a server that may lose acknowledged jobs is good enough.
+    pub fn new(lane: Lane, allow_loss: bool) -> Self {
+        Self { lane, allow_loss, draining: AtomicBool::new(false), last: Mutex::default() }
+    }
+
+    /// From now on the answer is no: the process is about to go.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// # Errors
+    /// [`Problem::NotReady`] says why.
+    pub async fn check(&self) -> Result<(), Problem> {
+        if self.draining.load(Ordering::Acquire) {
+            return Err(Problem::NotReady("The service is shutting down".to_owned()));
+        }
+        let mut last = self.last.lock().await;
+        let fresh = last.as_ref().filter(|(at, _)| at.elapsed() < LIFE).map(|(_, result)| result.clone());
+        let result = match fresh {
+            Some(result) => result,
+            None => {
+                let result = self.look().await;
+                *last = Some((Instant::now(), result.clone()));
+                result
+            }
+        };
+        result.map_err(Problem::NotReady)
+    }
+
+    async fn look(&self) -> Result<(), String> {
+        let looking = self.lane.run(Instant::now() + DEADLINE, async |connection| {
+            Ok((database::schema(connection).await?, database::durability(connection).await?))
+        });
+        match looking.await {
+            Err(error) => {
+                tracing::debug!(error = %error, "the database could not be asked");
+                Err("The database is not available".to_owned())
+            }
+            Ok((Schema::Unfit, _)) => Err("The database's schema is not the one that this release needs".to_owned()),
+            Ok((_, Durability::Lossy(setting))) if !self.allow_loss => {
+                Err(format!("The database may lose what it acknowledges: {setting} is off"))
+            }
+            Ok(_) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! What makes two requests one request.
+
+use sha2::{Digest, Sha256};
+
+use crate::json::Document;
+
+/// SHA-256 over the path and the canonical JSON body: the same for every spelling of one request, different for
+/// every other. Headers and transfer framing do not matter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fingerprint([u8; 32]);
+
+impl Fingerprint {
+    pub fn of(path: &str, body: &Document<'_>) -> Self {
+        let mut canonical = Vec::new();
+        body.root().write_canonical(&mut canonical);
+        let mut hash = Sha256::new();
+        hash.update(path);
+        hash.update(b"\n");
+        hash.update(&canonical);
+        Self(hash.finalize().into())
+    }
+
+    /// What the database gave back; `None` if it is not 32 bytes.
+    pub fn stored(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+
+    fn of(text: &str) -> Fingerprint {
+        Fingerprint::of("/jobs", &Document::parse(text.as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn the_path_is_part_of_it() {
+        let body = Document::parse(b"{}").unwrap();
+        assert_ne!(Fingerprint::of("/jobs", &body), Fingerprint::of("/jobs/1/retry", &body));
+    }
+
+    /// Written down once: stored fingerprints outlive a release.
+    #[test]
+    fn it_never_changes_from_release_to_release() {
+        let fingerprint = of(r#"{ "payload" : {"n":1.0,"s":"\u00e9\/"}, "type":"demo" }"#);
+        let canonical = "/jobs\n{\"payload\":{\"n\":1.0,\"s\":\"é/\"},\"type\":\"demo\"}";
+        assert_eq!(fingerprint.as_bytes(), &Sha256::digest(canonical)[..]);
+    }
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            "[a-c\\u{0001}\\n\"\\\\/é]{0,4}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 24, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map("[a-c\"é]{0,3}", inner, 0..4)
+                    .prop_map(|members| Value::Object(members.into_iter().collect())),
+            ]
+        })
+    }
+
+    /// Another spelling of the same value: members reversed, white space everywhere, every character escaped.
+    fn respelled(value: &Value) -> String {
+        let escaped = |text: &str| {
+            let units: String = text.encode_utf16().map(|unit| format!("\\u{unit:04X}")).collect();
+            format!("\"{units}\"")
+        };
+        match value {
+            Value::String(text) => escaped(text),
+            Value::Array(elements) => {
+                format!("[ {} ]", elements.iter().map(respelled).collect::<Vec<_>>().join(" ,\n"))
+            }
+            Value::Object(members) => {
+                let members =
+                    members.iter().rev().map(|(name, value)| format!("{}\t: {}", escaped(name), respelled(value)));
+                format!("{{ {} }}", members.collect::<Vec<_>>().join(" ,\r\n"))
+            }
+            _ => value.to_string(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn spelling_changes_nothing(value in any_json()) {
+            prop_assert_eq!(of(&value.to_string()), of(&respelled(&value)));
+        }
+
+        #[test]
+        fn another_value_is_another_request(first in any_json(), second in any_json()) {
+            prop_assert_eq!(first == second, of(&first.to_string()) == of(&second.to_string()));
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! The `Idempotency-Key` header field, after draft-ietf-httpapi-idempotency-key-header-07, section 2.1.
+
+use sfv::{BareItem, Item, Parser};
+use thiserror::Error;
+
+/// As long as the widest of the field's services take, and far below what a PostgreSQL index entry can hold.
+pub const KEY_LENGTH_MAX: usize = 255;
+
+/// What a client calls one request of its own: 1 to 255 characters of 0x21 to 0x7E, case significant.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key(String);
+
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum InvalidKey {
+    #[error("the Idempotency-Key header is missing")]
+    Missing,
+    #[error("the Idempotency-Key header is sent {0} times; one key, once, is expected")]
+    Repeated(usize),
+    #[error(
+        "the value begins with a quotation mark but is not a String of Structured Fields (RFC 9651, section 3.3.3)"
+    )]
+    NotAString,
+    #[error("the key is empty")]
+    Empty,
+    #[error("the key is longer than 255 characters")]
+    TooLong,
+    #[error(
+        "the key holds a character outside of 0x21 to 0x7E; space, control and non-ASCII characters are not allowed"
+    )]
+    Character,
+    #[error("a comma stands in the key; a key with a comma must be sent in quotes")]
+    Comma,
+}
+
+impl Key {
+    /// Reads the key from all the lines of the header field in a request.
+    ///
+    /// A value that begins with a quotation mark is a String of Structured Fields, whose parameters are ignored. Any
+    /// other value is the key to the letter, as clients of the field send it. Both forms of one key are one key.
+    ///
+    /// # Errors
+    /// [`InvalidKey`] says why the lines are not one key.
+    pub fn from_header<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Result<Self, InvalidKey> {
+        let lines: Vec<&[u8]> = lines.collect();
+        match lines[..] {
+            [] => Err(InvalidKey::Missing),
+            [line] => Self::from_value(line),
+            _ => Err(InvalidKey::Repeated(lines.len())),
+        }
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn from_value(value: &[u8]) -> Result<Self, InvalidKey> {
+        let value = trim_optional_white_space(value);
+        let key = if value.starts_with(b"\"") {
+            let item: Item = Parser::new(value).parse().map_err(|_| InvalidKey::NotAString)?;
+            let BareItem::String(string) = item.bare_item else {
+                return Err(InvalidKey::NotAString);
+            };
+            string.as_str().as_bytes().to_vec()
+        } else if value.contains(&b',') {
+            return Err(InvalidKey::Comma);
+        } else {
+            value.to_vec()
+        };
+        Self::check(key)
+    }
+
+    fn check(key: Vec<u8>) -> Result<Self, InvalidKey> {
+        if key.is_empty() {
+            return Err(InvalidKey::Empty);
+        }
+        if !key.iter().all(u8::is_ascii_graphic) {
+            return Err(InvalidKey::Character);
+        }
+        if key.len() > KEY_LENGTH_MAX {
+            return Err(InvalidKey::TooLong);
+        }
+        Ok(Self(String::from_utf8(key).expect("graphic ASCII is UTF-8")))
+    }
+}
+
+/// RFC 9110, section 5.6.3: spaces and tabs around a value are not part of it.
+fn trim_optional_white_space(value: &[u8]) -> &[u8] {
+    let inner = |byte: &u8| !matches!(byte, b' ' | b'\t');
+    let start = value.iter().position(inner).unwrap_or(value.len());
+    let end = value.iter().rposition(inner).map_or(start, |last| last + 1);
+    &value[start..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(line: &str) -> Result<String, InvalidKey> {
+        Key::from_header(std::iter::once(line.as_bytes())).map(|key| key.0)
+    }
+
+    #[test]
+    fn both_forms_of_one_key_are_one_key() {
+        assert_eq!(key("8e03978e").unwrap(), "8e03978e");
+        assert_eq!(key("\"8e03978e\"").unwrap(), "8e03978e");
+        assert_eq!(key("\"8e03978e\";q=1; v=\"x\"").unwrap(), "8e03978e");
+        assert_eq!(key("  8e03978e\t").unwrap(), "8e03978e");
+        assert_eq!(key(r#""a\"b\\c,d""#).unwrap(), r#"a"b\c,d"#);
+    }
+
+    #[test]
+    fn a_bare_value_is_the_key_to_the_letter() {
+        assert_eq!(key("a;b=c").unwrap(), "a;b=c");
+        assert_eq!(key("ab\"c").unwrap(), "ab\"c");
+        assert_eq!(key(":YWJj:").unwrap(), ":YWJj:");
+    }
+
+    #[test]
+    fn everything_else_is_refused() {
+        use InvalidKey::*;
+        let long = "k".repeat(KEY_LENGTH_MAX + 1);
+        for (line, error) in [
+            ("", Empty),
+            ("   ", Empty),
+            ("\"\"", Empty),
+            ("a b", Character),
+            ("a\tb", Character),
+            ("\"a b\"", Character),
+            ("é", Character),
+            ("a,b", Comma),
+            ("\"a\", \"b\"", NotAString),
+            ("\"a", NotAString),
+            ("\"a\" b", NotAString),
+            ("\"é\"", NotAString),
+            (&long, TooLong),
+            (&format!("\"{long}\""), TooLong),
+        ] {
+            assert_eq!(key(line), Err(error), "{line}");
+        }
+        assert_eq!(Key::from_header(std::iter::empty()), Err(Missing));
+        assert_eq!(Key::from_header([&b"a"[..], b"a"].into_iter()), Err(Repeated(2)));
+        assert_eq!(key(&long[1..]).unwrap().len(), KEY_LENGTH_MAX);
+    }
+}

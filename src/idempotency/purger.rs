@@ -1,0 +1,69 @@
+//! Housekeeping: expired keys are deleted, in small batches, by every replica.
+//!
+//! Nothing depends on when it comes by: an expired key already counts for nothing. It never touches a job.
+
+use std::time::Duration;
+
+use rand::RngExt;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::queries;
+use crate::database::{DatabaseError, Lane};
+use crate::metrics::Metrics;
+
+/// How much is deleted, and how often.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Between one round and the next, give or take a quarter, so that replicas started together drift apart.
+    pub interval: Duration,
+    /// Keys in one statement: as long as a request that takes over an expired key may have to wait.
+    pub batch: u32,
+    /// Between two batches of a round, which leaves the disk to those who are waiting for it.
+    pub pause: Duration,
+}
+
+/// A batch that takes longer than this is given up; the next round starts over.
+const BATCH_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Purges until `shutdown`.
+pub async fn run(lane: Lane, pace: Pace, metrics: Metrics, shutdown: CancellationToken) {
+    loop {
+        let wait = pace.interval.mul_f64(rand::rng().random_range(0.75..1.25));
+        if shutdown.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
+            return;
+        }
+        match purge(&lane, pace, &metrics, &shutdown).await {
+            Ok(0) => {}
+            Ok(deleted) => tracing::info!(deleted, "expired keys purged"),
+            Err(error) => {
+                metrics.count_purge_failure();
+                tracing::warn!(error = %error, "expired keys could not be purged; the next round tries again");
+            }
+        }
+    }
+}
+
+/// One round: batch after batch until none is left. Answers how many keys it deleted.
+///
+/// # Errors
+/// [`DatabaseError`] if a batch failed; those before it stay deleted.
+pub async fn purge(
+    lane: &Lane,
+    pace: Pace,
+    metrics: &Metrics,
+    shutdown: &CancellationToken,
+) -> Result<u64, DatabaseError> {
+    let mut deleted = 0;
+    loop {
+        let deadline = Instant::now() + BATCH_DEADLINE;
+        let limit = i64::from(pace.batch);
+        let batch = lane.run(deadline, async move |connection| queries::purge(connection, limit).await).await?;
+        deleted += batch;
+        metrics.count_purged_keys(batch);
+        let done = batch < u64::from(pace.batch);
+        if done || shutdown.run_until_cancelled(tokio::time::sleep(pace.pause)).await.is_none() {
+            return Ok(deleted);
+        }
+    }
+}

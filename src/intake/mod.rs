@@ -1,0 +1,186 @@
+//! Intake: a submission becomes a job, once.
+//!
+//! Owns the one statement that writes key, job and stored answer together, and the judgement of who comes too late.
+//! It knows nothing of HTTP but the status that an answer was given with, and it never begins a transaction.
+
+mod queries;
+mod submission;
+
+pub use submission::Submission;
+
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::{Semaphore, TryAcquireError};
+use tokio::time::{Instant, timeout_at};
+
+use crate::database::{DatabaseError, Lane};
+use crate::idempotency::{self, Outcome};
+use crate::ids::JobId;
+use crate::jobs;
+
+use queries::OnConflict;
+
+/// How a submission ended well. Either way the outcome is committed, and its bytes are the answer.
+#[derive(Debug)]
+pub enum Submitted {
+    /// This request made the job.
+    Created(Outcome),
+    /// An earlier request with the same key did.
+    Replayed(Outcome),
+}
+
+/// Why there is no answer. Unless said otherwise, the key is as it was before.
+#[derive(Debug, Error)]
+pub enum SubmitError {
+    #[error("the key stands for another request")]
+    KeyReused {
+        first: Box<Outcome>,
+        /// JSON Pointers to what differs; empty if the first request is no longer stored.
+        pointers: Vec<String>,
+    },
+    /// Somebody else's transaction holds the key.
+    #[error("the first request with this key is still in flight")]
+    InFlight,
+    #[error("nothing was written: {0}")]
+    Unavailable(String),
+    /// The statement was sent and may have been committed. The same key will tell.
+    #[error("it is unknown whether the job was created")]
+    OutcomeUnknown,
+    #[error("the statement failed")]
+    Failed(#[source] sqlx::Error),
+}
+
+/// The one way in. Each submission is one statement on one connection of the lane.
+pub struct Intake {
+    lane: Lane,
+    time_to_live: Duration,
+    lock_wait: Duration,
+    /// Places for those who wait out a lock, so that one held key cannot take every connection.
+    patient: Semaphore,
+}
+
+/// How long a statement waits for a lock at first. Measured: enough for another request's commit, and short enough
+/// that the neighbours of a held key hardly notice.
+const FIRST_LOCK_WAIT: Duration = Duration::from_millis(20);
+
+impl Intake {
+    /// `lane` is for intake alone, of `connections` at the most; `lock_wait` bounds how long a submission waits for
+    /// another that holds its key.
+    pub fn new(lane: Lane, connections: usize, time_to_live: Duration, lock_wait: Duration) -> Self {
+        let patient = Semaphore::new((connections / 2).max(1));
+        Self { lane, time_to_live, lock_wait, patient }
+    }
+
+    /// Makes the job, or finds the outcome of the request that did.
+    ///
+    /// # Errors
+    /// [`SubmitError`], at `deadline` at the latest.
+    pub async fn submit(&self, submission: &Submission, deadline: Instant) -> Result<Submitted, SubmitError> {
+        // Each turn ends in an answer, unless the row that was in the way has gone or expired in between.
+        let mut on_conflict = OnConflict::DoNothing;
+        loop {
+            if let Some(expires_at) = self.write(submission, on_conflict, deadline).await? {
+                return Ok(Submitted::Created(submission.outcome(expires_at)));
+            }
+            on_conflict = match self.find(submission, deadline).await? {
+                None => OnConflict::DoNothing,
+                Some(stored) if stored.outcome.job_id == submission.job_id => {
+                    // An attempt of ours was committed and its acknowledgement lost.
+                    return Ok(Submitted::Created(stored.outcome));
+                }
+                Some(stored) if stored.expired => OnConflict::TakeOverExpired,
+                Some(stored) => return self.judge(submission, stored.outcome, deadline).await,
+            };
+        }
+    }
+
+    /// Sends the statement; `None` says that the key is taken.
+    async fn write(
+        &self,
+        submission: &Submission,
+        on_conflict: OnConflict,
+        deadline: Instant,
+    ) -> Result<Option<chrono::DateTime<chrono::Utc>>, SubmitError> {
+        let patience_ends = deadline.min(Instant::now() + self.lock_wait);
+        let first_wait = FIRST_LOCK_WAIT.min(self.lock_wait);
+        match self.send(submission, on_conflict, first_wait, deadline).await {
+            Err(DatabaseError::Locked) => {}
+            done => return Ok(done?),
+        }
+        let _place = match self.patient.try_acquire() {
+            Ok(place) => place,
+            Err(TryAcquireError::Closed) => return Err(SubmitError::InFlight),
+            Err(TryAcquireError::NoPermits) => match timeout_at(patience_ends, self.patient.acquire()).await {
+                Ok(Ok(place)) => place,
+                _ => return Err(SubmitError::InFlight),
+            },
+        };
+        let wait = patience_ends.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        Ok(self.send(submission, on_conflict, wait, deadline).await?)
+    }
+
+    async fn send(
+        &self,
+        submission: &Submission,
+        on_conflict: OnConflict,
+        lock_wait: Duration,
+        deadline: Instant,
+    ) -> Result<Option<chrono::DateTime<chrono::Utc>>, DatabaseError> {
+        let time_to_live = self.time_to_live;
+        self.lane
+            .run(deadline, async |connection| {
+                queries::submit(connection, submission, on_conflict, time_to_live, lock_wait).await
+            })
+            .await
+    }
+
+    async fn find(
+        &self,
+        submission: &Submission,
+        deadline: Instant,
+    ) -> Result<Option<idempotency::queries::Stored>, SubmitError> {
+        let key = &submission.key;
+        let found = self.lane.run(deadline, async |connection| idempotency::queries::find(connection, key).await).await;
+        Ok(found.map_err(nothing_written)?)
+    }
+
+    /// Compares with what is stored, whoever wrote it.
+    async fn judge(
+        &self,
+        submission: &Submission,
+        first: Outcome,
+        deadline: Instant,
+    ) -> Result<Submitted, SubmitError> {
+        if first.fingerprint == submission.fingerprint {
+            return Ok(Submitted::Replayed(first));
+        }
+        let (tenant, job_id): (_, JobId) = (submission.key.tenant, first.job_id);
+        let job = self
+            .lane
+            .run(deadline, async |connection| jobs::queries::find_submitted(connection, tenant, job_id).await)
+            .await
+            .map_err(nothing_written)?;
+        let pointers = job.map(|job| job.differences(&submission.job)).unwrap_or_default();
+        Err(SubmitError::KeyReused { first: Box::new(first), pointers })
+    }
+}
+
+/// A read whose answer was lost has changed nothing.
+fn nothing_written(error: DatabaseError) -> DatabaseError {
+    match error {
+        DatabaseError::Unknown => DatabaseError::Unavailable("no answer came in time".to_owned()),
+        other => other,
+    }
+}
+
+impl From<DatabaseError> for SubmitError {
+    fn from(error: DatabaseError) -> Self {
+        match error {
+            DatabaseError::Locked => Self::InFlight,
+            DatabaseError::Unavailable(reason) => Self::Unavailable(reason),
+            DatabaseError::Unknown => Self::OutcomeUnknown,
+            DatabaseError::Statement(error) => Self::Failed(error),
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! One pass over the bytes: grammar, nesting, and what PostgreSQL could not hold as text.
+
+use thiserror::Error;
+
+use super::{Document, Kind, Node};
+
+/// Deeper nesting is refused: a reader that recurses (PostgreSQL's own among them) has a stack to lose.
+pub const DEPTH_MAX: usize = 64;
+
+/// Why a text is not JSON that can be kept.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{reason} at byte {offset}")]
+pub struct InvalidJson {
+    pub reason: &'static str,
+    pub offset: usize,
+}
+
+pub fn scan(bytes: &[u8]) -> Result<Document<'_>, InvalidJson> {
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| InvalidJson { reason: "the text is not UTF-8", offset: error.valid_up_to() })?;
+    if u32::try_from(text.len()).is_err() {
+        return Err(InvalidJson { reason: "the text is larger than 4 GiB", offset: 0 });
+    }
+    let mut scanner = Scanner { bytes: text.as_bytes(), at: 0, nodes: Vec::new() };
+    scanner.white_space();
+    scanner.value(0)?;
+    scanner.white_space();
+    if scanner.at < scanner.bytes.len() {
+        return Err(scanner.error("something follows the value"));
+    }
+    Ok(Document { text, nodes: scanner.nodes })
+}
+
+struct Scanner<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    nodes: Vec<Node>,
+}
+
+impl Scanner<'_> {
+    fn value(&mut self, depth: usize) -> Result<(), InvalidJson> {
+        match self.peek() {
+            Some(b'{') => self.container(depth, Kind::Object),
+            Some(b'[') => self.container(depth, Kind::Array),
+            Some(b'"') => self.string(),
+            Some(b'-' | b'0'..=b'9') => self.number(),
+            Some(b't') => self.literal(b"true", Kind::Boolean),
+            Some(b'f') => self.literal(b"false", Kind::Boolean),
+            Some(b'n') => self.literal(b"null", Kind::Null),
+            Some(_) => Err(self.error("a value was expected")),
+            None => Err(self.error("the text ends where a value was expected")),
+        }
+    }
+
+    fn container(&mut self, depth: usize, kind: Kind) -> Result<(), InvalidJson> {
+        if depth == DEPTH_MAX {
+            return Err(self.error("the text nests deeper than 64 levels"));
+        }
+        let close = if kind == Kind::Object { b'}' } else { b']' };
+        let index = self.open(kind);
+        self.at += 1;
+        self.white_space();
+        if self.peek() == Some(close) {
+            self.at += 1;
+            self.close(index);
+            return Ok(());
+        }
+        loop {
+            if kind == Kind::Object {
+                self.name()?;
+            }
+            self.value(depth + 1)?;
+            self.white_space();
+            match self.peek() {
+                Some(b',') => self.at += 1,
+                Some(byte) if byte == close => break,
+                _ => return Err(self.error("a comma or the closing bracket was expected")),
+            }
+            self.white_space();
+        }
+        self.at += 1;
+        self.close(index);
+        Ok(())
+    }
+
+    fn name(&mut self) -> Result<(), InvalidJson> {
+        if self.peek() != Some(b'"') {
+            return Err(self.error("a member's name in quotes was expected"));
+        }
+        self.string()?;
+        self.white_space();
+        if self.peek() != Some(b':') {
+            return Err(self.error("a colon was expected"));
+        }
+        self.at += 1;
+        self.white_space();
+        Ok(())
+    }
+
+    fn string(&mut self) -> Result<(), InvalidJson> {
+        let index = self.open(Kind::String);
+        self.at += 1;
+        loop {
+            match self.peek() {
+                Some(b'"') => break,
+                Some(b'\\') => {
+                    self.nodes[index].escaped = true;
+                    self.escape()?;
+                }
+                Some(0..=0x1f) => return Err(self.error("a control character stands bare in a string")),
+                Some(_) => self.at += 1,
+                None => return Err(self.error("the text ends within a string")),
+            }
+        }
+        self.at += 1;
+        self.close(index);
+        Ok(())
+    }
+
+    fn escape(&mut self) -> Result<(), InvalidJson> {
+        match self.bytes.get(self.at + 1) {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => {
+                self.at += 2;
+                Ok(())
+            }
+            Some(b'u') => self.unicode_escape(),
+            _ => Err(self.error("an unknown escape stands in a string")),
+        }
+    }
+
+    /// Refuses what no PostgreSQL text can hold: `\u0000`, and half of a surrogate pair.
+    fn unicode_escape(&mut self) -> Result<(), InvalidJson> {
+        match self.code_unit(self.at)? {
+            0 => Err(self.error("\\u0000 cannot be stored")),
+            0xdc00..=0xdfff => Err(self.error("a low surrogate stands without its high one")),
+            0xd800..=0xdbff => {
+                let follows = self.bytes.get(self.at + 6..self.at + 8) == Some(b"\\u".as_slice());
+                if !follows || !matches!(self.code_unit(self.at + 6)?, 0xdc00..=0xdfff) {
+                    return Err(self.error("a high surrogate stands without its low one"));
+                }
+                self.at += 12;
+                Ok(())
+            }
+            _ => {
+                self.at += 6;
+                Ok(())
+            }
+        }
+    }
+
+    fn code_unit(&self, backslash: usize) -> Result<u16, InvalidJson> {
+        let digits = self.bytes.get(backslash + 2..backslash + 6).filter(|d| d.iter().all(u8::is_ascii_hexdigit));
+        digits
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u16::from_str_radix(digits, 16).ok())
+            .ok_or_else(|| self.error("\\u wants four hexadecimal digits"))
+    }
+
+    fn number(&mut self) -> Result<(), InvalidJson> {
+        let index = self.open(Kind::Number);
+        if self.peek() == Some(b'-') {
+            self.at += 1;
+        }
+        if self.peek() == Some(b'0') {
+            self.at += 1;
+        } else {
+            self.digits()?;
+        }
+        if self.peek() == Some(b'.') {
+            self.at += 1;
+            self.digits()?;
+        }
+        if let Some(b'e' | b'E') = self.peek() {
+            self.at += 1;
+            if let Some(b'+' | b'-') = self.peek() {
+                self.at += 1;
+            }
+            self.digits()?;
+        }
+        self.close(index);
+        Ok(())
+    }
+
+    fn digits(&mut self) -> Result<(), InvalidJson> {
+        let start = self.at;
+        while let Some(b'0'..=b'9') = self.peek() {
+            self.at += 1;
+        }
+        if self.at == start {
+            return Err(self.error("a digit was expected"));
+        }
+        Ok(())
+    }
+
+    fn literal(&mut self, word: &[u8], kind: Kind) -> Result<(), InvalidJson> {
+        if !self.bytes[self.at..].starts_with(word) {
+            return Err(self.error("a value was expected"));
+        }
+        let index = self.open(kind);
+        self.at += word.len();
+        self.close(index);
+        Ok(())
+    }
+
+    fn white_space(&mut self) {
+        while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.peek() {
+            self.at += 1;
+        }
+    }
+
+    fn open(&mut self, kind: Kind) -> usize {
+        let start = offset(self.at);
+        self.nodes.push(Node { kind, escaped: false, start, end: start, next: 0 });
+        self.nodes.len() - 1
+    }
+
+    fn close(&mut self, index: usize) {
+        let next = offset(self.nodes.len());
+        self.nodes[index].end = offset(self.at);
+        self.nodes[index].next = next;
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.bytes.get(self.at).copied()
+    }
+
+    fn error(&self, reason: &'static str) -> InvalidJson {
+        InvalidJson { reason, offset: self.at }
+    }
+}
+
+fn offset(at: usize) -> u32 {
+    u32::try_from(at).expect("a text of under 4 GiB has no larger offset")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_postgresql_cannot_hold_is_refused_with_its_place() {
+        for (text, reason, offset) in [
+            (r#"{"a":"x\u0000"}"#, "\\u0000 cannot be stored", 7),
+            (r#"["\ud800"]"#, "a high surrogate stands without its low one", 2),
+            (r#"["\ud800\u0041"]"#, "a high surrogate stands without its low one", 2),
+            (r#"["\udc00"]"#, "a low surrogate stands without its high one", 2),
+            ("[1,]", "a value was expected", 3),
+            ("{} x", "something follows the value", 3),
+        ] {
+            assert_eq!(scan(text.as_bytes()).unwrap_err(), InvalidJson { reason, offset }, "{text}");
+        }
+        assert_eq!(scan(b"\"\xff\"").unwrap_err().reason, "the text is not UTF-8");
+    }
+
+    #[test]
+    fn nesting_is_bounded_at_64_levels() {
+        let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        assert!(scan(nested(64).as_bytes()).is_ok());
+        assert!(scan(nested(65).as_bytes()).is_err());
+        assert!(scan("[".repeat(20_000).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn numbers_are_kept_to_the_letter() {
+        for number in ["0", "-0", "1.0", "1e400000", "9007199254740993", "1E-2"] {
+            let document = scan(number.as_bytes()).unwrap();
+            assert_eq!(document.root().text(), number);
+        }
+        for bad in ["01", "+1", "1.", ".5", "1e", "-", "0x1", "NaN", "Infinity"] {
+            assert!(scan(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        /// serde_json is the oracle: whatever it refuses is refused here; what it accepts is accepted unless it is
+        /// one of the stricter rules.
+        #[test]
+        fn the_scanner_agrees_with_serde_json(text in r#"[\[\]{}",:0-9eE+.\-truefalsn\\u /dD]{0,24}"#) {
+            let ours = scan(text.as_bytes());
+            let theirs = serde_json::from_str::<&serde_json::value::RawValue>(&text);
+            match (&ours, &theirs) {
+                (Ok(_), Err(error)) => prop_assert!(false, "accepted {text}: {error}"),
+                (Err(error), Ok(_)) => prop_assert!(
+                    error.reason.contains("surrogate") || error.reason.contains("u0000"),
+                    "refused {text}: {error}"
+                ),
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The composition: everything that lives as long as the process is made, started and stopped here.
+
+use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
+
+use actix_web::dev::{Server as HttpTask, ServerHandle};
+use actix_web::middleware::from_fn;
+use actix_web::{App as HttpApp, HttpServer, web};
+use anyhow::{Context, bail};
+use sqlx::postgres::PgConnectOptions;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::access::Verifier;
+use crate::configuration::{self, Configuration};
+use crate::database::{self, Durability, Lane, Schema};
+use crate::http::{self, App, Limits, Readiness, Watched};
+use crate::idempotency::purger::{self, Pace};
+use crate::intake::Intake;
+use crate::metrics::Metrics;
+
+/// Serves on `listener` until `shutdown`, then lets accepted requests finish.
+///
+/// # Errors
+/// When the database is not fit to be served from, or an address cannot be had.
+pub async fn run(
+    configuration: &Configuration,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let settings = database_settings(configuration)?;
+    check_database(&settings, configuration.database.allow_losing_acknowledged_jobs).await?;
+
+    let metrics = Metrics::new();
+    let intake_lane = Lane::new(settings.clone(), configuration.intake.connections, metrics.clone());
+    let reads = Lane::new(settings, configuration.database.connections, metrics.clone());
+    let app = web::Data::new(App {
+        intake: Intake::new(
+            intake_lane.clone(),
+            configuration.intake.connections,
+            configuration.idempotency.time_to_live,
+            configuration.intake.lock_wait,
+        ),
+        reads: reads.clone(),
+        verifier: Verifier::new(reads.clone(), configuration.access.cache_life, metrics.clone()),
+        readiness: Readiness::new(reads.clone(), configuration.database.allow_losing_acknowledged_jobs),
+        metrics: metrics.clone(),
+        limits: Limits {
+            body_bytes: configuration.server.body_limit_bytes,
+            body_deadline: configuration.server.body_deadline,
+            request_deadline: configuration.server.request_deadline,
+        },
+        time_to_live: configuration.idempotency.time_to_live,
+    });
+
+    let address = listener.local_addr()?;
+    let watched = Watched { metrics: metrics.clone(), reads: reads.clone(), intake: intake_lane.clone() };
+    let observer = serve_metrics(configuration, watched)?;
+    let api = serve_api(configuration, listener, app.clone())?;
+    let api_handle = api.handle();
+
+    let tasks = TaskTracker::new();
+    tasks.spawn(purger::run(reads.clone(), pace(&configuration.purge), metrics, shutdown.clone()));
+    let observed_at = observer.as_ref().map(|(_, address)| address.to_string());
+    let observer_handle = observer.map(|(server, _)| spawn_server(&tasks, server));
+    tasks.close();
+    tracing::info!(api = %address, metrics = observed_at.as_deref(), "serving");
+
+    let mut api = std::pin::pin!(api);
+    tokio::select! {
+        ended = &mut api => {
+            shutdown.cancel();
+            ended.context("the HTTP server ended by itself")?;
+        }
+        () = shutdown.cancelled() => {
+            tracing::info!("stopping: accepted requests are finished first");
+            app.readiness.drain();
+            let (ended, ()) = tokio::join!(api, api_handle.stop(true));
+            ended?;
+        }
+    }
+    if let Some(handle) = observer_handle {
+        handle.stop(false).await;
+    }
+    /// A statement that is still under way is at its own deadline by then.
+    const LAST_CALL: Duration = Duration::from_secs(5);
+    let closing = async {
+        tasks.wait().await;
+        intake_lane.close().await;
+        reads.close().await;
+    };
+    if tokio::time::timeout(LAST_CALL, closing).await.is_err() {
+        tracing::warn!("connections to the database were cut off");
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// How the configured database is connected to.
+///
+/// # Errors
+/// When no URL is set, or it cannot be read; the URL itself is not shown.
+pub fn database_settings(configuration: &Configuration) -> anyhow::Result<database::Settings> {
+    let url = configuration.database_url()?;
+    let options: PgConnectOptions =
+        url.parse().map_err(|error| anyhow::anyhow!("setting database.url: not a PostgreSQL URL: {error}"))?;
+    Ok(database::Settings {
+        options: options.application_name("hapax"),
+        connect_timeout: configuration.database.connect_timeout,
+        statement_timeout: configuration.database.statement_timeout,
+        idle_in_transaction_timeout: configuration.database.idle_in_transaction_timeout,
+    })
+}
+
+/// How the purger is configured.
+pub fn pace(purge: &configuration::Purge) -> Pace {
+    Pace { interval: purge.interval, batch: purge.batch, pause: purge.pause }
+}
+
+async fn check_database(settings: &database::Settings, allow_loss: bool) -> anyhow::Result<()> {
+    let mut connection = database::connect(settings).await.context("the database cannot be reached")?;
+    match database::schema(&mut connection).await? {
+        Schema::Same => {}
+        Schema::Newer => tracing::warn!("the database's schema is newer than this release; serving all the same"),
+        Schema::Unfit => bail!("the database's schema is not the one this release needs; run `hapax migrate` first"),
+    }
+    match database::durability(&mut connection).await? {
+        Durability::Durable => {}
+        Durability::Lossy(setting) if allow_loss => {
+            tracing::warn!(setting, "the database may lose jobs that were acknowledged, as the configuration allows");
+        }
+        Durability::Lossy(setting) => bail!(
+            "the database may lose jobs that were acknowledged: its {setting} is off; turn it on, or set \
+             database.allow_losing_acknowledged_jobs to true"
+        ),
+    }
+    Ok(())
+}
+
+fn serve_api(configuration: &Configuration, listener: TcpListener, app: web::Data<App>) -> anyhow::Result<HttpTask> {
+    let server = &configuration.server;
+    let http = HttpServer::new(move || {
+        HttpApp::new().app_data(app.clone()).wrap(from_fn(http::observe)).configure(http::routes)
+    });
+    let http = if server.workers == 0 { http } else { http.workers(server.workers) };
+    Ok(http
+        .disable_signals()
+        .client_request_timeout(server.body_deadline)
+        .shutdown_timeout(server.shutdown_deadline.as_secs().max(1))
+        .listen(listener)?
+        .run())
+}
+
+/// Metrics at an address that was asked for must be served there; at the default one they may be missing, so that a
+/// second server on one machine starts without further ado.
+fn serve_metrics(configuration: &Configuration, watched: Watched) -> anyhow::Result<Option<(HttpTask, SocketAddr)>> {
+    let (bind, asked_for) = configuration.metrics_bind();
+    let listener = match TcpListener::bind(bind) {
+        Ok(listener) => listener,
+        Err(error) if asked_for => return Err(error).context(format!("setting metrics.bind: {bind} cannot be had")),
+        Err(error) => {
+            tracing::warn!(%bind, %error, "metrics are not served; set metrics.bind to a free address");
+            return Ok(None);
+        }
+    };
+    let address = listener.local_addr()?;
+    let watched = web::Data::new(watched);
+    let http = HttpServer::new(move || HttpApp::new().app_data(watched.clone()).configure(http::metrics_routes));
+    Ok(Some((http.workers(1).disable_signals().listen(listener)?.run(), address)))
+}
+
+fn spawn_server(tasks: &TaskTracker, server: HttpTask) -> ServerHandle {
+    let handle = server.handle();
+    tasks.spawn(async move {
+        if let Err(error) = server.await {
+            tracing::error!(%error, "the metrics server ended");
+        }
+    });
+    handle
+}
