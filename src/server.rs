@@ -102,6 +102,9 @@ pub async fn run(
 /// When no URL is set, or it cannot be read; the URL itself is not shown.
 pub fn database_settings(configuration: &Configuration) -> anyhow::Result<database::Settings> {
     let url = configuration.database_url()?;
+    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        bail!("setting database.url: it must begin with postgres://");
+    }
     let options: PgConnectOptions =
         url.parse().map_err(|error| anyhow::anyhow!("setting database.url: not a PostgreSQL URL: {error}"))?;
     Ok(database::Settings {
@@ -137,6 +140,11 @@ async fn check_database(settings: &database::Settings, allow_loss: bool) -> anyh
     Ok(())
 }
 
+/// By when a request's head must have arrived, and how long an idle connection is kept: longer than the usual load
+/// balancer keeps it, so that it is not closed under a request.
+const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+
 fn serve_api(configuration: &Configuration, listener: TcpListener, app: web::Data<App>) -> anyhow::Result<HttpTask> {
     let server = &configuration.server;
     let http = HttpServer::new(move || {
@@ -145,7 +153,8 @@ fn serve_api(configuration: &Configuration, listener: TcpListener, app: web::Dat
     let http = if server.workers == 0 { http } else { http.workers(server.workers) };
     Ok(http
         .disable_signals()
-        .client_request_timeout(server.body_deadline)
+        .client_request_timeout(HEAD_DEADLINE)
+        .keep_alive(KEEP_ALIVE)
         .shutdown_timeout(server.shutdown_deadline.as_secs().max(1))
         .listen(listener)?
         .run())

@@ -8,11 +8,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use sqlx::{Connection, PgConnection};
-use tokio_util::sync::CancellationToken;
 
 use super::block_on;
 use super::private_postgres::{Durability, Place, PrivatePostgres};
-use super::serve::{listen, start_logging, stop_on_signal};
+use super::serve::{listen, serve_until_signalled, start_logging};
 use crate::access::{Scopes, TenantName, Token, queries};
 use crate::configuration::{Configuration, Overrides};
 use crate::{database, server};
@@ -64,13 +63,11 @@ fn serve(folder: &Path, postgres: &PrivatePostgres, overrides: Overrides) -> any
     let url = postgres.url(DATABASE);
     let configuration = Configuration::load(&Overrides { database_url: Some(url.clone()), ..overrides })?;
     block_on(async {
-        let shutdown = CancellationToken::new();
-        stop_on_signal(shutdown.clone())?;
         let listener = listen(&configuration)?;
         prepare(folder, postgres, &configuration).await?;
         keep(&folder.join("database-url"), &url)?;
         println!("{}", welcome(folder, listener.local_addr()?));
-        server::run(&configuration, listener, shutdown).await
+        serve_until_signalled(&configuration, listener).await
     })
 }
 

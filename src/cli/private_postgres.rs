@@ -68,13 +68,14 @@ impl PrivatePostgres {
         let socket = short.as_ref().map_or(cluster.as_path(), tempfile::TempDir::path).to_owned();
         let began = Instant::now();
         loop {
+            // A predecessor that is on its way out may be gone by the time that ours has failed because of it.
+            let occupied = cluster.join("postmaster.pid").exists();
             let child = programs.serve(&folder, &socket, account, durability)?;
             let mut postgres = Self { child, socket: socket.clone(), short: None };
             if postgres.becomes_ready(&cluster)? {
                 postgres.short = short;
                 return Ok(postgres);
             }
-            let occupied = cluster.join("postmaster.pid").exists();
             if !occupied || began.elapsed() > PREDECESSOR_DEADLINE {
                 bail!("PostgreSQL does not start; the end of {}:\n{}", LOG, log_tail(&folder));
             }
@@ -178,9 +179,7 @@ impl Programs {
     }
 
     fn candidates() -> Vec<PathBuf> {
-        if let Some(folder) = configuration::variable("HAPAX_POSTGRES_BIN") {
-            return vec![folder.into()];
-        }
+        let set = configuration::variable("HAPAX_POSTGRES_BIN").map(PathBuf::from);
         let asked = Command::new("pg_config").arg("--bindir").stderr(Stdio::null()).output().ok();
         let asked = asked.and_then(|output| String::from_utf8(output.stdout).ok()).map(|line| line.trim().into());
         let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
@@ -188,7 +187,7 @@ impl Programs {
             .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin"))))
             .collect();
         debian.sort_by_key(|(version, _)| std::cmp::Reverse(*version));
-        asked.into_iter().chain(debian.into_iter().map(|(_, folder)| folder)).collect()
+        set.into_iter().chain(asked).chain(debian.into_iter().map(|(_, folder)| folder)).collect()
     }
 
     fn serve(

@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -22,10 +22,26 @@ pub fn run(arguments: Arguments, overrides: Overrides) -> anyhow::Result<()> {
     start_logging(&configuration)?;
     block_on(async {
         let listener = listen(&configuration)?;
-        let shutdown = CancellationToken::new();
-        stop_on_signal(shutdown.clone())?;
-        server::run(&configuration, listener, shutdown).await
+        serve_until_signalled(&configuration, listener).await
     })
+}
+
+/// The first SIGTERM or SIGINT asks for an orderly end, the second ends at once.
+pub async fn serve_until_signalled(configuration: &Configuration, listener: TcpListener) -> anyhow::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let shutdown = CancellationToken::new();
+    let mut serving = std::pin::pin!(server::run(configuration, listener, shutdown.clone()));
+    loop {
+        tokio::select! {
+            served = &mut serving => return served,
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if shutdown.is_cancelled() {
+            bail!("told to stop a second time: stopped at once");
+        }
+        shutdown.cancel();
+    }
 }
 
 pub fn start_logging(configuration: &Configuration) -> anyhow::Result<()> {
@@ -35,23 +51,4 @@ pub fn start_logging(configuration: &Configuration) -> anyhow::Result<()> {
 pub fn listen(configuration: &Configuration) -> anyhow::Result<TcpListener> {
     let bind = configuration.server.bind;
     TcpListener::bind(bind).with_context(|| format!("setting server.bind: {bind} cannot be had"))
-}
-
-/// The first SIGTERM or SIGINT asks for an orderly end, the second ends at once.
-pub fn stop_on_signal(shutdown: CancellationToken) -> anyhow::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            if shutdown.is_cancelled() {
-                tracing::warn!("told to stop a second time: stopping at once");
-                std::process::exit(1);
-            }
-            shutdown.cancel();
-        }
-    });
-    Ok(())
 }

@@ -1,5 +1,6 @@
 //! `hapax with-postgres`: a database for one command, such as the test suite.
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -18,6 +19,8 @@ pub struct Arguments {
 /// Answers with the command's exit code.
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let folder = tempfile::Builder::new().prefix("hapax-").tempdir()?;
+    // As root, PostgreSQL's user must be able to pass; what is inside is for that user alone.
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711))?;
     let postgres = PrivatePostgres::start(&Place::Exactly(folder.path().to_owned()), Durability::None)?;
     let status = command(&arguments.command, &postgres.url("postgres"));
     postgres.stop()?;

@@ -5,12 +5,13 @@ use std::time::Instant;
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{CACHE_CONTROL, HeaderName, HeaderValue};
-use actix_web::http::{Method, Uri};
+use actix_web::http::{ConnectionType, Method, Uri};
 use actix_web::middleware::Next;
 use actix_web::{HttpMessage, web};
 use tracing::field::{Empty, display};
 use tracing::{Instrument, Span};
 
+use super::body::Leftover;
 use super::{App, KEYED_ROUTES, Problem, TEMPLATES};
 use crate::ids::RequestId;
 use crate::metrics::KeyedOutcome;
@@ -19,7 +20,7 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Wraps the whole of the API.
 pub async fn observe<B: MessageBody + 'static>(
-    request: ServiceRequest,
+    mut request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
     let started = Instant::now();
@@ -41,6 +42,7 @@ pub async fn observe<B: MessageBody + 'static>(
         first.at = Empty,
     );
     request.extensions_mut().insert(request_id.clone());
+    let leftover = Leftover::of(&mut request);
 
     let response = if is_alias(request.uri()) {
         request.error_response(Problem::RouteNotFound)
@@ -51,8 +53,13 @@ pub async fn observe<B: MessageBody + 'static>(
         }
     };
 
+    let (mut response, code) = span.in_scope(|| write_problem(response, &request_id));
+    if let Some(leftover) =
+        leftover.filter(|_| code.is_some() && response.response().head().connection_type() != ConnectionType::Close)
+    {
+        leftover.drain().await;
+    }
     let _entered = span.enter();
-    let (mut response, code) = write_problem(response, &request_id);
     let status = response.status();
     let headers = response.headers_mut();
     let id = HeaderValue::from_str(request_id.as_str()).expect("a request id is made of plain characters");

@@ -1,0 +1,59 @@
+# The two commands of the README are `make run` and `make test`; the rest is what they and .ci/run are made of.
+
+SQLX_CLI_VERSION := 0.9.0
+TOOLS := target/tools
+export PATH := $(CURDIR)/$(TOOLS)/bin:$(PATH)
+
+# The folder of PostgreSQL's programs, where pg_config and Debian's own place would not find them.
+WITH_BINARIES = bin="$$(scripts/postgres-binaries)" && export HAPAX_POSTGRES_BIN="$$bin"
+# A database for one command: the one that DATABASE_URL names, else one that is thrown away.
+WITH_DATABASE = $(WITH_BINARIES); [ -n "$$DATABASE_URL" ] && with="" || with="target/debug/hapax with-postgres --"; $$with
+
+.PHONY: run test check fmt lint api docs supply-chain sqlx-check sqlx-prepare build
+
+## run: the service on http://127.0.0.1:8080, with a PostgreSQL of its own in .hapax/
+run: build
+	@$(WITH_BINARIES); exec target/debug/hapax dev
+
+## test: the whole suite, on a PostgreSQL that is thrown away (or on DATABASE_URL's server, a database for each test)
+test: build $(TOOLS)/bin/sqlx
+	@$(WITH_DATABASE) cargo test --locked
+
+build:
+	cargo build --locked
+
+## check: everything that .ci/run checks besides the tests
+check: fmt lint docs sqlx-check supply-chain api
+
+fmt:
+	cargo fmt --all --check
+
+lint:
+	cargo clippy --locked --all-targets -- -D warnings
+
+docs:
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
+## sqlx-check: .sqlx is what the queries say, on a database that `sqlx migrate run` made
+sqlx-check: build $(TOOLS)/bin/sqlx
+	@$(WITH_DATABASE) scripts/sqlx-prepare --check
+
+## sqlx-prepare: bring .sqlx up to date after a change of SQL
+sqlx-prepare: $(TOOLS)/bin/sqlx
+	@$(WITH_DATABASE) scripts/sqlx-prepare
+
+## supply-chain: licences, sources and bans of all dependencies
+supply-chain:
+	scripts/cargo-deny check licenses sources bans
+
+## api: the contract is well formed, its examples fit, and POST /jobs demands its key
+api:
+	npm ci --prefix api-design --no-audit --no-fund --loglevel=error
+	npm --prefix api-design run lint
+	npm --prefix api-design test
+
+$(TOOLS)/bin/sqlx: Makefile
+	@echo "Installing sqlx-cli $(SQLX_CLI_VERSION) into $(TOOLS); once, about two minutes"
+	cargo install sqlx-cli --version $(SQLX_CLI_VERSION) --locked --no-default-features \
+	    --features postgres,rustls,sqlx-toml --root $(TOOLS) --target-dir $(TOOLS)/build --quiet
+	@rm -rf $(TOOLS)/build && touch $@

@@ -1,0 +1,116 @@
+//! Who may call, and for what.
+
+use hapax::access::{Scope, Token};
+
+use crate::harness::{Client, Ledger, job, run_hapax};
+
+#[tokio::test]
+async fn without_a_valid_token_nothing_is_told() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let (ours, unknown) = (ledger.token.clone(), Token::mint());
+    let lines: [&[&str]; 10] = [
+        &[],
+        &["authorization:"],
+        &["authorization: Bearer"],
+        &["authorization: Bearer "],
+        &["authorization: Basic dXNlcjpwYXNz"],
+        &["authorization: Bearer hpx_short"],
+        &[&format!("authorization: Bearer {}", unknown.expose())],
+        &[&format!("authorization: {ours}")],
+        &[&format!("authorization: Bearer {ours} {ours}")],
+        &[&format!("authorization: Bearer {ours}"), &format!("authorization: Bearer {ours}")],
+    ];
+    let body = job(1).to_string();
+    let length = format!("content-length: {}", body.len());
+    for authorization in lines {
+        let mut connection = server.raw().await;
+        let mut head = "POST /jobs HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n".to_owned();
+        for line in authorization.iter().copied().chain([length.as_str(), "idempotency-key: k"]) {
+            head += &format!("{line}\r\n");
+        }
+        connection.write(format!("{head}\r\n{body}").as_bytes()).await;
+        let answer = connection.answer().await;
+        answer.is_problem(401, "unauthenticated");
+        assert_eq!(answer.header("www-authenticate"), "Bearer realm=\"hapax\"");
+    }
+    ledger.is_whole_with(0).await;
+}
+
+#[tokio::test]
+async fn a_token_permits_what_its_scopes_say_and_a_replay_no_less_than_a_creation() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let submitter = server.as_caller(&ledger.token_for("acme", &[Scope::Submit]).await);
+    let reader = server.as_caller(&ledger.token_for("acme", &[Scope::Read, Scope::Admin]).await);
+    let made = submitter.submit("key-1", job(1)).await;
+    assert_eq!(made.status, 201);
+
+    let refused = submitter.get(made.header("location")).await;
+    refused.is_problem(403, "missing-scope");
+    assert!(refused.json()["detail"].as_str().unwrap().contains("\"read\""));
+    assert!(refused.header("www-authenticate").contains("error=\"insufficient_scope\", scope=\"read\""));
+    assert_eq!(reader.get(made.header("location")).await.status, 200);
+
+    reader.submit("key-1", job(1)).await.is_problem(403, "missing-scope");
+    reader.submit("key-2", job(2)).await.is_problem(403, "missing-scope");
+    assert_eq!(submitter.submit("key-2", job(2)).await.status, 201);
+}
+
+#[tokio::test]
+async fn the_open_paths_need_no_token_and_look_at_none() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let nobody: Client = server.as_caller("nonsense");
+    for path in ["/", "/healthz", "/readyz", "/openapi.yaml"] {
+        assert_eq!(nobody.get(path).await.status, 200, "{path}");
+    }
+    nobody.get("/jobs/x").await.is_problem(401, "unauthenticated");
+}
+
+#[tokio::test]
+async fn a_known_token_is_looked_up_once_in_its_life() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__ACCESS__CACHE_LIFE", "1h")]).await;
+    let requests: Vec<_> = (0..50)
+        .map(|n| {
+            let client = server.clone();
+            tokio::spawn(async move { client.submit(&format!("key-{n}"), job(n)).await.status })
+        })
+        .collect();
+    for request in requests {
+        assert_eq!(request.await.unwrap(), 201);
+    }
+    assert_eq!(server.metric(r#"hapax_token_lookups_total{result="known"}"#).await, 1.0);
+}
+
+#[tokio::test]
+async fn garbage_is_looked_up_once_or_not_at_all() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__ACCESS__CACHE_LIFE", "1h")]).await;
+    let garbage = Token::mint();
+    for _ in 0..10 {
+        server.as_caller(garbage.expose()).submit("k", job(1)).await.is_problem(401, "unauthenticated");
+        server.as_caller("hpx_0123").submit("k", job(1)).await.is_problem(401, "unauthenticated");
+    }
+    assert_eq!(server.metric(r#"hapax_token_lookups_total{result="unknown"}"#).await, 1.0);
+}
+
+#[tokio::test]
+async fn a_revocation_takes_effect_when_the_verified_token_has_grown_old() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__ACCESS__CACHE_LIFE", "0s")]).await;
+    let remembering = ledger.serve_with(&[("HAPAX__ACCESS__CACHE_LIFE", "1h")]).await;
+    assert_eq!(server.submit("key-1", job(1)).await.status, 201);
+    assert_eq!(remembering.submit("key-1", job(1)).await.status, 200);
+    let environment = [("DATABASE_URL", ledger.url.as_str())];
+    let listed = run_hapax(&["token", "list", "--tenant", "acme"], &environment).await;
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    assert!(listed.contains("acme") && !listed.contains("hpx_"), "{listed}");
+    let id = listed.split(' ').next().unwrap();
+    for _ in 0..2 {
+        assert!(run_hapax(&["token", "revoke", id], &environment).await.status.success());
+    }
+    server.submit("key-1", job(1)).await.is_problem(401, "unauthenticated");
+    assert_eq!(remembering.submit("key-1", job(1)).await.status, 200);
+}

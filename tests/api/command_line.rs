@@ -1,0 +1,89 @@
+//! The commands, as an operator types them.
+
+use crate::harness::{Ledger, job, run_hapax};
+
+struct Ran {
+    ok: bool,
+    out: String,
+    err: String,
+}
+
+async fn run(ledger: &Ledger, arguments: &[&str], settings: &[(&str, &str)]) -> Ran {
+    let environment = [&[("DATABASE_URL", ledger.url.as_str())], settings].concat();
+    let output = run_hapax(arguments, &environment).await;
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Ran { ok: output.status.success(), out: text(output.stdout), err: text(output.stderr) }
+}
+
+#[tokio::test]
+async fn a_tenant_and_a_token_are_made_listed_and_work() {
+    let ledger = Ledger::new().await;
+    assert_eq!(run(&ledger, &["tenant", "create", "globex"], &[]).await.out, "created tenant globex\n");
+    let again = run(&ledger, &["tenant", "create", "globex"], &[]).await;
+    assert!(!again.ok && again.err.contains("there is a tenant globex already"), "{}", again.err);
+    let tenants = run(&ledger, &["tenant", "list"], &[]).await.out;
+    assert!(tenants.contains("acme") && tenants.contains("globex"), "{tenants}");
+
+    let made = run(&ledger, &["token", "create", "--tenant", "globex", "--scope", "submit,read"], &[]).await;
+    let token = made.out.strip_suffix('\n').unwrap();
+    assert!(token.starts_with("hpx_") && !token.contains(char::is_whitespace), "{token}");
+    let server = ledger.serve().await;
+    assert_eq!(server.as_caller(token).submit("k", job(1)).await.status, 201);
+    let listed = run(&ledger, &["token", "list"], &[]).await.out;
+    assert!(listed.contains("globex  submit,read"), "{listed}");
+}
+
+#[tokio::test]
+async fn what_is_typed_wrongly_is_said_in_words() {
+    let ledger = Ledger::new().await;
+    let create = |tenant: &'static str, scope: &'static str| ["token", "create", "--tenant", tenant, "--scope", scope];
+    for (arguments, words) in [
+        (&create("nobody", "read")[..], "there is no tenant nobody"),
+        (&create("acme", "fly")[..], "unknown scope \"fly\"; known are submit, work, read and admin"),
+        (&["tenant", "create", "Bad Name"][..], "a tenant's name is"),
+        (&["token", "revoke", "7d0b8d9a-0000-7000-8000-000000000000"][..], "there is no token"),
+        (&["serve", "--bind", "nowhere"][..], "--bind"),
+    ] {
+        let ran = run(&ledger, arguments, &[]).await;
+        assert!(!ran.ok && ran.err.contains(words), "{arguments:?}: {}", ran.err);
+    }
+}
+
+#[tokio::test]
+async fn a_setting_that_is_unknown_or_senseless_stops_the_start_by_its_name() {
+    let ledger = Ledger::new().await;
+    for (name, value, words) in [
+        ("HAPAX__SERVER__BODY_LIMIT", "1", "setting server.body_limit"),
+        ("HAPAX__IDEMPOTENCY__TIME_TO_LIVE", "0s", "setting idempotency.time_to_live"),
+        ("HAPAX__INTAKE__LOCK_WAIT", "forever", "setting intake.lock_wait"),
+        ("HAPAX__LOG__FILTER", "hapax=loud=er", "setting log.filter"),
+        ("HAPAX__DATABASE__URL", "mysql://nowhere", "setting database.url"),
+        ("HAPAX__METRICS__BIND", "192.0.2.1:1", "setting metrics.bind"),
+    ] {
+        let lossy = ("HAPAX__DATABASE__ALLOW_LOSING_ACKNOWLEDGED_JOBS", "true");
+        let ran = run(&ledger, &["serve", "--bind", "127.0.0.1:0"], &[(name, value), lossy]).await;
+        assert!(!ran.ok && ran.err.contains(words), "{name}={value}: {}", ran.err);
+    }
+}
+
+#[tokio::test]
+async fn the_effective_configuration_is_shown_without_its_secrets() {
+    let settings = [("DATABASE_URL", "postgres://u:s3cret@h/d?password=s3cret"), ("HAPAX__INTAKE__LOCK_WAIT", "3s")];
+    let output = run_hapax(&["config"], &settings).await;
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(shown.contains("lock_wait = \"3s\"") && shown.contains("u:hidden@h"), "{shown}");
+    assert!(!shown.contains("s3cret"), "{shown}");
+}
+
+#[tokio::test]
+async fn a_file_of_settings_counts_below_the_environment() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("hapax.toml");
+    std::fs::write(&file, "[intake]\nlock_wait = \"3s\"\nconnections = 3\n").unwrap();
+    let settings = [("HAPAX_CONFIG", file.to_str().unwrap()), ("HAPAX__INTAKE__CONNECTIONS", "5")];
+    let shown = String::from_utf8(run_hapax(&["config"], &settings).await.stdout).unwrap();
+    assert!(shown.contains("lock_wait = \"3s\"") && shown.contains("[intake]\nconnections = 5"), "{shown}");
+    std::fs::write(&file, "[intake]\nlokc_wait = \"3s\"\n").unwrap();
+    let output = run_hapax(&["config"], &settings).await;
+    assert!(String::from_utf8_lossy(&output.stderr).contains("setting intake.lokc_wait"), "{output:?}");
+}

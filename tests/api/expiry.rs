@@ -1,0 +1,140 @@
+//! Keys have a stated life, and the purger is only housekeeping.
+
+use std::time::{Duration, SystemTime};
+
+use sqlx::Row;
+
+use crate::harness::{Ledger, Server, job, run_hapax};
+
+#[tokio::test]
+async fn the_stated_life_is_the_one_in_the_database() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__IDEMPOTENCY__TIME_TO_LIVE", "90m")]).await;
+    let stated = httpdate::parse_http_date(server.submit("key-1", job(1)).await.header("idempotency-expires")).unwrap();
+    let mut connection = ledger.connect().await;
+    let sql = "select expires_at, extract(epoch from expires_at - clock_timestamp())::float8 from idempotency_keys";
+    let row = sqlx::raw_sql(sql).fetch_one(&mut connection).await.unwrap();
+    let stored = SystemTime::from(row.get::<chrono::DateTime<chrono::Utc>, _>(0));
+    assert!(stored.duration_since(stated).unwrap() < Duration::from_secs(1), "the header has whole seconds");
+    assert!((5000.0..=5400.0).contains(&row.get::<f64, _>(1)));
+}
+
+#[tokio::test]
+async fn an_expired_key_is_free_whether_or_not_the_purger_has_come_by() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let first = server.submit("key-1", job(1)).await;
+    ledger.expire("key-1").await;
+    let second = server.submit("key-1", job(2)).await;
+    assert_eq!((second.status, second.header("idempotent-replayed")), (201, "false"));
+    assert_ne!(second.job_id(), first.job_id());
+    assert_eq!(server.submit("key-1", job(2)).await.body, second.body);
+    server.submit("key-1", job(1)).await.is_problem(422, "idempotency-key-reused");
+    // The first job is none of the key's business any more.
+    assert_eq!(server.get(first.header("location")).await.status, 200);
+    assert_eq!((ledger.jobs().await, ledger.keys().await), (2, 1));
+}
+
+#[tokio::test]
+async fn an_expired_key_is_taken_over_by_one_of_many() {
+    let ledger = Ledger::new().await;
+    let (one, two) = (ledger.serve().await, ledger.serve().await);
+    one.submit("key-1", job(1)).await;
+    ledger.expire("key-1").await;
+    let retries = (0..20).map(|n| {
+        let client = (**[&one, &two][n % 2]).clone();
+        tokio::spawn(async move { client.submit("key-1", job(2)).await.status })
+    });
+    let mut statuses = Vec::new();
+    for retry in retries.collect::<Vec<_>>() {
+        statuses.push(retry.await.unwrap());
+    }
+    statuses.sort_unstable();
+    assert_eq!((&statuses[..19], statuses[19]), (&[200; 19][..], 201));
+    assert_eq!((ledger.jobs().await, ledger.keys().await), (2, 1));
+}
+
+#[tokio::test]
+async fn a_key_that_expires_while_its_retry_waits_is_judged_by_the_clock() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    server.submit("key-1", job(1)).await;
+    ledger.expire("key-1").await;
+    // Somebody holds the expired row; the take-over waits for it and looks at the clock afterwards.
+    let mut holder = ledger.connect().await;
+    sqlx::raw_sql("begin; select 1 from idempotency_keys for update").execute(&mut holder).await.unwrap();
+    let client = server.clone();
+    let waiting = tokio::spawn(async move { client.submit("key-1", job(2)).await });
+    ledger.until_waiting(1).await;
+    sqlx::raw_sql("commit").execute(&mut holder).await.unwrap();
+    assert_eq!(waiting.await.unwrap().status, 201);
+}
+
+#[tokio::test]
+async fn purging_removes_expired_keys_and_never_a_job() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    for n in 0..5 {
+        server.submit(&format!("key-{n}"), job(n)).await;
+    }
+    for n in 0..3 {
+        ledger.expire(&format!("key-{n}")).await;
+    }
+    let output = run_hapax(&["purge"], &[("DATABASE_URL", &ledger.url)]).await;
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "deleted 3 expired keys\n");
+    assert_eq!((ledger.keys().await, ledger.jobs().await), (2, 5));
+    assert_eq!(server.submit("key-4", job(4)).await.status, 200);
+    assert_eq!(server.submit("key-0", job(0)).await.status, 201);
+}
+
+/// Expired keys, made by the database itself.
+async fn fill_with_expired_keys(ledger: &Ledger, keys: u32) {
+    let sql = format!(
+        "insert into idempotency_keys (tenant_id, route, key, fingerprint, job_id, status, body, request_id, \
+         created_at, expires_at) select tenants.id, 'POST /jobs', 'old-' || n, sha256('x'), gen_random_uuid(), 201, \
+         '{{}}', 'r', now(), now() - interval '1 hour' from tenants, generate_series(1, {keys}) n"
+    );
+    ledger.execute(&sql).await;
+}
+
+#[tokio::test]
+async fn several_purgers_share_the_work_and_do_not_collide() {
+    let ledger = Ledger::new().await;
+    fill_with_expired_keys(&ledger, 20_000).await;
+    let environment =
+        [("DATABASE_URL", ledger.url.as_str()), ("HAPAX__PURGE__BATCH", "500"), ("HAPAX__PURGE__PAUSE", "0s")];
+    let purge = || run_hapax(&["purge"], &environment);
+    let outputs = tokio::join!(purge(), purge(), purge(), purge());
+    let deleted = |output: &std::process::Output| -> u32 {
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{output:?}");
+        text.split(' ').nth(1).unwrap().parse().unwrap()
+    };
+    let sum: u32 = [&outputs.0, &outputs.1, &outputs.2, &outputs.3].into_iter().map(deleted).sum();
+    assert_eq!((sum, ledger.keys().await), (20_000, 0));
+}
+
+#[tokio::test]
+async fn a_purger_waits_for_nobody() {
+    let ledger = Ledger::new().await;
+    fill_with_expired_keys(&ledger, 10).await;
+    let mut holder = ledger.connect().await;
+    let hold = "begin; select 1 from idempotency_keys where key = 'old-1' for update";
+    sqlx::raw_sql(hold).execute(&mut holder).await.unwrap();
+    let output = run_hapax(&["purge"], &[("DATABASE_URL", &ledger.url)]).await;
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "deleted 9 expired keys\n");
+    assert_eq!(ledger.keys().await, 1);
+}
+
+#[tokio::test]
+async fn every_server_purges_by_itself_and_counts_it() {
+    let ledger = Ledger::new().await;
+    let quick = [("HAPAX__PURGE__INTERVAL", "20ms"), ("HAPAX__PURGE__BATCH", "100"), ("HAPAX__PURGE__PAUSE", "0s")];
+    let slow: Server = ledger.serve_with(&[("HAPAX__PURGE__INTERVAL", "1h")]).await;
+    fill_with_expired_keys(&ledger, 1000).await;
+    assert!(slow.metric("hapax_purge_lag_seconds").await >= 3600.0);
+    let server = ledger.serve_with(&quick).await;
+    ledger.until("select count(*) from idempotency_keys", |keys| keys == 0).await;
+    while server.metric("hapax_purged_keys_total").await < 1000.0 {}
+    assert_eq!(server.metric("hapax_purge_lag_seconds").await, 0.0);
+}

@@ -1,0 +1,168 @@
+//! What breaks between a request and its answer.
+
+use rustix::process::Signal;
+
+use crate::harness::{Ledger, Proxy, Server, Treatment, job};
+
+#[tokio::test]
+async fn a_connection_cut_after_the_commit_is_not_seen_by_the_client() {
+    let ledger = Ledger::new().await;
+    let proxy = Proxy::before(&ledger).await;
+    let server = ledger.serve_through(&proxy, &[]).await;
+    proxy.treat_next("the-key", Treatment::CutAfter);
+    let answer = server.submit("the-key", job(1)).await;
+    assert!(proxy.is_done());
+    assert_eq!((answer.status, answer.header("idempotent-replayed")), (201, "false"));
+    assert_eq!(server.metric(r#"hapax_database_retries_total{reason="lost"}"#).await, 1.0);
+    ledger.is_whole_with(1).await;
+    let again = server.submit("the-key", job(1)).await;
+    assert_eq!((again.status, &again.body), (200, &answer.body));
+    assert_eq!(again.header("idempotency-expires"), answer.header("idempotency-expires"));
+}
+
+#[tokio::test]
+async fn a_connection_cut_before_the_statement_arrives_is_not_seen_either() {
+    let ledger = Ledger::new().await;
+    let proxy = Proxy::before(&ledger).await;
+    let server = ledger.serve_through(&proxy, &[]).await;
+    proxy.treat_next("the-key", Treatment::CutBefore);
+    assert_eq!(server.submit("the-key", job(1)).await.status, 201);
+    assert!(proxy.is_done());
+    ledger.is_whole_with(1).await;
+}
+
+#[tokio::test]
+async fn a_take_over_cut_after_its_commit_is_recognised_as_our_own() {
+    let ledger = Ledger::new().await;
+    let proxy = Proxy::before(&ledger).await;
+    let server = ledger.serve_through(&proxy, &[]).await;
+    server.submit("the-key", job(1)).await;
+    ledger.expire("the-key").await;
+    // Three statements carry the key: the first attempt, the look at what stands there, and the take-over.
+    proxy.treat_after(2, "the-key", Treatment::CutAfter);
+    assert_eq!(server.submit("the-key", job(2)).await.status, 201);
+    assert!(proxy.is_done());
+    assert_eq!(server.submit("the-key", job(2)).await.status, 200);
+    assert_eq!((ledger.jobs().await, ledger.keys().await), (2, 1));
+}
+
+#[tokio::test]
+async fn an_outcome_that_stays_unknown_is_called_so_and_the_same_key_tells_it() {
+    let ledger = Ledger::new().await;
+    let proxy = Proxy::before(&ledger).await;
+    let settings = [
+        ("HAPAX__SERVER__REQUEST_DEADLINE", "300ms"),
+        ("HAPAX__DATABASE__STATEMENT_TIMEOUT", "300ms"),
+        ("HAPAX__INTAKE__LOCK_WAIT", "100ms"),
+    ];
+    let server = ledger.serve_through(&proxy, &settings).await;
+    server.submit("warm-up", job(0)).await;
+    proxy.treat_next("the-key", Treatment::Swallow);
+    let answer = server.submit("the-key", job(1)).await;
+    answer.is_problem(503, "outcome-unknown");
+    assert_eq!(answer.header("retry-after"), "1");
+    assert_eq!(answer.json()["retryable"], true);
+    assert_eq!(server.metric(r#"hapax_idempotency_outcomes_total{route="POST /jobs",outcome="unknown"}"#).await, 1.0);
+    let retried = server.submit("the-key", job(1)).await;
+    assert_eq!((retried.status, retried.header("idempotent-replayed")), (200, "true"));
+    ledger.is_whole_with(2).await;
+}
+
+#[tokio::test]
+async fn connections_that_were_ended_while_idle_are_replaced_unseen() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let location = server.submit("key-1", job(1)).await.header("location").to_owned();
+    assert_eq!(server.get(&location).await.status, 200);
+    let end_all = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
+                   where datname = current_database() and application_name = 'hapax'";
+    assert!(ledger.number(end_all).await >= 2);
+    assert_eq!(server.get(&location).await.status, 200);
+    assert_eq!(server.submit("key-2", job(2)).await.status, 201);
+    assert_eq!(server.submit("key-1", job(1)).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_migration_under_a_live_server_is_not_seen_by_its_clients() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let location = server.submit("key-1", job(1)).await.header("location").to_owned();
+    assert_eq!(server.get(&location).await.status, 200);
+    ledger.execute("alter table job_queue alter column queue type varchar(128)").await;
+    assert_eq!(server.get(&location).await.status, 200);
+    assert_eq!(server.submit("key-2", job(2)).await.status, 201);
+    assert!(server.metric(r#"hapax_database_retries_total{reason="stale"}"#).await >= 1.0);
+}
+
+/// A server whose statement for `the-key` is on its way in the database, and what holds it up.
+async fn frozen_in_the_middle(
+    ledger: &Ledger,
+) -> (Server, tokio::task::JoinHandle<Option<u16>>, crate::harness::HeldKey) {
+    let server = ledger.serve_with(&[("HAPAX__INTAKE__LOCK_WAIT", "4s")]).await;
+    server.submit("warm-up", job(0)).await;
+    let held = ledger.hold_key("the-key").await;
+    let request = server.post_jobs("the-key", job(1));
+    let asked = tokio::spawn(async move { Some(request.send().await.ok()?.status().as_u16()) });
+    // Longer than the first, short wait for the lock: this is the statement that stays.
+    let patient = "select count(*) from pg_stat_activity where datname = current_database() \
+                   and wait_event_type = 'Lock' and clock_timestamp() - query_start > interval '100 ms'";
+    ledger.until(patient, |waiting| waiting == 1).await;
+    (server, asked, held)
+}
+
+#[tokio::test]
+async fn a_replica_frozen_between_sending_and_answering_holds_no_key() {
+    let ledger = Ledger::new().await;
+    let (frozen, asked, held) = frozen_in_the_middle(&ledger).await;
+    frozen.signal(Signal::STOP);
+    held.roll_back().await;
+    // The statement of the frozen replica commits without it, and another answers, at once: it would say 409 if it
+    // had to wait for a second.
+    let other = ledger.serve_with(&[("HAPAX__INTAKE__LOCK_WAIT", "1s")]).await;
+    let answer = other.submit("the-key", job(1)).await;
+    assert_eq!((answer.status, answer.header("idempotent-replayed")), (200, "true"));
+    frozen.signal(Signal::CONT);
+    assert_eq!(asked.await.unwrap(), Some(201));
+    ledger.is_whole_with(2).await;
+}
+
+#[tokio::test]
+async fn a_replica_killed_between_sending_and_answering_holds_no_key() {
+    let ledger = Ledger::new().await;
+    let (killed, asked, held) = frozen_in_the_middle(&ledger).await;
+    killed.signal(Signal::KILL);
+    assert!(!killed.ended().await);
+    assert_eq!(asked.await.unwrap(), None);
+    held.roll_back().await;
+    let other = ledger.serve_with(&[("HAPAX__INTAKE__LOCK_WAIT", "1s")]).await;
+    // Whether the database noticed the death before or after it wrote: one job, and an answer.
+    let answer = other.submit("the-key", job(1)).await;
+    assert!([200, 201].contains(&answer.status), "{answer:?}");
+    ledger.is_whole_with(2).await;
+}
+
+#[tokio::test]
+async fn a_database_that_is_gone_is_said_to_be_and_no_answer_claims_otherwise() {
+    let ledger = Ledger::new().await;
+    let settings = [
+        ("HAPAX__SERVER__REQUEST_DEADLINE", "300ms"),
+        ("HAPAX__DATABASE__STATEMENT_TIMEOUT", "300ms"),
+        ("HAPAX__INTAKE__LOCK_WAIT", "100ms"),
+        ("HAPAX__ACCESS__CACHE_LIFE", "1h"),
+    ];
+    let server = ledger.serve_with(&settings).await;
+    let location = server.submit("key-1", job(1)).await.header("location").to_owned();
+    let away = format!("{}_away", ledger.name);
+    ledger.rename_to(&away).await;
+    for answer in [server.submit("key-2", job(2)).await, server.get(&location).await] {
+        assert_eq!(answer.status, 503, "{answer:?}");
+        assert_eq!((answer.header("retry-after"), &answer.json()["retryable"]), ("1", &true.into()));
+        assert!(["database-unavailable", "outcome-unknown"].contains(&answer.problem().as_str()));
+    }
+    assert_eq!(server.get("/healthz").await.status, 200);
+    server.get("/readyz").await.is_problem(503, "not-ready");
+    ledger.rename_back_from(&away).await;
+    assert_eq!(server.submit("key-2", job(2)).await.status, 201);
+    assert_eq!(server.get(&location).await.status, 200);
+    ledger.is_whole_with(2).await;
+}

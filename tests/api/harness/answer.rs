@@ -1,0 +1,56 @@
+use bytes::Bytes;
+use reqwest::header::HeaderMap;
+use serde_json::Value;
+
+/// A whole HTTP answer.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Answer {
+    pub async fn of(response: reqwest::Response) -> Self {
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        Self { status, headers, body: response.bytes().await.unwrap() }
+    }
+
+    /// The value of a header that is there once.
+    pub fn header(&self, name: &str) -> &str {
+        let mut values = self.headers.get_all(name).iter();
+        let value = values.next().unwrap_or_else(|| panic!("no header {name} in {self:?}"));
+        assert!(values.next().is_none(), "header {name} is there twice");
+        value.to_str().unwrap()
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {self:?}"))
+    }
+
+    pub fn job_id(&self) -> String {
+        self.json()["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Demands a whole and consistent problem document, and gives its code.
+    pub fn problem(&self) -> String {
+        assert_eq!(self.header("content-type"), "application/problem+json", "{self:?}");
+        let document = self.json();
+        let code = document["code"].as_str().unwrap().to_owned();
+        assert_eq!(document["status"], self.status);
+        assert_eq!(document["type"], format!("urn:hapax:problem:{code}"));
+        assert_eq!(document["instance"], format!("urn:hapax:request:{}", self.header("x-request-id")));
+        assert!(document["retryable"].is_boolean() && document["title"].is_string() && document["detail"].is_string());
+        let words = document.to_string().to_lowercase();
+        for leak in ["sqlx", "postgres", "relation", "constraint", "syntax error", "panicked"] {
+            assert!(!words.contains(leak), "{leak} in {words}");
+        }
+        code
+    }
+
+    /// Demands a problem of this status and code.
+    #[track_caller]
+    pub fn is_problem(&self, status: u16, code: &str) {
+        assert_eq!((self.status, self.problem().as_str()), (status, code), "{self:?}");
+    }
+}

@@ -1,0 +1,53 @@
+use std::net::SocketAddr;
+
+use super::{Answer, RawConnection};
+
+/// Somebody with a token who calls one server.
+#[derive(Clone)]
+pub struct Client {
+    pub address: SocketAddr,
+    token: String,
+    http: reqwest::Client,
+}
+
+impl Client {
+    pub fn new(address: SocketAddr, token: &str) -> Self {
+        let http = reqwest::Client::builder().http1_only().build().unwrap();
+        Self { address, token: token.to_owned(), http }
+    }
+
+    /// The same server as somebody else calls it.
+    pub fn as_caller(&self, token: &str) -> Self {
+        Self { token: token.to_owned(), ..self.clone() }
+    }
+
+    /// A request as every well-behaved client sends it, for the test to change.
+    pub fn post_jobs(&self, key: &str, body: impl ToString) -> reqwest::RequestBuilder {
+        self.request("POST", "/jobs")
+            .header("idempotency-key", key)
+            .header("content-type", "application/json")
+            .body(body.to_string())
+    }
+
+    pub fn request(&self, method: &str, path: &str) -> reqwest::RequestBuilder {
+        let url = format!("http://{}{path}", self.address);
+        self.http.request(method.parse().unwrap(), url).bearer_auth(&self.token)
+    }
+
+    pub async fn submit(&self, key: &str, body: impl ToString) -> Answer {
+        self.send(self.post_jobs(key, body)).await
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send(self.request("GET", path)).await
+    }
+
+    pub async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
+        Answer::of(request.send().await.unwrap()).await
+    }
+
+    /// A connection to write bytes on that no client library would.
+    pub async fn raw(&self) -> RawConnection {
+        RawConnection::open(self.address, &self.token).await
+    }
+}

@@ -1,0 +1,190 @@
+use std::str::FromStr;
+use std::time::Duration;
+
+use hapax::access::{Scope, TenantName, Token, queries};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, Row};
+use url::Url;
+
+use super::{Proxy, Server};
+
+/// A database of the test's own, migrated, with a tenant `acme` and a token of it that permits everything. Dropped
+/// with the test.
+pub struct Ledger {
+    pub name: String,
+    pub url: String,
+    pub token: String,
+}
+
+impl Ledger {
+    pub async fn new() -> Self {
+        let mut ledger = Self::empty().await;
+        hapax::database::migrate(&mut ledger.connect().await).await.unwrap();
+        ledger.token = ledger.token_for("acme", &Scope::ALL).await;
+        ledger
+    }
+
+    /// A database without any table.
+    pub async fn empty() -> Self {
+        let name = format!("hapax_test_{}", uuid::Uuid::new_v4().simple());
+        let mut server = PgConnection::connect(&base_url()).await.unwrap();
+        sqlx::raw_sql(AssertSqlSafe(format!("create database {name}"))).execute(&mut server).await.unwrap();
+        let mut url = Url::parse(&base_url()).unwrap();
+        url.set_path(&name);
+        Self { name, url: url.into(), token: String::new() }
+    }
+
+    pub async fn connect(&self) -> PgConnection {
+        PgConnectOptions::from_str(&self.url).unwrap().connect().await.unwrap()
+    }
+
+    /// Runs SQL that is part of a test's story.
+    pub async fn execute(&self, sql: &str) -> u64 {
+        let mut connection = self.connect().await;
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await.unwrap().rows_affected()
+    }
+
+    /// The one number that a query answers.
+    pub async fn number(&self, sql: &str) -> i64 {
+        let mut connection = self.connect().await;
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).fetch_one(&mut connection).await.unwrap().get(0)
+    }
+
+    pub async fn jobs(&self) -> i64 {
+        self.number("select count(*) from jobs").await
+    }
+
+    pub async fn keys(&self) -> i64 {
+        self.number("select count(*) from idempotency_keys").await
+    }
+
+    /// Demands that every key has its job, every job its place in the queue, and nothing else is there.
+    pub async fn is_whole_with(&self, jobs: i64) {
+        let joined = "select count(*) from idempotency_keys k \
+            join jobs j on j.tenant_id = k.tenant_id and j.id = k.job_id \
+            join job_queue q on q.tenant_id = j.tenant_id and q.job_id = j.id";
+        let queued = self.number("select count(*) from job_queue").await;
+        assert_eq!([self.number(joined).await, self.keys().await, self.jobs().await, queued], [jobs; 4]);
+    }
+
+    /// A new token of a tenant, which is made if need be.
+    pub async fn token_for(&self, tenant: &str, scopes: &[Scope]) -> String {
+        let mut connection = self.connect().await;
+        let (name, token): (TenantName, _) = (tenant.parse().unwrap(), Token::mint());
+        queries::create_tenant(&mut connection, &name).await.unwrap();
+        let scopes = scopes.iter().copied().collect();
+        queries::create_token(&mut connection, &name, &token.digest(), scopes).await.unwrap().unwrap();
+        token.expose().to_owned()
+    }
+
+    /// Moves a key's expiry into the past.
+    pub async fn expire(&self, key: &str) {
+        let sql = format!(
+            "update idempotency_keys set expires_at = clock_timestamp() - interval '1 second' where key = '{key}'"
+        );
+        assert_eq!(self.execute(&sql).await, 1);
+    }
+
+    /// Holds a key as another transaction would that is in the middle of a submission.
+    pub async fn hold_key(&self, key: &str) -> HeldKey {
+        let mut connection = self.connect().await;
+        let sql = format!(
+            "begin; insert into idempotency_keys (tenant_id, route, key, fingerprint, job_id, status, body, \
+             request_id, created_at, expires_at) select id, 'POST /jobs', '{key}', sha256('another'), \
+             gen_random_uuid(), 201, '{{}}', 'the-holder', now(), now() + interval '1 day' from tenants"
+        );
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+        HeldKey { connection }
+    }
+
+    /// Returns once this many of the servers' statements wait for a lock.
+    pub async fn until_waiting(&self, statements: i64) {
+        let sql = "select count(*) from pg_stat_activity \
+                   where datname = current_database() and wait_event_type = 'Lock'";
+        self.until(sql, |waiting| waiting >= statements).await;
+    }
+
+    /// Returns once the number that `sql` answers is as wanted.
+    pub async fn until(&self, sql: &str, wanted: impl Fn(i64) -> bool) {
+        let mut connection = self.connect().await;
+        let asking = async {
+            loop {
+                let row = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).fetch_one(&mut connection).await.unwrap();
+                if wanted(row.get(0)) {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), asking).await.unwrap_or_else(|_| panic!("never so: {sql}"));
+    }
+
+    /// Takes the database away from the servers on it, as a failover would.
+    pub async fn rename_to(&self, name: &str) {
+        rename(&self.name, name).await;
+    }
+
+    pub async fn rename_back_from(&self, name: &str) {
+        rename(name, &self.name).await;
+    }
+
+    pub async fn serve(&self) -> Server {
+        self.serve_with(&[]).await
+    }
+
+    pub async fn serve_with(&self, settings: &[(&str, &str)]) -> Server {
+        Server::start(&self.url, &self.token, settings).await
+    }
+
+    /// A server that reaches the database through a proxy.
+    pub async fn serve_through(&self, proxy: &Proxy, settings: &[(&str, &str)]) -> Server {
+        Server::start(&proxy.url(self), &self.token, settings).await
+    }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        let sql = format!("drop database if exists {} with (force)", self.name);
+        let dropping = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut server = PgConnection::connect(&base_url()).await.unwrap();
+                sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut server).await.unwrap();
+            });
+        });
+        dropping.join().unwrap();
+    }
+}
+
+/// Ends all sessions on a database and gives it another name.
+async fn rename(from: &str, to: &str) {
+    let mut server = PgConnection::connect(&base_url()).await.unwrap();
+    loop {
+        let end_all = format!("select pg_terminate_backend(pid, 1000) from pg_stat_activity where datname = '{from}'");
+        sqlx::raw_sql(AssertSqlSafe(end_all)).execute(&mut server).await.unwrap();
+        // A server may have connected again in between.
+        let renaming = format!("alter database {from} rename to {to}");
+        if sqlx::raw_sql(AssertSqlSafe(renaming)).execute(&mut server).await.is_ok() {
+            return;
+        }
+    }
+}
+
+/// A key in another's uncommitted transaction.
+pub struct HeldKey {
+    connection: PgConnection,
+}
+
+impl HeldKey {
+    pub async fn commit(mut self) {
+        sqlx::raw_sql("commit").execute(&mut self.connection).await.unwrap();
+    }
+
+    pub async fn roll_back(mut self) {
+        sqlx::raw_sql("rollback").execute(&mut self.connection).await.unwrap();
+    }
+}
+
+fn base_url() -> String {
+    std::env::var("DATABASE_URL").expect("DATABASE_URL names a server to test on; `make test` starts one")
+}

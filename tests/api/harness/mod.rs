@@ -1,0 +1,22 @@
+//! What the tests speak: a ledger (a database of its own), servers on it, and answers.
+
+mod answer;
+mod client;
+mod ledger;
+mod proxy;
+mod raw;
+mod server;
+
+pub use answer::Answer;
+pub use client::Client;
+pub use ledger::{HeldKey, Ledger};
+pub use proxy::{Proxy, Treatment};
+pub use raw::RawConnection;
+pub use server::{Server, hapax, run_hapax};
+
+use serde_json::{Value, json};
+
+/// A body that `POST /jobs` takes; `n` tells one from another.
+pub fn job(n: u64) -> Value {
+    json!({ "type": "demo.count", "payload": { "n": n } })
+}

@@ -1,0 +1,78 @@
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::Answer;
+
+/// HTTP/1.1 to the letter: what is written is what is sent.
+pub struct RawConnection {
+    stream: TcpStream,
+    token: String,
+    unread: Vec<u8>,
+}
+
+impl RawConnection {
+    pub async fn open(address: SocketAddr, token: &str) -> Self {
+        Self { stream: TcpStream::connect(address).await.unwrap(), token: token.to_owned(), unread: Vec::new() }
+    }
+
+    /// `POST /jobs` with these header lines and this body; the token and the host go with it.
+    pub async fn post_jobs(&mut self, headers: &[&[u8]], body: &[u8]) -> Answer {
+        self.write_head("POST /jobs", headers).await;
+        self.write(body).await;
+        self.answer().await
+    }
+
+    pub async fn write_head(&mut self, request: &str, headers: &[&[u8]]) {
+        let mut head =
+            format!("{request} HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {}\r\n", self.token).into_bytes();
+        for line in headers {
+            head.extend_from_slice(line);
+            head.extend_from_slice(b"\r\n");
+        }
+        head.extend_from_slice(b"\r\n");
+        self.write(&head).await;
+    }
+
+    pub async fn write(&mut self, bytes: &[u8]) {
+        // A server that has answered already may have closed its side.
+        let _closed = self.stream.write_all(bytes).await;
+    }
+
+    /// Reads one answer with a Content-Length.
+    pub async fn answer(&mut self) -> Answer {
+        tokio::time::timeout(Duration::from_secs(60), self.read_answer()).await.expect("an answer")
+    }
+
+    async fn read_answer(&mut self) -> Answer {
+        let head_end = loop {
+            if let Some(at) = self.unread.windows(4).position(|window| window == b"\r\n\r\n") {
+                break at + 4;
+            }
+            self.read_more().await;
+        };
+        let head = String::from_utf8(self.unread.drain(..head_end).collect()).unwrap();
+        let mut lines = head.lines();
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let fields = lines.filter_map(|line| line.split_once(": "));
+        let headers: HeaderMap = fields
+            .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse::<HeaderValue>().unwrap()))
+            .collect();
+        let length = headers.get("content-length").map_or(0, |length| length.to_str().unwrap().parse().unwrap());
+        while self.unread.len() < length {
+            self.read_more().await;
+        }
+        Answer { status, headers, body: Bytes::from(self.unread.drain(..length).collect::<Vec<u8>>()) }
+    }
+
+    async fn read_more(&mut self) {
+        let mut chunk = [0; 4096];
+        let length = self.stream.read(&mut chunk).await.unwrap();
+        assert!(length > 0, "closed without an answer, after {:?}", String::from_utf8_lossy(&self.unread));
+        self.unread.extend_from_slice(&chunk[..length]);
+    }
+}

@@ -1,0 +1,130 @@
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::Client;
+
+/// A `hapax` process that serves, killed with the test.
+pub struct Server {
+    child: Child,
+    client: Client,
+    metrics: SocketAddr,
+    log: Arc<Mutex<Vec<String>>>,
+    _folder: tempfile::TempDir,
+}
+
+impl Server {
+    pub async fn start(url: &str, token: &str, settings: &[(&str, &str)]) -> Self {
+        let mut command = hapax();
+        command.args(["serve", "--bind", "127.0.0.1:0"]).env("DATABASE_URL", url);
+        command.env("HAPAX__DATABASE__ALLOW_LOSING_ACKNOWLEDGED_JOBS", "true");
+        command.env("HAPAX__METRICS__BIND", "127.0.0.1:0").envs(settings.iter().copied());
+        Self::spawn(command, token).await
+    }
+
+    /// Starts a command that serves, and returns when it does.
+    pub async fn spawn(mut command: Command, token: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        command.current_dir(folder.path()).env("HAPAX__LOG__FORMAT", "json").env("HAPAX__SERVER__WORKERS", "1");
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+        let (log, output) = (Arc::<Mutex<Vec<String>>>::default(), child.stdout.take().unwrap());
+        let (tell, told) = mpsc::channel();
+        let collected = Arc::clone(&log);
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                if line.contains(r#""message":"serving""#) {
+                    let _gone = tell.send(serde_json::from_str::<Value>(&line).unwrap());
+                }
+                collected.lock().unwrap().push(line);
+            }
+        });
+        let serving = tokio::task::spawn_blocking(move || told.recv_timeout(Duration::from_secs(120)));
+        let serving = serving.await.unwrap().unwrap_or_else(|_| panic!("it does not serve: {:?}", log.lock().unwrap()));
+        let address = |name: &str| serving[name].as_str().unwrap().parse().unwrap();
+        Self { child, client: Client::new(address("api"), token), metrics: address("metrics"), log, _folder: folder }
+    }
+
+    /// The same process, called with a token that it made itself.
+    pub fn with_token(mut self, token: &str) -> Self {
+        self.client = self.client.as_caller(token);
+        self
+    }
+
+    /// The value of one metric, labels as Prometheus shows them; 0 if it has not been counted yet.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = self.metrics_text().await;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    pub async fn metrics_text(&self) -> String {
+        reqwest::get(format!("http://{}/metrics", self.metrics)).await.unwrap().text().await.unwrap()
+    }
+
+    /// The log lines so far, up to and including that of this request.
+    pub async fn log_until(&self, request_id: &str) -> Vec<Value> {
+        let written = || {
+            let lines = self.log.lock().unwrap();
+            let parsed: Vec<Value> = lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
+            let answered = |line: &Value| line["message"] == "answered" && line["span"]["request_id"] == request_id;
+            parsed.iter().any(answered).then_some(parsed)
+        };
+        loop {
+            if let Some(lines) = written() {
+                return lines;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// All that was written so far, to the letter.
+    pub fn log_text(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits for the process to end and says whether it ended well.
+    pub async fn ended(mut self) -> bool {
+        tokio::task::spawn_blocking(move || self.child.wait().unwrap().success()).await.unwrap()
+    }
+}
+
+impl Deref for Server {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _gone = self.child.wait();
+    }
+}
+
+/// Runs a command of the binary to its end.
+pub async fn run_hapax(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = hapax();
+    command.args(arguments).envs(environment.iter().copied()).current_dir(folder.path());
+    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+}
+
+/// The binary, with nothing of the tester's own settings.
+pub fn hapax() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hapax"));
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command
+}

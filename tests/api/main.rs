@@ -1,0 +1,20 @@
+//! Black-box tests: real server processes, a real PostgreSQL, a database for each test.
+//!
+//! `make test` runs them; they need DATABASE_URL to name a server on which databases may be made.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod harness;
+
+mod access;
+mod command_line;
+mod concurrency;
+mod contract;
+mod dev;
+mod expiry;
+mod faults;
+mod keys;
+mod refusals;
+mod schema;
+mod submission;
+mod telemetry;

@@ -1,0 +1,214 @@
+//! What is refused, how it is said, and that it costs nothing.
+
+use crate::harness::{Ledger, RawConnection, Server, job};
+
+#[tokio::test]
+async fn a_body_that_is_not_a_job_is_refused_with_its_place_and_the_key_stays_unused() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let deep = |levels: usize| format!(r#"{{"type":"t","payload":{}{}}}"#, "[".repeat(levels), "]".repeat(levels));
+    let json: [String; 16] = [
+        "".into(),
+        "{".into(),
+        "nothing".into(),
+        r#"{"type":"t","payload":1,}"#.into(),
+        r#"{"type":"t","payload":1} {}"#.into(),
+        r#"{"type":"t","payload":"\u0000"}"#.into(),
+        r#"{"type":"t","payload":{"\u0000":1}}"#.into(),
+        r#"{"type":"t","payload":"\ud800"}"#.into(),
+        r#"{"type":"t","payload":"\udc00\ud800"}"#.into(),
+        r#"{"type":"t","payload":01}"#.into(),
+        r#"{"type":"t","payload":NaN}"#.into(),
+        "{\"type\":\"t\",\"payload\":\"a\nb\"}".into(),
+        "\u{feff}{\"type\":\"t\",\"payload\":1}".into(),
+        deep(64),
+        deep(1000),
+        deep(20_000),
+    ];
+    for body in &json {
+        server.submit("the-key", body).await.is_problem(400, "invalid-json");
+    }
+    for (body, pointer) in [
+        ("[]", ""),
+        ("null", ""),
+        (r#""type""#, ""),
+        ("{}", "/type"),
+        (r#"{"payload":1}"#, "/type"),
+        (r#"{"type":"t"}"#, "/payload"),
+        (r#"{"type":null,"payload":1}"#, "/type"),
+        (r#"{"type":"","payload":1}"#, "/type"),
+        (r#"{"type":"t","payload":1,"priority":9}"#, "/priority"),
+        (r#"{"type":"t","payload":1,"priority":2.5}"#, "/priority"),
+        (r#"{"type":"t","payload":1,"max_attempts":0}"#, "/max_attempts"),
+        (r#"{"type":"t","payload":1,"max_attempts":1e400000}"#, "/max_attempts"),
+        (r#"{"type":"t","payload":1,"run_at":"yesterday"}"#, "/run_at"),
+        (r#"{"type":"t","payload":1,"run_at":1700000000}"#, "/run_at"),
+        (r#"{"type":"t","payload":1,"queue":"a b"}"#, "/queue"),
+        (r#"{"type":"t","payload":1,"delay":5}"#, "/delay"),
+        (r#"{"type":"t","type":"t","payload":1}"#, "/type"),
+        (r#"{"type":"t","t\u0079pe":"t","payload":1}"#, "/type"),
+    ] {
+        let answer = server.submit("the-key", body).await;
+        answer.is_problem(400, "invalid-job");
+        assert_eq!(answer.json()["pointers"], serde_json::json!([pointer]), "{body}");
+    }
+    ledger.is_whole_with(0).await;
+    assert_eq!(server.submit("the-key", deep(63)).await.status, 201);
+}
+
+#[tokio::test]
+async fn bytes_that_are_not_utf_8_are_refused() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let body = b"{\"type\":\"t\",\"payload\":\"\xff\"}";
+    let length = format!("content-length: {}", body.len());
+    let headers: [&[u8]; 3] = [b"idempotency-key: k", b"content-type: application/json", length.as_bytes()];
+    server.raw().await.post_jobs(&headers, body).await.is_problem(400, "invalid-json");
+    ledger.is_whole_with(0).await;
+}
+
+#[tokio::test]
+async fn a_media_type_or_an_encoding_that_is_not_taken_is_415() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let body = job(1).to_string();
+    let length = format!("content-length: {}", body.len());
+    for (header, code) in [
+        ("content-type: text/plain", "unsupported-media-type"),
+        ("content-type: application/x-www-form-urlencoded", "unsupported-media-type"),
+        ("content-type: application/json; charset=iso-8859-1", "unsupported-media-type"),
+        ("x-no-content-type: 1", "unsupported-media-type"),
+        ("content-type: application/json\r\ncontent-encoding: gzip", "unsupported-content-encoding"),
+        ("content-type: application/json\r\ncontent-encoding: identity", "unsupported-content-encoding"),
+        ("content-type: application/json\r\ncontent-type: application/json", "unsupported-media-type"),
+    ] {
+        let headers: [&[u8]; 3] = [b"idempotency-key: k", length.as_bytes(), header.as_bytes()];
+        let answer = server.raw().await.post_jobs(&headers, body.as_bytes()).await;
+        answer.is_problem(415, code);
+        match code {
+            "unsupported-media-type" => assert_eq!(answer.header("accept"), "application/json"),
+            _ => assert_eq!(answer.header("accept-encoding"), "identity"),
+        }
+    }
+    ledger.is_whole_with(0).await;
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_refused_by_its_head_or_while_it_is_read() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__SERVER__BODY_LIMIT_BYTES", "2048")]).await;
+    let mut announced = server.raw().await;
+    let common: [&[u8]; 2] = [b"idempotency-key: k", b"content-type: application/json"];
+    announced.write_head("POST /jobs", &[&common[..], &[b"content-length: 99999999999"]].concat()).await;
+    announced.answer().await.is_problem(413, "body-too-large");
+
+    let mut chunked = server.raw().await;
+    chunked.write_head("POST /jobs", &[&common[..], &[b"transfer-encoding: chunked"]].concat()).await;
+    chunked.write(format!("1000\r\n{}\r\n", " ".repeat(0x1000)).as_bytes()).await;
+    chunked.answer().await.is_problem(413, "body-too-large");
+    ledger.is_whole_with(0).await;
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_arrive_is_408_and_the_next_client_is_served() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__SERVER__BODY_DEADLINE", "1s")]).await;
+    let common: [&[u8]; 3] = [b"idempotency-key: k", b"content-type: application/json", b"content-length: 100"];
+    let mut slow = server.raw().await;
+    slow.write_head("POST /jobs", &common).await;
+    slow.write(br#"{"type":"#).await;
+    let answer = slow.answer().await;
+    answer.is_problem(408, "request-timeout");
+    assert_eq!(answer.header("connection"), "close");
+    assert_eq!(server.submit("k", job(1)).await.status, 201);
+    ledger.is_whole_with(1).await;
+}
+
+async fn raw_request(server: &Server, request: &str) -> (RawConnection, crate::harness::Answer) {
+    let mut connection = server.raw().await;
+    connection.write_head(request, &[b"content-length: 0"]).await;
+    let answer = connection.answer().await;
+    (connection, answer)
+}
+
+#[tokio::test]
+async fn an_unknown_path_is_404_and_so_is_another_spelling_of_a_known_one() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    for path in ["/nothing", "/jobs/", "//jobs", "/Jobs", "/%6aobs", "/%6Aobs?x", "/jobs/%2e", "/jobs/a/b", "/metrics"]
+    {
+        raw_request(&server, &format!("POST {path}")).await.1.is_problem(404, "route-not-found");
+    }
+}
+
+#[tokio::test]
+async fn a_method_that_a_path_does_not_take_is_405_with_those_it_does() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    for (request, allow) in [
+        ("GET /jobs", "POST"),
+        ("DELETE /jobs", "POST"),
+        ("OPTIONS /jobs", "POST"),
+        ("BREW /jobs", "POST"),
+        ("POST /jobs/7d0b8d9a-0000-7000-8000-000000000000", "GET"),
+        ("POST /", "GET"),
+        ("POST /healthz", "GET"),
+        ("PUT /openapi.yaml", "GET"),
+    ] {
+        let (_, answer) = raw_request(&server, request).await;
+        answer.is_problem(405, "method-not-allowed");
+        assert_eq!(answer.header("allow"), allow);
+    }
+}
+
+#[tokio::test]
+async fn a_query_parameter_that_nobody_knows_is_refused() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let answer = server.send(server.request("POST", "/jobs?dry=1").header("idempotency-key", "k")).await;
+    answer.is_problem(400, "unknown-parameter");
+    for path in ["/?a", "/healthz?b=1", "/readyz?c", "/openapi.yaml?d=", "/jobs/x?e=f"] {
+        server.get(path).await.is_problem(400, "unknown-parameter");
+    }
+    assert_eq!(server.get("/?").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_refusal_leaves_the_connection_fit_for_the_next_request() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let body = job(1).to_string();
+    let length = format!("content-length: {}", body.len());
+    let bad: [&[u8]; 3] = [b"idempotency-key: a b", b"content-type: application/json", length.as_bytes()];
+    let good: [&[u8]; 3] = [b"idempotency-key: ab", b"content-type: application/json", length.as_bytes()];
+    let mut connection = server.raw().await;
+    connection.post_jobs(&bad, body.as_bytes()).await.is_problem(400, "invalid-idempotency-key");
+    assert_eq!(connection.post_jobs(&good, body.as_bytes()).await.status, 201);
+    connection.post_jobs(&bad, body.as_bytes()).await.is_problem(400, "invalid-idempotency-key");
+    assert_eq!(connection.post_jobs(&good, body.as_bytes()).await.status, 200);
+}
+
+#[tokio::test]
+async fn hostile_texts_in_a_payload_are_only_texts() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    for (n, payload) in [
+        r#""'; drop table jobs; --""#,
+        r#""\\x00\\u0000""#,
+        r#"{"__proto__":{"a":1},"$where":"1"}"#,
+        "1e400000",
+        "-0.00000000000000000000000000000000000000000000000001",
+        r#""\ud83d\ude00 😀 \uffff""#,
+        "[1e131071]",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let body = format!(r#"{{"type":"t","payload":{payload}}}"#);
+        let answer = server.submit(&format!("key-{n}"), &body).await;
+        assert_eq!(answer.status, 201, "{body}");
+        let shown = server.get(answer.header("location")).await;
+        assert!(String::from_utf8_lossy(&shown.body).contains(payload), "{shown:?}");
+    }
+    ledger.is_whole_with(7).await;
+}

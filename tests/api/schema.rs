@@ -1,0 +1,182 @@
+//! Migrations, what a server demands of its database, and that an index serves every query.
+
+use std::path::Path;
+
+use rustix::process::Signal;
+use sqlx::{AssertSqlSafe, Row};
+
+use crate::harness::{Ledger, job, run_hapax};
+
+const LOSSY: (&str, &str) = ("HAPAX__DATABASE__ALLOW_LOSING_ACKNOWLEDGED_JOBS", "true");
+
+async fn migrate_with_hapax(ledger: &Ledger) -> String {
+    let output = run_hapax(&["migrate"], &[("DATABASE_URL", &ledger.url)]).await;
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+async fn migrate_with_sqlx_cli(ledger: &Ledger) -> String {
+    let sqlx = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin/sqlx");
+    assert!(sqlx.exists(), "sqlx-cli is not there; `make test` installs it");
+    let mut command = std::process::Command::new(sqlx);
+    command.args(["migrate", "run", "--no-dotenv", "--source"]);
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations")).args(["--database-url", &ledger.url]);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn hapax_finds_nothing_to_do_after_sqlx_cli() {
+    let ledger = Ledger::empty().await;
+    assert!(migrate_with_sqlx_cli(&ledger).await.contains("Applied"));
+    assert_eq!(migrate_with_hapax(&ledger).await, "nothing to do: the schema is up to date\n");
+}
+
+#[tokio::test]
+async fn sqlx_cli_finds_nothing_to_do_after_hapax() {
+    let ledger = Ledger::empty().await;
+    assert!(migrate_with_hapax(&ledger).await.starts_with("applied "));
+    assert_eq!(migrate_with_sqlx_cli(&ledger).await, "");
+}
+
+#[tokio::test]
+async fn several_that_migrate_at_once_do_not_collide() {
+    let ledger = Ledger::empty().await;
+    tokio::join!(migrate_with_hapax(&ledger), migrate_with_hapax(&ledger), migrate_with_hapax(&ledger));
+    assert_eq!(migrate_with_hapax(&ledger).await, "nothing to do: the schema is up to date\n");
+}
+
+async fn refusal_to_serve(ledger: &Ledger, settings: &[(&str, &str)]) -> String {
+    let environment = [&[("DATABASE_URL", ledger.url.as_str())], settings].concat();
+    let output = run_hapax(&["serve", "--bind", "127.0.0.1:0"], &environment).await;
+    assert!(!output.status.success(), "{output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[tokio::test]
+async fn a_server_on_an_older_schema_refuses_to_start_and_names_the_command() {
+    let empty = Ledger::empty().await;
+    assert!(refusal_to_serve(&empty, &[LOSSY]).await.contains("run `hapax migrate`"));
+
+    let older = Ledger::new().await;
+    older.execute("delete from _sqlx_migrations where version = (select max(version) from _sqlx_migrations)").await;
+    assert!(refusal_to_serve(&older, &[LOSSY]).await.contains("run `hapax migrate`"));
+
+    let half = Ledger::new().await;
+    half.execute("update _sqlx_migrations set success = false").await;
+    assert!(refusal_to_serve(&half, &[LOSSY]).await.contains("run `hapax migrate`"));
+}
+
+#[tokio::test]
+async fn a_server_on_a_newer_schema_serves_and_warns() {
+    let ledger = Ledger::new().await;
+    let later = "insert into _sqlx_migrations (version, description, success, checksum, execution_time) \
+                 values (99990101000000, 'from a later release', true, '', 0)";
+    ledger.execute(later).await;
+    let server = ledger.serve().await;
+    assert!(server.log_text().contains("newer than this release"), "{}", server.log_text());
+    assert_eq!(server.submit("k", job(1)).await.status, 201);
+    assert_eq!(migrate_with_hapax(&ledger).await, "nothing to do: the schema is newer than this release\n");
+}
+
+#[tokio::test]
+async fn a_server_that_may_lose_acknowledged_jobs_is_refused_unless_told_so_in_so_many_words() {
+    let ledger = Ledger::new().await;
+    ledger.execute(&format!("alter database {} set synchronous_commit = off", ledger.name)).await;
+    let words = refusal_to_serve(&ledger, &[]).await;
+    // A server for tests may have fsync off besides, which is found first.
+    assert!(words.contains("synchronous_commit is off") || words.contains("fsync is off"), "{words}");
+    assert!(words.contains("database.allow_losing_acknowledged_jobs"), "{words}");
+    let server = ledger.serve().await;
+    assert!(server.log_text().contains("may lose jobs"), "{}", server.log_text());
+}
+
+#[tokio::test]
+async fn readiness_follows_the_schema_and_liveness_does_not() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    assert_eq!(server.get("/readyz").await.json()["status"], "ready");
+    ledger.execute("alter table _sqlx_migrations rename to gone").await;
+    let answer = loop {
+        let answer = server.get("/readyz").await;
+        if answer.status != 200 {
+            break answer;
+        }
+    };
+    answer.is_problem(503, "not-ready");
+    assert_eq!(server.get("/healthz").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_server_told_to_stop_ends_well() {
+    let ledger = Ledger::new().await;
+    for signal in [Signal::TERM, Signal::INT] {
+        let server = ledger.serve().await;
+        server.submit("k", job(1)).await;
+        server.signal(signal);
+        assert!(server.ended().await);
+    }
+    let left =
+        "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'hapax'";
+    ledger.until(left, |connections| connections == 0).await;
+}
+
+/// The statements as they are sent, from the folder that sqlx checks them against.
+fn statements() -> Vec<(String, usize)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(".sqlx");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| std::fs::read(entry.unwrap().path()).unwrap());
+    let parsed = files.map(|file| serde_json::from_slice::<serde_json::Value>(&file).unwrap());
+    let statement = |file: serde_json::Value| {
+        let parameters = file["describe"]["parameters"]["Left"].as_array().map_or(0, Vec::len);
+        (file["query"].as_str().unwrap().to_owned(), parameters)
+    };
+    parsed.map(statement).collect()
+}
+
+async fn plan(ledger: &Ledger, sql: &str, parameters: usize) -> String {
+    let mut connection = ledger.connect().await;
+    // Forbidden to scan a table, the planner does so only where no index can serve.
+    let prepare = format!("set enable_seqscan = off; set plan_cache_mode = force_generic_plan; prepare s as {sql}");
+    sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut connection).await.unwrap();
+    let arguments = vec!["null"; parameters].join(", ");
+    let arguments = if parameters == 0 { String::new() } else { format!("({arguments})") };
+    let explain = AssertSqlSafe(format!("explain execute s{arguments}"));
+    let rows = sqlx::raw_sql(explain).fetch_all(&mut connection).await.unwrap();
+    rows.iter().map(|row| row.get::<String, _>(0)).collect::<Vec<_>>().join("\n")
+}
+
+#[tokio::test]
+async fn an_index_serves_every_statement_on_a_table_that_grows() {
+    let ledger = Ledger::new().await;
+    let mut looked_at = 0;
+    for (sql, parameters) in statements() {
+        if !["idempotency_keys", "jobs", "job_queue"].iter().any(|table| sql.contains(table)) {
+            continue;
+        }
+        let plan = plan(&ledger, &sql, parameters).await;
+        assert!(!plan.contains("Seq Scan"), "{sql}\n{plan}");
+        looked_at += 1;
+    }
+    assert!(looked_at >= 6, "{looked_at}");
+}
+
+#[tokio::test]
+async fn the_purger_finds_by_expiry_and_deletes_by_place() {
+    let ledger = Ledger::new().await;
+    let (sql, parameters) = statements().into_iter().find(|(sql, _)| sql.contains("delete from")).unwrap();
+    let plan = plan(&ledger, &sql, parameters).await;
+    assert!(plan.contains("Tid Scan") && plan.contains("idempotency_keys_expires_at_idx"), "{plan}");
+}
+
+#[tokio::test]
+async fn every_table_and_every_less_than_obvious_column_is_explained() {
+    let ledger = Ledger::new().await;
+    let bare = "select count(*) from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace \
+                and relname not like '\\_sqlx%' and obj_description(oid) is null";
+    assert_eq!(ledger.number(bare).await, 0);
+    let unnamed = "select count(*) from pg_constraint where connamespace = 'public'::regnamespace \
+                   and contype in ('p', 'u') and conrelid::regclass::text not in ('tenants', 'access_tokens', \
+                   '_sqlx_migrations') and conkey[1] <> 1";
+    assert_eq!(ledger.number(unnamed).await, 0, "each key begins with tenant_id, the first column");
+}

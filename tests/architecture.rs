@@ -1,0 +1,170 @@
+//! The house rules of ARCHITECTURE.md, held by reading the source.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use syn::visit::{self, Visit};
+
+/// Who may import whom. What is not here may import anything.
+const MAY_IMPORT: [(&str, &[&str]); 11] = [
+    ("ids", &[]),
+    ("json", &[]),
+    ("metrics", &[]),
+    ("telemetry", &[]),
+    ("configuration", &["telemetry"]),
+    ("database", &["metrics"]),
+    ("jobs", &["ids", "json"]),
+    ("idempotency", &["ids", "json", "database", "metrics"]),
+    ("access", &["ids", "database", "metrics"]),
+    ("intake", &["ids", "database", "jobs", "idempotency"]),
+    ("http", &["ids", "json", "database", "metrics", "jobs", "idempotency", "access", "intake"]),
+];
+
+struct Source {
+    /// Relative to `src`, such as `jobs/queries.rs`.
+    name: String,
+    /// The top-level module that the file belongs to.
+    module: String,
+    /// Every path that is written in it, such as `crate::ids::JobId`, imports spelled out.
+    paths: BTreeSet<String>,
+    /// Every method that is called in it, by name.
+    methods: BTreeSet<String>,
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    list(&root, &mut files);
+    assert!(files.len() > 30, "the whole of src is read");
+    files.into_iter().map(|file| read(&root, &file)).collect()
+}
+
+fn list(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            list(&path, files);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+fn read(root: &Path, file: &Path) -> Source {
+    let name = file.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+    let module = name.split(['/', '.']).next().unwrap().to_owned();
+    let mut found = Found::default();
+    found.visit_file(&syn::parse_file(&fs::read_to_string(file).unwrap()).unwrap());
+    Source { name, module, paths: found.paths, methods: found.methods }
+}
+
+#[derive(Default)]
+struct Found {
+    paths: BTreeSet<String>,
+    methods: BTreeSet<String>,
+}
+
+impl<'ast> Visit<'ast> for Found {
+    fn visit_item_mod(&mut self, module: &'ast syn::ItemMod) {
+        // Unit tests may do as they like.
+        if module.ident != "tests" {
+            visit::visit_item_mod(self, module);
+        }
+    }
+
+    fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
+        spell_out(&item.tree, "", &mut self.paths);
+    }
+
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        let segments: Vec<String> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
+        self.paths.insert(segments.join("::"));
+        visit::visit_path(self, path);
+    }
+
+    fn visit_expr_method_call(&mut self, call: &'ast syn::ExprMethodCall) {
+        self.methods.insert(call.method.to_string());
+        visit::visit_expr_method_call(self, call);
+    }
+}
+
+fn spell_out(tree: &syn::UseTree, prefix: &str, paths: &mut BTreeSet<String>) {
+    match tree {
+        syn::UseTree::Path(path) => spell_out(&path.tree, &format!("{prefix}{}::", path.ident), paths),
+        syn::UseTree::Name(name) => drop(paths.insert(format!("{prefix}{}", name.ident))),
+        syn::UseTree::Rename(rename) => drop(paths.insert(format!("{prefix}{}", rename.ident))),
+        syn::UseTree::Glob(_) => drop(paths.insert(format!("{prefix}*"))),
+        syn::UseTree::Group(group) => group.items.iter().for_each(|item| spell_out(item, prefix, paths)),
+    }
+}
+
+#[test]
+fn modules_import_only_what_they_may() {
+    for source in sources() {
+        let Some((_, allowed)) = MAY_IMPORT.iter().find(|(module, _)| *module == source.module) else { continue };
+        for path in &source.paths {
+            let Some(module) = path.strip_prefix("crate::").and_then(|rest| rest.split("::").next()) else { continue };
+            assert!(module == source.module || allowed.contains(&module), "{} imports {path}", source.name);
+        }
+    }
+}
+
+/// Fails if a path that begins like one of `beginnings` is written in a file that is not `at_home`.
+fn stays_at_home(beginnings: &[&str], at_home: impl Fn(&Source) -> bool) {
+    let sources = sources();
+    let strays = |source: &Source| -> Vec<String> {
+        let begins = |path: &&String| beginnings.iter().any(|beginning| path.starts_with(beginning));
+        source.paths.iter().filter(begins).map(|path| format!("{}: {path}", source.name)).collect()
+    };
+    let (home, elsewhere): (Vec<_>, Vec<_>) = sources.iter().partition(|source| at_home(source));
+    assert!(home.iter().any(|source| !strays(source).is_empty()), "the rule guards something: {beginnings:?}");
+    let strays: Vec<String> = elsewhere.into_iter().flat_map(strays).collect();
+    assert_eq!(strays, [""; 0]);
+}
+
+#[test]
+fn only_http_and_server_know_the_framework() {
+    stays_at_home(&["actix"], |source| ["http", "server"].contains(&source.module.as_str()));
+}
+
+#[test]
+fn sql_lives_in_files_named_queries() {
+    let beginnings = ["sqlx::query", "sqlx::raw_sql", "sqlx::AssertSqlSafe", "sqlx::QueryBuilder"];
+    stays_at_home(&beginnings, |source| source.name.ends_with("queries.rs"));
+}
+
+#[test]
+fn only_configuration_reads_the_environment() {
+    stays_at_home(&["std::env", "env::", "dotenvy"], |source| source.module == "configuration");
+}
+
+#[test]
+fn only_server_starts_what_lives_as_long_as_the_process() {
+    for source in sources() {
+        for spawn in ["tokio::spawn", "std::thread::spawn", "thread::spawn", "actix_web::rt::spawn"] {
+            assert!(!source.paths.contains(spawn), "{}: {spawn}", source.name);
+        }
+        let may_spawn = ["server.rs", "database/lane.rs", "cli/private_postgres.rs", "cli/with_postgres.rs"];
+        assert!(!source.methods.contains("spawn") || may_spawn.contains(&source.name.as_str()), "{}", source.name);
+    }
+}
+
+/// What would let a frozen process hold a key: see ADR 0003.
+#[test]
+fn nobody_begins_a_transaction() {
+    for source in sources() {
+        for method in ["begin", "begin_with", "transaction"] {
+            assert!(!source.methods.contains(method), "{} calls {method}", source.name);
+        }
+    }
+}
+
+#[test]
+fn nobody_takes_a_connection_from_a_pool_that_may_return_it_in_mid_statement() {
+    for source in sources() {
+        assert!(!source.paths.iter().any(|path| path.contains("PgPool")), "{}", source.name);
+    }
+}
