@@ -25,7 +25,7 @@ impl JobId {
         Self(Uuid::now_v7())
     }
 
-    /// Reads the hyphenated form only: one job has one path.
+    /// Reads the hyphenated form, in either case (RFC 9562, section 4), and none of the others that a UUID has.
     pub fn parse(text: &str) -> Option<Self> {
         const HYPHENATED_LENGTH: usize = 36;
         if text.len() != HYPHENATED_LENGTH {

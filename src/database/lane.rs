@@ -114,7 +114,7 @@ impl Lane {
                 }
                 Failure::Locked => {
                     lease.give_back();
-                    return Err(DatabaseError::Locked);
+                    return Err(DatabaseError::Locked { after_loss: unknown });
                 }
                 Failure::Refused => {
                     lease.give_back();
@@ -122,6 +122,10 @@ impl Lane {
                 }
                 Failure::Other => {
                     lease.give_back();
+                    if unknown {
+                        tracing::error!(%error, "a statement failed that may have succeeded before");
+                        return Err(DatabaseError::Unknown);
+                    }
                     return Err(DatabaseError::Statement(error));
                 }
             }
@@ -209,7 +213,10 @@ pub enum DatabaseError {
     Unknown,
     /// It waited for a lock as long as it was allowed to, and was rolled back.
     #[error("a lock was held for too long")]
-    Locked,
+    Locked {
+        /// An attempt before this one was lost under way, and may have been committed.
+        after_loss: bool,
+    },
     /// PostgreSQL refused it and would again.
     #[error("the statement failed")]
     Statement(#[source] sqlx::Error),

@@ -1,13 +1,14 @@
 //! Who is calling, and may they: asked before anything else of a request is looked at.
 
-use actix_web::body::MessageBody;
+use std::future::{Ready, ready};
+
+use actix_web::body::{EitherBody, MessageBody};
 use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
 use actix_web::http::header::{AUTHORIZATION, HeaderMap};
 use actix_web::middleware::Next;
 use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
-use std::future::{Ready, ready};
 
-use super::{App, Problem};
+use super::{App, Problem, Unauthenticated};
 use crate::access::{Caller, Scope, Token};
 
 /// Lets a request through if its token is valid and has `scope`; the handler then finds the [`Caller`].
@@ -15,7 +16,7 @@ pub async fn authorize<B: MessageBody + 'static>(
     scope: Scope,
     request: ServiceRequest,
     next: Next<B>,
-) -> Result<ServiceResponse<actix_web::body::EitherBody<B>>, actix_web::Error> {
+) -> Result<ServiceResponse<EitherBody<B>>, actix_web::Error> {
     match admit(scope, &request).await {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
@@ -26,7 +27,7 @@ pub async fn authorize<B: MessageBody + 'static>(
 }
 
 async fn admit(scope: Scope, request: &ServiceRequest) -> Result<Caller, Problem> {
-    let token = bearer(request.headers())?;
+    let token = bearer(request.headers()).map_err(Problem::Unauthenticated)?;
     let app = request.app_data::<web::Data<App>>().expect("the server registers it");
     let caller = app.verifier.verify(&token, app.deadline()).await?;
     tracing::Span::current().record("tenant", tracing::field::display(&caller.tenant_name));
@@ -37,20 +38,20 @@ async fn admit(scope: Scope, request: &ServiceRequest) -> Result<Caller, Problem
 }
 
 /// `Authorization: Bearer hpx_…`, once (RFC 6750, section 2.1).
-fn bearer(headers: &HeaderMap) -> Result<Token, Problem> {
+fn bearer(headers: &HeaderMap) -> Result<Token, Unauthenticated> {
     let mut lines = headers.get_all(AUTHORIZATION);
     let line = match (lines.next(), lines.next()) {
-        (None, _) => return Err(Problem::Unauthenticated("Send Authorization: Bearer with an access token.")),
-        (Some(_), Some(_)) => return Err(Problem::Unauthenticated("The Authorization header is sent more than once.")),
+        (None, _) => return Err(Unauthenticated::Missing),
+        (Some(_), Some(_)) => return Err(Unauthenticated::Repeated),
         (Some(line), None) => line,
     };
     let credentials = line.to_str().ok().and_then(|line| line.split_once(' '));
-    let token = match credentials {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Token::parse(token.trim_matches(' ')),
-        _ => return Err(Problem::Unauthenticated("Send Authorization: Bearer with an access token.")),
-    };
-    token
-        .ok_or(Problem::Unauthenticated("The access token is not one of this service: hpx_ and 64 hexadecimal digits."))
+    match credentials {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => {
+            Token::parse(token.trim_matches(' ')).ok_or(Unauthenticated::Malformed)
+        }
+        _ => Err(Unauthenticated::Missing),
+    }
 }
 
 impl FromRequest for Caller {
@@ -59,6 +60,6 @@ impl FromRequest for Caller {
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         let caller = request.extensions().get::<Self>().cloned();
-        ready(caller.ok_or(Problem::Unauthenticated("Send Authorization: Bearer with an access token.")))
+        ready(caller.ok_or(Problem::Unauthenticated(Unauthenticated::Missing)))
     }
 }

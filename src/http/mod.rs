@@ -13,7 +13,7 @@ mod readiness;
 
 pub use handlers::service::Watched;
 pub use observation::observe;
-pub use problem::Problem;
+pub use problem::{Problem, Unauthenticated};
 pub use readiness::Readiness;
 
 use std::time::Duration;

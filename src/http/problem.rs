@@ -6,6 +6,7 @@ use actix_web::body::BoxBody;
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
+use thiserror::Error;
 
 use crate::access::{Rejection, Scope};
 use crate::database::DatabaseError;
@@ -21,7 +22,7 @@ pub enum Problem {
     InvalidJson(InvalidJson),
     InvalidJob(InvalidJob),
     UnknownParameter(String),
-    Unauthenticated(&'static str),
+    Unauthenticated(Unauthenticated),
     MissingScope(Scope),
     RouteNotFound,
     JobNotFound,
@@ -46,6 +47,19 @@ pub enum Problem {
     Internal(anyhow::Error),
     /// What the framework refused before any code of ours saw it.
     Framework(StatusCode),
+}
+
+/// Why nobody is known to be calling (RFC 6750, section 3).
+#[derive(Clone, Copy, Debug, Error)]
+pub enum Unauthenticated {
+    #[error("Send Authorization: Bearer with an access token")]
+    Missing,
+    #[error("The Authorization header is sent more than once")]
+    Repeated,
+    #[error("The access token is not one of this service: hpx_ and 64 hexadecimal digits")]
+    Malformed,
+    #[error("The access token is unknown or has been revoked")]
+    Unknown,
 }
 
 /// The fixed part of a problem; the codes are never renamed.
@@ -101,7 +115,7 @@ impl Problem {
             Self::InvalidJob(error) if error.pointer.is_empty() => format!("{error}."),
             Self::InvalidJob(error) => format!("{}: {error}.", error.pointer),
             Self::UnknownParameter(name) => format!("The query parameter {name:?} is not known here."),
-            Self::Unauthenticated(detail) => (*detail).to_owned(),
+            Self::Unauthenticated(why) => format!("{why}."),
             Self::MissingScope(scope) => format!("The access token does not have the scope {:?}.", scope.name()),
             Self::RouteNotFound => "The paths are listed in /openapi.yaml.".to_owned(),
             Self::JobNotFound => "No job of yours has this id.".to_owned(),
@@ -123,7 +137,7 @@ impl Problem {
                     .to_owned()
             }
             Self::Unavailable(_) => {
-                "Nothing was written. Send the same again, with the same Idempotency-Key.".to_owned()
+                "The database did not take it, and nothing was written. Send the same request again.".to_owned()
             }
             Self::OutcomeUnknown => {
                 "The database did not say in time whether the job was created. Send the same again, with the same \
@@ -167,7 +181,12 @@ impl Problem {
         };
         let mut response = HttpResponse::build(status);
         match self {
-            Self::Unauthenticated(_) => response.insert_header((header::WWW_AUTHENTICATE, "Bearer realm=\"hapax\"")),
+            Self::Unauthenticated(Unauthenticated::Missing) => {
+                response.insert_header((header::WWW_AUTHENTICATE, "Bearer realm=\"hapax\""))
+            }
+            Self::Unauthenticated(_) => {
+                response.insert_header((header::WWW_AUTHENTICATE, "Bearer realm=\"hapax\", error=\"invalid_token\""))
+            }
             Self::MissingScope(scope) => {
                 let challenge =
                     format!("Bearer realm=\"hapax\", error=\"insufficient_scope\", scope=\"{}\"", scope.name());
@@ -255,7 +274,7 @@ impl From<InvalidJob> for Problem {
 impl From<Rejection> for Problem {
     fn from(rejection: Rejection) -> Self {
         match rejection {
-            Rejection::Unknown => Self::Unauthenticated("The access token is unknown or has been revoked."),
+            Rejection::Unknown => Self::Unauthenticated(Unauthenticated::Unknown),
             Rejection::Unavailable(reason) => Self::Unavailable(reason),
         }
     }
@@ -278,7 +297,7 @@ impl From<DatabaseError> for Problem {
     fn from(error: DatabaseError) -> Self {
         match error {
             DatabaseError::Unavailable(reason) => Self::Unavailable(reason),
-            DatabaseError::Unknown | DatabaseError::Locked => Self::Unavailable(error.to_string()),
+            DatabaseError::Unknown | DatabaseError::Locked { .. } => Self::Unavailable(error.to_string()),
             DatabaseError::Statement(_) => Self::Internal(error.into()),
         }
     }

@@ -11,12 +11,11 @@ pub use submission::Submission;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::sync::{Semaphore, TryAcquireError};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use crate::database::{DatabaseError, Lane};
 use crate::idempotency::{self, Outcome};
-use crate::ids::JobId;
 use crate::jobs;
 
 use queries::OnConflict;
@@ -104,20 +103,20 @@ impl Intake {
     ) -> Result<Option<chrono::DateTime<chrono::Utc>>, SubmitError> {
         let patience_ends = deadline.min(Instant::now() + self.lock_wait);
         let first_wait = FIRST_LOCK_WAIT.min(self.lock_wait);
-        match self.send(submission, on_conflict, first_wait, deadline).await {
-            Err(DatabaseError::Locked) => {}
+        let after_loss = match self.send(submission, on_conflict, first_wait, deadline).await {
+            Err(DatabaseError::Locked { after_loss }) => after_loss,
             done => return Ok(done?),
-        }
-        let _place = match self.patient.try_acquire() {
-            Ok(place) => place,
-            Err(TryAcquireError::Closed) => return Err(SubmitError::InFlight),
-            Err(TryAcquireError::NoPermits) => match timeout_at(patience_ends, self.patient.acquire()).await {
-                Ok(Ok(place)) => place,
-                _ => return Err(SubmitError::InFlight),
-            },
+        };
+        let Ok(Ok(_place)) = timeout_at(patience_ends, self.patient.acquire()).await else {
+            return Err(SubmitError::InFlight);
         };
         let wait = patience_ends.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-        Ok(self.send(submission, on_conflict, wait, deadline).await?)
+        match self.send(submission, on_conflict, wait, deadline).await {
+            Err(DatabaseError::Unavailable(_) | DatabaseError::Statement(_)) if after_loss => {
+                Err(SubmitError::OutcomeUnknown)
+            }
+            done => Ok(done?),
+        }
     }
 
     async fn send(
@@ -135,6 +134,8 @@ impl Intake {
             .await
     }
 
+    /// Reads what stands under the key. There is an outcome, if not of this attempt then of another, so not being able
+    /// to read it means that it is unknown.
     async fn find(
         &self,
         submission: &Submission,
@@ -142,7 +143,10 @@ impl Intake {
     ) -> Result<Option<idempotency::queries::Stored>, SubmitError> {
         let key = &submission.key;
         let found = self.lane.run(deadline, async |connection| idempotency::queries::find(connection, key).await).await;
-        Ok(found.map_err(nothing_written)?)
+        found.map_err(|error| match error {
+            DatabaseError::Statement(error) => SubmitError::Failed(error),
+            _ => SubmitError::OutcomeUnknown,
+        })
     }
 
     /// Compares with what is stored, whoever wrote it.
@@ -155,29 +159,25 @@ impl Intake {
         if first.fingerprint == submission.fingerprint {
             return Ok(Submitted::Replayed(first));
         }
-        let (tenant, job_id): (_, JobId) = (submission.key.tenant, first.job_id);
-        let job = self
+        let (tenant, job_id) = (submission.key.tenant, first.job_id);
+        let read = self
             .lane
             .run(deadline, async |connection| jobs::queries::find_submitted(connection, tenant, job_id).await)
-            .await
-            .map_err(nothing_written)?;
+            .await;
+        // Where they differ is a courtesy; that they differ is certain.
+        let job = read.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the first request could not be read to be compared with");
+            None
+        });
         let pointers = job.map(|job| job.differences(&submission.job)).unwrap_or_default();
         Err(SubmitError::KeyReused { first: Box::new(first), pointers })
-    }
-}
-
-/// A read whose answer was lost has changed nothing.
-fn nothing_written(error: DatabaseError) -> DatabaseError {
-    match error {
-        DatabaseError::Unknown => DatabaseError::Unavailable("no answer came in time".to_owned()),
-        other => other,
     }
 }
 
 impl From<DatabaseError> for SubmitError {
     fn from(error: DatabaseError) -> Self {
         match error {
-            DatabaseError::Locked => Self::InFlight,
+            DatabaseError::Locked { .. } => Self::InFlight,
             DatabaseError::Unavailable(reason) => Self::Unavailable(reason),
             DatabaseError::Unknown => Self::OutcomeUnknown,
             DatabaseError::Statement(error) => Self::Failed(error),

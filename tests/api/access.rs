@@ -9,21 +9,22 @@ async fn without_a_valid_token_nothing_is_told() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let (ours, unknown) = (ledger.token.clone(), Token::mint());
-    let lines: [&[&str]; 10] = [
-        &[],
-        &["authorization:"],
-        &["authorization: Bearer"],
-        &["authorization: Bearer "],
-        &["authorization: Basic dXNlcjpwYXNz"],
-        &["authorization: Bearer hpx_short"],
-        &[&format!("authorization: Bearer {}", unknown.expose())],
-        &[&format!("authorization: {ours}")],
-        &[&format!("authorization: Bearer {ours} {ours}")],
-        &[&format!("authorization: Bearer {ours}"), &format!("authorization: Bearer {ours}")],
+    let (missing, invalid) = ("Bearer realm=\"hapax\"", "Bearer realm=\"hapax\", error=\"invalid_token\"");
+    let lines: [(&[&str], &str); 10] = [
+        (&[], missing),
+        (&["authorization:"], missing),
+        (&["authorization: Bearer"], missing),
+        (&["authorization: Bearer "], missing),
+        (&["authorization: Basic dXNlcjpwYXNz"], missing),
+        (&[&format!("authorization: {ours}")], missing),
+        (&["authorization: Bearer hpx_short"], invalid),
+        (&[&format!("authorization: Bearer {}", unknown.expose())], invalid),
+        (&[&format!("authorization: Bearer {ours} {ours}")], invalid),
+        (&[&format!("authorization: Bearer {ours}"), &format!("authorization: Bearer {ours}")], invalid),
     ];
     let body = job(1).to_string();
     let length = format!("content-length: {}", body.len());
-    for authorization in lines {
+    for (authorization, challenge) in lines {
         let mut connection = server.raw().await;
         let mut head = "POST /jobs HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n".to_owned();
         for line in authorization.iter().copied().chain([length.as_str(), "idempotency-key: k"]) {
@@ -32,7 +33,7 @@ async fn without_a_valid_token_nothing_is_told() {
         connection.write(format!("{head}\r\n{body}").as_bytes()).await;
         let answer = connection.answer().await;
         answer.is_problem(401, "unauthenticated");
-        assert_eq!(answer.header("www-authenticate"), "Bearer realm=\"hapax\"");
+        assert_eq!(answer.header("www-authenticate"), challenge, "{authorization:?}");
     }
     ledger.is_whole_with(0).await;
 }

@@ -166,3 +166,23 @@ async fn a_database_that_is_gone_is_said_to_be_and_no_answer_claims_otherwise() 
     assert_eq!(server.get(&location).await.status, 200);
     ledger.is_whole_with(2).await;
 }
+
+#[tokio::test]
+async fn an_attempt_that_was_lost_is_not_forgotten_when_what_follows_fails() {
+    let ledger = Ledger::new().await;
+    let proxy = Proxy::before(&ledger).await;
+    let settings = [
+        ("HAPAX__SERVER__REQUEST_DEADLINE", "300ms"),
+        ("HAPAX__DATABASE__STATEMENT_TIMEOUT", "300ms"),
+        ("HAPAX__INTAKE__LOCK_WAIT", "100ms"),
+    ];
+    let server = ledger.serve_through(&proxy, &settings).await;
+    server.submit("warm-up", job(0)).await;
+    // The first attempt commits and is cut off; the second finds the key taken; who has it is never answered.
+    proxy.treat_next("the-key", Treatment::CutAfter);
+    proxy.then_after(1, "the-key", Treatment::Swallow);
+    server.submit("the-key", job(1)).await.is_problem(503, "outcome-unknown");
+    assert!(proxy.is_done());
+    assert_eq!(server.submit("the-key", job(1)).await.status, 200);
+    ledger.is_whole_with(2).await;
+}

@@ -1,3 +1,4 @@
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
@@ -23,7 +24,7 @@ pub enum Treatment {
 /// Stands between a server and its database and does harm, once, where it is told to.
 pub struct Proxy {
     address: SocketAddr,
-    plan: Arc<Mutex<Option<Plan>>>,
+    plan: Arc<Mutex<VecDeque<Plan>>>,
 }
 
 struct Plan {
@@ -41,7 +42,7 @@ impl Proxy {
         let options = PgConnectOptions::from_str(&ledger.url).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let plan = Arc::<Mutex<Option<Plan>>>::default();
+        let plan = Arc::<Mutex<VecDeque<Plan>>>::default();
         let shared = Arc::clone(&plan);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -59,12 +60,18 @@ impl Proxy {
 
     /// Lets some statements with the marker pass before.
     pub fn treat_after(&self, spared: usize, marker: &str, treatment: Treatment) {
-        *self.plan.lock().unwrap() = Some(Plan { marker: marker.to_owned(), spared, treatment });
+        *self.plan.lock().unwrap() = VecDeque::new();
+        self.then_after(spared, marker, treatment);
+    }
+
+    /// The same, once what was planned before has been done.
+    pub fn then_after(&self, spared: usize, marker: &str, treatment: Treatment) {
+        self.plan.lock().unwrap().push_back(Plan { marker: marker.to_owned(), spared, treatment });
     }
 
     /// Whether the plan has been carried out.
     pub fn is_done(&self) -> bool {
-        self.plan.lock().unwrap().is_none()
+        self.plan.lock().unwrap().is_empty()
     }
 
     pub fn url(&self, ledger: &Ledger) -> String {
@@ -88,7 +95,7 @@ async fn connect(options: &PgConnectOptions) -> Box<dyn Stream> {
     }
 }
 
-async fn pump(mut client: TcpStream, mut database: Box<dyn Stream>, plan: Arc<Mutex<Option<Plan>>>) {
+async fn pump(mut client: TcpStream, mut database: Box<dyn Stream>, plan: Arc<Mutex<VecDeque<Plan>>>) {
     let (mut asked, mut answered) = (vec![0; 65536], vec![0; 65536]);
     loop {
         tokio::select! {
@@ -123,9 +130,9 @@ async fn pump(mut client: TcpStream, mut database: Box<dyn Stream>, plan: Arc<Mu
     }
 }
 
-fn take_if_marked(plan: &Mutex<Option<Plan>>, bytes: &[u8]) -> Option<Treatment> {
+fn take_if_marked(plan: &Mutex<VecDeque<Plan>>, bytes: &[u8]) -> Option<Treatment> {
     let mut plan = plan.lock().unwrap();
-    let current = plan.as_mut()?;
+    let current = plan.front_mut()?;
     if !bytes.windows(current.marker.len()).any(|window| window == current.marker.as_bytes()) {
         return None;
     }
@@ -133,5 +140,5 @@ fn take_if_marked(plan: &Mutex<Option<Plan>>, bytes: &[u8]) -> Option<Treatment>
         current.spared -= 1;
         return None;
     }
-    plan.take().map(|plan| plan.treatment)
+    plan.pop_front().map(|plan| plan.treatment)
 }
