@@ -1,0 +1,154 @@
+// The lint, shown to fail where it must. Variants of the contract are made in a temporary folder; nothing here needs a
+// network.
+
+import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+
+import core from '@redocly/openapi-core';
+
+const here = fileURLToPath(new URL('.', import.meta.url));
+const contract = join(here, 'jobs-api.yaml');
+const cli = join(here, 'node_modules/@redocly/cli/bin/cli.js');
+const OURS = 'hapax/idempotency-key-required';
+
+const folder = mkdtempSync(join(tmpdir(), 'hapax-lint-'));
+after(() => rmSync(folder, { recursive: true }));
+
+/** Lints a file with the rules of this folder: the exit code, and what was found. */
+function lint(file) {
+  const { status, stdout, stderr } = spawnSync(
+    process.execPath,
+    [cli, 'lint', file, '--config', join(here, 'redocly.yaml'), '--format', 'json'],
+    {
+      cwd: folder,
+      encoding: 'utf8',
+      env: { ...process.env, REDOCLY_TELEMETRY: 'off', REDOCLY_SUPPRESS_UPDATE_NOTICE: 'true' },
+    },
+  );
+  assert.match(stdout, /^\{/, `the lint printed no report: ${stderr}`);
+  const { problems } = JSON.parse(stdout);
+  return { status, rules: [...new Set(problems.map(({ ruleId }) => ruleId))], problems };
+}
+
+/** Lints the contract after `change` has been made to it. */
+function lintChanged(change) {
+  const changed = core.parseYaml(readFileSync(contract, 'utf8'));
+  change(changed);
+  const file = join(folder, 'changed.yaml');
+  writeFileSync(file, core.stringifyYaml(changed));
+  return lint(file);
+}
+
+/** Takes the key from POST /jobs, and gives it back to whoever wants to put it elsewhere. */
+function takeKey({ paths, components }) {
+  const reference = '#/components/parameters/IdempotencyKey';
+  const { post } = paths['/jobs'];
+  assert.ok(post.parameters.some(({ $ref }) => $ref === reference));
+  post.parameters = post.parameters.filter(({ $ref }) => $ref !== reference);
+  const parameter = components.parameters.IdempotencyKey;
+  delete components.parameters.IdempotencyKey;
+  return parameter;
+}
+
+test('the contract passes', () => {
+  const { status, problems } = lint(contract);
+  assert.deepEqual(problems, []);
+  assert.equal(status, 0);
+});
+
+test('it still passes when it is parsed and written again, so that what follows fails for its change alone', () => {
+  const { status, problems } = lintChanged(() => {});
+  assert.deepEqual(problems, []);
+  assert.equal(status, 0);
+});
+
+test('without the key it fails, by our rule alone', () => {
+  const { status, rules, problems } = lintChanged(takeKey);
+  assert.equal(status, 1);
+  assert.deepEqual(rules, [OURS]);
+  assert.equal(problems[0].message, 'POST /jobs has no parameter Idempotency-Key in the header.');
+});
+
+for (const required of [false, undefined]) {
+  test(`with required: ${required} it fails, by our rule alone`, () => {
+    const { status, rules, problems } = lintChanged(({ components }) => {
+      components.parameters.IdempotencyKey.required = required;
+    });
+    assert.equal(status, 1);
+    assert.deepEqual(rules, [OURS]);
+    assert.equal(problems[0].message, 'POST /jobs has the header parameter Idempotency-Key without required: true.');
+  });
+}
+
+test('a key that is not in the header is none', () => {
+  const { status, rules } = lintChanged(({ components }) => {
+    components.parameters.IdempotencyKey.in = 'query';
+  });
+  assert.equal(status, 1);
+  assert.deepEqual(rules, [OURS]);
+});
+
+test('the key of the path serves, whatever the case of its name', () => {
+  const { status, problems } = lintChanged((changed) => {
+    changed.paths['/jobs'].parameters.push({ ...takeKey(changed), name: 'idempotency-key' });
+  });
+  assert.deepEqual(problems, []);
+  assert.equal(status, 0);
+});
+
+test('an optional key of the operation counts above a required one of its path', () => {
+  const { status, rules } = lintChanged((changed) => {
+    const key = takeKey(changed);
+    changed.paths['/jobs'].parameters.push(key);
+    changed.paths['/jobs'].post.parameters.push({ ...key, required: false });
+  });
+  assert.equal(status, 1);
+  assert.deepEqual(rules, [OURS]);
+});
+
+test('without the operation it fails', () => {
+  const { status, rules, problems } = lintChanged((changed) => {
+    changed.paths['/work'] = changed.paths['/jobs'];
+    delete changed.paths['/jobs'];
+  });
+  assert.equal(status, 1);
+  assert.deepEqual(rules, [OURS]);
+  assert.equal(problems[0].message, 'POST /jobs is not in the contract.');
+});
+
+const examples = {
+  'of an answer': ['no-invalid-media-type-examples', ({ components }) => {
+    components.responses.Replayed.content['application/json'].example.priority = 9;
+  }],
+  'with a member that is not described': ['no-invalid-media-type-examples', ({ components }) => {
+    components.responses.KeyReused.content['application/problem+json'].example.key = 'k';
+  }],
+  'of a request': ['no-invalid-media-type-examples', ({ paths }) => {
+    delete paths['/jobs'].post.requestBody.content['application/json'].examples.full.value.payload;
+  }],
+  'of a key': ['no-invalid-parameter-examples', ({ components }) => {
+    components.parameters.IdempotencyKey.examples.bare.value = 'two words';
+  }],
+  'of a header field': ['no-invalid-schema-examples', ({ components }) => {
+    components.headers.Location.schema.examples = ['/jobs/1'];
+  }],
+};
+
+for (const [what, [rule, change]] of Object.entries(examples)) {
+  test(`a wrong example ${what} fails`, () => {
+    const { status, rules } = lintChanged(change);
+    assert.equal(status, 1);
+    assert.deepEqual(rules, [rule]);
+  });
+}
+
+test('the lock file names no registry', () => {
+  const { packages } = JSON.parse(readFileSync(join(here, 'package-lock.json'), 'utf8'));
+  const resolved = Object.entries(packages).filter(([, entry]) => 'resolved' in entry);
+  assert.deepEqual(resolved, []);
+});
