@@ -43,6 +43,8 @@ pub struct Server {
     /// By when a request whose body has arrived is answered, whatever the database does.
     #[serde(with = "humantime_serde")]
     pub request_deadline: Duration,
+    /// Requests worked on at once; one more is answered 503 at once.
+    pub requests_in_flight: usize,
     /// How long accepted requests may take to finish when the server is told to stop.
     #[serde(with = "humantime_serde")]
     pub shutdown_deadline: Duration,
@@ -54,7 +56,7 @@ pub struct Database {
     /// The PostgreSQL to serve from. `DATABASE_URL` sets it, too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<DatabaseUrl>,
-    /// Connections for everything but intake: reads, tokens, the purger.
+    /// Connections that jobs are read on.
     pub connections: usize,
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
@@ -129,6 +131,7 @@ impl Default for Server {
             body_limit_bytes: 1024 * 1024,
             body_deadline: Duration::from_secs(10),
             request_deadline: Duration::from_secs(10),
+            requests_in_flight: 1000,
             shutdown_deadline: Duration::from_secs(30),
         }
     }
@@ -298,20 +301,22 @@ impl Configuration {
             ),
             (server.body_deadline >= millisecond, "server.body_deadline: more than nothing"),
             (server.request_deadline >= millisecond, "server.request_deadline: more than nothing"),
+            (server.shutdown_deadline >= Duration::from_secs(1), "server.shutdown_deadline: at least 1s"),
+            (server.requests_in_flight >= 1, "server.requests_in_flight: at least 1"),
             ((1..=1000).contains(&database.connections), "database.connections: from 1 to 1000"),
             (database.connect_timeout >= millisecond, "database.connect_timeout: more than nothing"),
             (database.statement_timeout >= millisecond, "database.statement_timeout: more than nothing"),
             (
-                database.statement_timeout <= server.request_deadline,
-                "database.statement_timeout: not longer than server.request_deadline",
+                database.statement_timeout < server.request_deadline,
+                "database.statement_timeout: shorter than server.request_deadline",
             ),
             (
                 database.idle_in_transaction_timeout >= millisecond,
                 "database.idle_in_transaction_timeout: more than nothing",
             ),
-            ((1..=1000).contains(&self.intake.connections), "intake.connections: from 1 to 1000"),
+            ((2..=1000).contains(&self.intake.connections), "intake.connections: from 2 to 1000"),
             (lock_wait >= millisecond, "intake.lock_wait: more than nothing"),
-            (lock_wait <= database.statement_timeout, "intake.lock_wait: not longer than database.statement_timeout"),
+            (lock_wait < database.statement_timeout, "intake.lock_wait: shorter than database.statement_timeout"),
             (
                 (Duration::from_secs(1)..=year).contains(&self.idempotency.time_to_live),
                 "idempotency.time_to_live: from 1s to 366days",

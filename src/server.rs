@@ -8,6 +8,7 @@ use actix_web::middleware::from_fn;
 use actix_web::{App as HttpApp, HttpServer, web};
 use anyhow::{Context, bail};
 use sqlx::postgres::PgConnectOptions;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -32,35 +33,17 @@ pub async fn run(
     check_database(&settings, configuration.database.allow_losing_acknowledged_jobs).await?;
 
     let metrics = Metrics::new();
-    let intake_lane = Lane::new(settings.clone(), configuration.intake.connections, metrics.clone());
-    let reads = Lane::new(settings, configuration.database.connections, metrics.clone());
-    let app = web::Data::new(App {
-        intake: Intake::new(
-            intake_lane.clone(),
-            configuration.intake.connections,
-            configuration.idempotency.time_to_live,
-            configuration.intake.lock_wait,
-        ),
-        reads: reads.clone(),
-        verifier: Verifier::new(reads.clone(), configuration.access.cache_life, metrics.clone()),
-        readiness: Readiness::new(reads.clone(), configuration.database.allow_losing_acknowledged_jobs),
-        metrics: metrics.clone(),
-        limits: Limits {
-            body_bytes: configuration.server.body_limit_bytes,
-            body_deadline: configuration.server.body_deadline,
-            request_deadline: configuration.server.request_deadline,
-        },
-        time_to_live: configuration.idempotency.time_to_live,
-    });
+    let lanes = Lanes::new(&settings, configuration, &metrics);
+    let app = web::Data::new(compose(configuration, &lanes, &metrics));
 
     let address = listener.local_addr()?;
-    let watched = Watched { metrics: metrics.clone(), reads: reads.clone(), intake: intake_lane.clone() };
+    let watched = Watched { metrics: metrics.clone(), lanes: lanes.named(), probes: lanes.probes.clone() };
     let observer = serve_metrics(configuration, watched)?;
     let api = serve_api(configuration, listener, app.clone())?;
     let api_handle = api.handle();
 
     let tasks = TaskTracker::new();
-    tasks.spawn(purger::run(reads.clone(), pace(&configuration.purge), metrics, shutdown.clone()));
+    tasks.spawn(purger::run(lanes.purge.clone(), pace(&configuration.purge), metrics, shutdown.clone()));
     let observed_at = observer.as_ref().map(|(_, address)| address.to_string());
     let observer_handle = observer.map(|(server, _)| spawn_server(&tasks, server));
     tasks.close();
@@ -86,14 +69,62 @@ pub async fn run(
     const LAST_CALL: Duration = Duration::from_secs(5);
     let closing = async {
         tasks.wait().await;
-        intake_lane.close().await;
-        reads.close().await;
+        for (_, lane) in lanes.named() {
+            lane.close().await;
+        }
     };
     if tokio::time::timeout(LAST_CALL, closing).await.is_err() {
         tracing::warn!("connections to the database were cut off");
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// A lane for each purpose, so that none starves another.
+struct Lanes {
+    intake: Lane,
+    reads: Lane,
+    access: Lane,
+    purge: Lane,
+    /// Readiness and what `/metrics` asks: nobody waits behind a statement of the service's own.
+    probes: Lane,
+}
+
+impl Lanes {
+    fn new(settings: &database::Settings, configuration: &Configuration, metrics: &Metrics) -> Self {
+        let lane = |connections| Lane::new(settings.clone(), connections, metrics.clone());
+        Self {
+            intake: lane(configuration.intake.connections),
+            reads: lane(configuration.database.connections),
+            access: lane(Verifier::CONNECTIONS),
+            purge: lane(1),
+            probes: lane(1),
+        }
+    }
+
+    fn named(&self) -> Vec<(&'static str, Lane)> {
+        let Self { intake, reads, access, purge, probes } = self;
+        let named = [("intake", intake), ("reads", reads), ("access", access), ("purge", purge), ("probes", probes)];
+        named.map(|(name, lane)| (name, lane.clone())).to_vec()
+    }
+}
+
+fn compose(configuration: &Configuration, lanes: &Lanes, metrics: &Metrics) -> App {
+    let Configuration { server, database, intake, idempotency, access, .. } = configuration;
+    App {
+        intake: Intake::new(lanes.intake.clone(), intake.connections, idempotency.time_to_live, intake.lock_wait),
+        reads: lanes.reads.clone(),
+        verifier: Verifier::new(lanes.access.clone(), access.cache_life, metrics.clone()),
+        readiness: Readiness::new(lanes.probes.clone(), database.allow_losing_acknowledged_jobs),
+        metrics: metrics.clone(),
+        limits: Limits {
+            body_bytes: server.body_limit_bytes,
+            body_deadline: server.body_deadline,
+            request_deadline: server.request_deadline,
+        },
+        admission: Semaphore::new(server.requests_in_flight.min(Semaphore::MAX_PERMITS)),
+        time_to_live: idempotency.time_to_live,
+    }
 }
 
 /// How the configured database is connected to.
@@ -129,6 +160,7 @@ async fn check_database(settings: &database::Settings, allow_loss: bool) -> anyh
     }
     match database::durability(&mut connection).await? {
         Durability::Durable => {}
+        Durability::ReadOnly => bail!("the database takes no writes: it is read-only, or a standby"),
         Durability::Lossy(setting) if allow_loss => {
             tracing::warn!(setting, "the database may lose jobs that were acknowledged, as the configuration allows");
         }

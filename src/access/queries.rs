@@ -61,8 +61,7 @@ pub async fn list_tenants(connection: &mut PgConnection) -> sqlx::Result<Vec<Ten
     Ok(rows.into_iter().map(|row| tenant(row.id, row.name, row.created_at)).collect())
 }
 
-/// Stores a token's digest under a new id; `None` if there is no such tenant. A digest that is stored already, as
-/// after a first attempt whose answer was lost, is left as it is.
+/// Stores a token's digest under a new id; `None` if there is no such tenant.
 pub async fn create_token(
     connection: &mut PgConnection,
     tenant: &TenantName,
@@ -76,8 +75,6 @@ pub async fn create_token(
         select $1, id, $2, $3
         from tenants
         where name = $4
-        on conflict on constraint access_tokens_digest_key do update
-        set digest = excluded.digest
         returning id
         ",
         Uuid::now_v7(),

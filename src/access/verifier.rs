@@ -1,5 +1,6 @@
 //! From a token to a caller, without a database round trip per request.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,9 @@ pub enum Rejection {
     /// Nobody could be asked.
     #[error("the token could not be verified: {0}")]
     Unavailable(String),
+    /// Too many tokens that nobody has seen before are waiting already.
+    #[error("too many unknown tokens at once")]
+    Overloaded,
 }
 
 /// Answers from memory for [`Verifier::new`]'s `life`, within which a revocation takes effect.
@@ -34,6 +38,7 @@ pub struct Verifier {
     /// One look-up at a time for one digest: whoever comes first asks, the others wait for that answer.
     turns: Cache<TokenDigest, Arc<tokio::sync::Mutex<()>>>,
     unknown_lookups: Semaphore,
+    unknown_waiting: Semaphore,
     metrics: Metrics,
 }
 
@@ -47,10 +52,16 @@ struct Verified {
 const KNOWN_MAX: usize = 100_000;
 /// Garbage remembered; older garbage costs another look-up on one of the few places.
 const UNKNOWN_MAX: usize = 100_000;
-/// Look-ups of digests never seen before, at once.
-const UNKNOWN_LOOKUPS: usize = 2;
+/// Look-ups of digests never seen before, at once: fewer than [`Verifier::CONNECTIONS`].
+const UNKNOWN_LOOKUPS: usize = 1;
+/// Who may wait for that: what is looked up in a fraction of a second.
+const UNKNOWN_WAITING: usize = 100;
 
 impl Verifier {
+    /// What its lane should have: one connection for digests that were known, one for those never seen.
+    pub const CONNECTIONS: usize = 2;
+
+    /// `lane` is for the verifier alone.
     pub fn new(lane: Lane, life: Duration, metrics: Metrics) -> Self {
         Self {
             lane,
@@ -59,6 +70,7 @@ impl Verifier {
             unknown: Cache::new(UNKNOWN_MAX),
             turns: Cache::new(KNOWN_MAX),
             unknown_lookups: Semaphore::new(UNKNOWN_LOOKUPS),
+            unknown_waiting: Semaphore::new(UNKNOWN_WAITING),
             metrics,
         }
     }
@@ -71,19 +83,21 @@ impl Verifier {
             return answer;
         }
         // One look-up at a time for one digest; whoever waited finds the answer remembered.
-        let turn = self.turns.get_or_insert_with(&digest, || Ok::<_, std::convert::Infallible>(Arc::default()));
-        let turn = turn.unwrap_or_else(|never| match never {});
+        // A digest that was known does not queue with garbage.
+        let waiting = match self.known.peek(&digest) {
+            Some(_) => None,
+            None => Some(self.unknown_waiting.try_acquire().map_err(|_| Rejection::Overloaded)?),
+        };
+        let Ok(turn) = self.turns.get_or_insert_with(&digest, || Ok::<_, Infallible>(Arc::default()));
         let _turn = timeout_at(deadline, turn.lock()).await.map_err(|_| out_of_time())?;
         if let Some(answer) = self.remembered(&digest) {
             return answer;
         }
-        if self.known.peek(&digest).is_some() {
-            return self.look_up(digest, deadline).await;
-        }
-        let place = timeout_at(deadline, self.unknown_lookups.acquire()).await.map_err(|_| out_of_time())?;
-        let answer = self.look_up(digest, deadline).await;
-        drop(place);
-        answer
+        let _place = match waiting {
+            None => None,
+            Some(_) => Some(timeout_at(deadline, self.unknown_lookups.acquire()).await.map_err(|_| out_of_time())?),
+        };
+        self.look_up(digest, deadline).await
     }
 
     fn remembered(&self, digest: &TokenDigest) -> Option<Result<Caller, Rejection>> {

@@ -83,9 +83,15 @@ async fn prepare(folder: &Path, postgres: &PrivatePostgres, configuration: &Conf
     queries::create_tenant(&mut connection, &tenant).await?;
     let path = folder.join("dev-token");
     let kept = fs::read_to_string(&path).ok().and_then(|text| Token::parse(text.trim()));
-    let token = kept.unwrap_or_else(Token::mint);
-    queries::create_token(&mut connection, &tenant, &token.digest(), Scopes::all()).await?;
-    keep(&path, token.expose())?;
+    let known = match &kept {
+        Some(token) => queries::find_caller(&mut connection, &token.digest()).await?.is_some(),
+        None => false,
+    };
+    if !known {
+        let token = Token::mint();
+        queries::create_token(&mut connection, &tenant, &token.digest(), Scopes::all()).await?;
+        keep(&path, token.expose())?;
+    }
     connection.close().await?;
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::block_on;
@@ -38,11 +39,16 @@ fn command(words: &[String], url: &str) -> anyhow::Result<std::process::ExitStat
             .env("DATABASE_URL", url)
             .spawn()
             .with_context(|| format!("{program} cannot be started"))?;
+        let process = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         loop {
             tokio::select! {
                 status = child.wait() => return Ok(status?),
                 _ = interrupt.recv() => {}
-                _ = terminate.recv() => child.start_kill()?,
+                _ = terminate.recv() => {
+                    if let Some(process) = process {
+                        kill_process(process, Signal::TERM)?;
+                    }
+                }
             }
         }
     })

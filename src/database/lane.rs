@@ -1,7 +1,7 @@
 //! A bounded set of connections, and the one way to send a statement.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
@@ -28,8 +28,10 @@ struct Shared {
     settings: Settings,
     limit: usize,
     places: Arc<Semaphore>,
-    /// Last in, first out: what is used stays warm.
-    idle: Mutex<Vec<PgConnection>>,
+    /// With the time since when. Last in, first out: what is used stays warm.
+    idle: Mutex<Vec<(PgConnection, Instant)>>,
+    /// How long one attempt may take: a little longer than PostgreSQL itself lets a statement run.
+    attempt_limit: Duration,
     /// Connections live on the runtime that outlives every HTTP worker.
     runtime: Handle,
     metrics: Metrics,
@@ -47,6 +49,7 @@ impl Lane {
     /// Opens nothing yet. Must be called on the runtime that the connections shall live on.
     pub fn new(settings: Settings, limit: usize, metrics: Metrics) -> Self {
         let shared = Shared {
+            attempt_limit: settings.statement_timeout + ATTEMPT_GRACE,
             settings,
             limit,
             places: Arc::new(Semaphore::new(limit)),
@@ -57,79 +60,52 @@ impl Lane {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Runs one statement on a connection, and the very same one again on another when the first was lost, so it
-    /// must be one that may be repeated: a read, or a write that recognises its own earlier attempt.
+    /// Runs `work` on a connection, and all of it again on another when the first was lost. So it must be one statement
+    /// that may be repeated: a read (or several), or a write that recognises its own earlier attempt.
     ///
     /// # Errors
     /// [`DatabaseError`], at `deadline` at the latest.
     pub async fn run<T>(
         &self,
         deadline: Instant,
-        mut statement: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
+        mut work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
     ) -> Result<T, DatabaseError> {
-        let mut unknown = false;
-        let mut last_failure = None;
-        let mut pause = Pause::default();
-        loop {
-            let mut lease = match timeout_at(deadline, self.lease()).await {
-                Err(_) => return Err(at_deadline(unknown, last_failure)),
+        let mut course = Course::until(deadline);
+        while Instant::now() < deadline {
+            let mut lease = match timeout_at(deadline, self.lease(course.fresh)).await {
+                Err(_) => break,
                 Ok(Err(error)) => {
-                    tracing::debug!(error = %error, "no connection to the database; trying again");
-                    self.note(Retry::Connect);
-                    last_failure = Some(error.to_string());
-                    pause.wait(deadline).await;
+                    self.shared.metrics.count_database_retry(Retry::Connect);
+                    tracing::debug!(%error, "no connection to the database; trying again");
+                    course.again(&error).await;
                     continue;
                 }
                 Ok(Ok(lease)) => lease,
             };
-            let error = match timeout_at(deadline, statement(&mut lease)).await {
-                Err(_) => return Err(DatabaseError::Unknown),
+            let attempt_ends = deadline.min(Instant::now() + self.shared.attempt_limit);
+            let error = match timeout_at(attempt_ends, work(&mut lease)).await {
                 Ok(Ok(done)) => {
                     lease.give_back();
                     return Ok(done);
                 }
                 Ok(Err(error)) => error,
+                // PostgreSQL would have ended the statement itself by now: nobody is there.
+                Err(_) => sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()),
             };
-            match Failure::of(&error) {
-                Failure::Lost => {
-                    drop(lease);
-                    self.forget_idle();
-                    self.note(Retry::Lost);
-                    tracing::info!(error = %error, "a connection was lost; sending the statement again on another");
-                    unknown = true;
-                    last_failure = Some(error.to_string());
-                    pause.wait(deadline).await;
-                }
-                Failure::Stale => {
-                    drop(lease);
-                    self.note(Retry::Stale);
-                    last_failure = Some(error.to_string());
-                    pause.wait(deadline).await;
-                }
-                Failure::Collided => {
-                    lease.give_back();
-                    self.note(Retry::Collided);
-                    last_failure = Some(error.to_string());
-                    pause.wait(deadline).await;
-                }
-                Failure::Locked => {
-                    lease.give_back();
-                    return Err(DatabaseError::Locked { after_loss: unknown });
-                }
-                Failure::Refused => {
-                    lease.give_back();
-                    return Err(at_deadline(unknown, Some(error.to_string())));
-                }
-                Failure::Other => {
-                    lease.give_back();
-                    if unknown {
-                        tracing::error!(%error, "a statement failed that may have succeeded before");
-                        return Err(DatabaseError::Unknown);
-                    }
-                    return Err(DatabaseError::Statement(error));
-                }
+            let failure = Failure::of(&error);
+            self.settle(lease, &failure, &error);
+            match failure {
+                Failure::Lost => course.unknown = true,
+                Failure::Stale if course.stale => return Err(course.refuse(DatabaseError::Statement(error))),
+                Failure::Stale => course.stale = true,
+                Failure::ReadOnly | Failure::Collided => {}
+                Failure::Locked => return Err(DatabaseError::Locked { after_loss: course.unknown }),
+                Failure::Refused => return Err(course.refuse(DatabaseError::Unavailable(error.to_string()))),
+                Failure::Other => return Err(course.refuse(DatabaseError::Statement(error))),
             }
+            course.again(&error).await;
         }
+        Err(course.out_of_time())
     }
 
     /// Connections at work and at rest, and how many there may be.
@@ -146,44 +122,66 @@ impl Lane {
             places.forget();
         }
         let idle = std::mem::take(&mut *self.idle());
-        for connection in idle {
+        for (connection, _) in idle {
             // Saying goodbye is a courtesy; the socket closes either way.
             let _ = connection.close().await;
         }
     }
 
-    async fn lease(&self) -> sqlx::Result<Lease> {
+    /// `fresh`: a connection that nobody has used before.
+    async fn lease(&self, fresh: bool) -> sqlx::Result<Lease> {
         let place = Arc::clone(&self.shared.places).acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
-        let idle = self.idle().pop();
-        let connection = match idle {
-            Some(connection) => connection,
+        let idle = if fresh { None } else { self.take_idle() };
+        let (connection, place) = match idle {
+            Some(connection) => (connection, place),
             None => {
                 let settings = self.shared.settings.clone();
-                let opening = self.shared.runtime.spawn(async move { connect(&settings).await });
-                opening.await.map_err(|_| sqlx::Error::WorkerCrashed)??
+                // With its place: whoever waits for it may be gone before it is open.
+                let opening = async move { connect(&settings).await.map(|connection| (connection, place)) };
+                self.shared.runtime.spawn(opening).await.map_err(|_| sqlx::Error::WorkerCrashed)??
             }
         };
         Ok(Lease { connection: Some(connection), lane: self.clone(), _place: place })
     }
 
-    /// When one connection is lost, the idle ones are likely to be lost, too.
-    fn forget_idle(&self) {
-        self.idle().clear();
+    fn take_idle(&self) -> Option<PgConnection> {
+        let mut idle = self.idle();
+        let (connection, since) = idle.pop()?;
+        if since.elapsed() < IDLE_MAX {
+            return Some(connection);
+        }
+        // The others have been idle for longer still.
+        idle.clear();
+        None
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<PgConnection>> {
-        self.shared.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    fn note(&self, retry: Retry) {
+    /// Keeps the connection or closes it, and counts what made the work start over.
+    fn settle(&self, lease: Lease, failure: &Failure, error: &sqlx::Error) {
+        let retry = match failure {
+            Failure::Lost => Retry::Lost,
+            Failure::Stale | Failure::ReadOnly => Retry::Stale,
+            Failure::Collided => Retry::Collided,
+            Failure::Locked | Failure::Refused | Failure::Other => return lease.give_back(),
+        };
         self.shared.metrics.count_database_retry(retry);
+        if *failure == Failure::Collided {
+            return lease.give_back();
+        }
+        drop(lease);
+        // What has happened to one connection has probably happened to all.
+        self.idle().clear();
+        tracing::info!(%error, "a connection is of no more use; starting over on another");
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<(PgConnection, Instant)>> {
+        self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Lease {
     fn give_back(mut self) {
         if let Some(connection) = self.connection.take() {
-            self.lane.idle().push(connection);
+            self.lane.idle().push((connection, Instant::now()));
         }
     }
 }
@@ -222,24 +220,53 @@ pub enum DatabaseError {
     Statement(#[source] sqlx::Error),
 }
 
-fn at_deadline(unknown: bool, last_failure: Option<String>) -> DatabaseError {
-    if unknown {
-        return DatabaseError::Unknown;
-    }
-    DatabaseError::Unavailable(last_failure.unwrap_or_else(|| "no connection came free in time".to_owned()))
+/// How the attempts of one [`Lane::run`] have gone so far.
+struct Course {
+    deadline: Instant,
+    /// An attempt was sent whose end nobody knows.
+    unknown: bool,
+    stale: bool,
+    /// The next attempt shall be on a connection that nobody has used before.
+    fresh: bool,
+    last_failure: Option<String>,
+    pause: Duration,
 }
 
-/// None before the first repetition, then growing: a lost connection is replaced at once, a dead server is not
-/// hammered, and its return is seen within a quarter of a second.
-#[derive(Default)]
-struct Pause(Duration);
+impl Course {
+    fn until(deadline: Instant) -> Self {
+        Self { deadline, unknown: false, stale: false, fresh: false, last_failure: None, pause: Duration::ZERO }
+    }
 
-impl Pause {
-    const FIRST: Duration = Duration::from_millis(10);
-    const LONGEST: Duration = Duration::from_millis(250);
+    /// Waits before the next attempt: not at all the first time, for a lost connection is replaced at once; then
+    /// growing, for a dead server is not hammered; never long, for its return is to be seen soon.
+    async fn again(&mut self, error: &sqlx::Error) {
+        self.fresh = true;
+        self.last_failure = Some(error.to_string());
+        sleep(self.pause.min(self.deadline.saturating_duration_since(Instant::now()))).await;
+        self.pause = (self.pause * 2).clamp(PAUSE_FIRST, PAUSE_LONGEST);
+    }
 
-    async fn wait(&mut self, deadline: Instant) {
-        sleep(self.0.min(deadline.saturating_duration_since(Instant::now()))).await;
-        self.0 = (self.0 * 2).clamp(Self::FIRST, Self::LONGEST);
+    /// What a refusal means after all that went before.
+    fn refuse(&self, error: DatabaseError) -> DatabaseError {
+        if self.unknown {
+            tracing::error!(%error, "refused, after an attempt that may have succeeded");
+            return DatabaseError::Unknown;
+        }
+        error
+    }
+
+    fn out_of_time(self) -> DatabaseError {
+        if self.unknown {
+            return DatabaseError::Unknown;
+        }
+        let reason = self.last_failure.unwrap_or_else(|| "no connection came free in time".to_owned());
+        DatabaseError::Unavailable(reason)
     }
 }
+
+const PAUSE_FIRST: Duration = Duration::from_millis(10);
+const PAUSE_LONGEST: Duration = Duration::from_millis(250);
+/// On top of PostgreSQL's own limit: the way there and back.
+const ATTEMPT_GRACE: Duration = Duration::from_millis(500);
+/// Shorter than any network forgets a flow that is silent.
+const IDLE_MAX: Duration = Duration::from_secs(60);

@@ -35,6 +35,11 @@ pub async fn connect(settings: &Settings) -> sqlx::Result<PgConnection> {
     let options = settings.options.clone().disable_statement_logging().options([
         ("statement_timeout", milliseconds(settings.statement_timeout)),
         ("idle_in_transaction_session_timeout", milliseconds(settings.idle_in_transaction_timeout)),
+        // For the server to notice that we are gone, with an answer under way and without one.
+        ("tcp_user_timeout", milliseconds(settings.statement_timeout)),
+        ("tcp_keepalives_idle", "30".to_owned()),
+        ("tcp_keepalives_interval", "10".to_owned()),
+        ("tcp_keepalives_count", "3".to_owned()),
     ]);
     match tokio::time::timeout(settings.connect_timeout, options.connect()).await {
         Ok(connected) => connected,

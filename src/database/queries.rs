@@ -22,18 +22,25 @@ pub async fn applied_migrations(connection: &mut PgConnection) -> sqlx::Result<O
         .map(Some)
 }
 
-/// The values of `fsync` and `synchronous_commit`.
-pub async fn durability_settings(connection: &mut PgConnection) -> sqlx::Result<(String, String)> {
-    let row = sqlx::query!(
+/// What a new session starts with.
+pub struct DurabilitySettings {
+    pub read_only: bool,
+    pub fsync: bool,
+    pub synchronous_commit: bool,
+}
+
+pub async fn durability_settings(connection: &mut PgConnection) -> sqlx::Result<DurabilitySettings> {
+    sqlx::query_as!(
+        DurabilitySettings,
         r#"
         select
-            current_setting('fsync') as "fsync!",
-            current_setting('synchronous_commit') as "synchronous_commit!"
+            current_setting('transaction_read_only') = 'on' as "read_only!",
+            current_setting('fsync') <> 'off' as "fsync!",
+            current_setting('synchronous_commit') <> 'off' as "synchronous_commit!"
         "#,
     )
     .fetch_one(connection)
-    .await?;
-    Ok((row.fsync, row.synchronous_commit))
+    .await
 }
 
 pub async fn database_exists(connection: &mut PgConnection, name: &str) -> sqlx::Result<bool> {

@@ -18,12 +18,13 @@ pub enum Schema {
     Unfit,
 }
 
-/// Whether a commit that was acknowledged survives a power cut.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Whether a server takes writes, and whether a commit that it acknowledged survives a power cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
     Durable,
     /// The name of the PostgreSQL setting that is off.
     Lossy(&'static str),
+    ReadOnly,
 }
 
 /// Compares the migrations that have run with those that are embedded.
@@ -44,10 +45,11 @@ pub async fn schema(connection: &mut PgConnection) -> sqlx::Result<Schema> {
 
 /// Looks at the settings that a new session on this server starts with.
 pub async fn durability(connection: &mut PgConnection) -> sqlx::Result<Durability> {
-    let (fsync, synchronous_commit) = queries::durability_settings(connection).await?;
-    Ok(match (fsync.as_str(), synchronous_commit.as_str()) {
-        ("off", _) => Durability::Lossy("fsync"),
-        (_, "off") => Durability::Lossy("synchronous_commit"),
+    let settings = queries::durability_settings(connection).await?;
+    Ok(match settings {
+        queries::DurabilitySettings { read_only: true, .. } => Durability::ReadOnly,
+        queries::DurabilitySettings { fsync: false, .. } => Durability::Lossy("fsync"),
+        queries::DurabilitySettings { synchronous_commit: false, .. } => Durability::Lossy("synchronous_commit"),
         _ => Durability::Durable,
     })
 }

@@ -8,17 +8,22 @@ use actix_web::http::header::{AUTHORIZATION, HeaderMap};
 use actix_web::middleware::Next;
 use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
 
+use super::extractors::Deadline;
 use super::{App, Problem, Unauthenticated};
 use crate::access::{Caller, Scope, Token};
 
-/// Lets a request through if its token is valid and has `scope`; the handler then finds the [`Caller`].
+/// Lets a request through if its token is valid and has `scope`, and there is a place for it; the handler then finds the
+/// [`Caller`].
 pub async fn authorize<B: MessageBody + 'static>(
     scope: Scope,
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<B>>, actix_web::Error> {
-    match admit(scope, &request).await {
-        Ok(caller) => {
+    let app = request.app_data::<web::Data<App>>().expect("the server registers it").clone();
+    let admitted = admit(&app, scope, &request).await;
+    let place = app.admission.try_acquire().map_err(|_| Problem::Overloaded);
+    match admitted.and_then(|caller| Ok((caller, place?))) {
+        Ok((caller, _place)) => {
             request.extensions_mut().insert(caller);
             next.call(request).await.map(ServiceResponse::map_into_left_body)
         }
@@ -26,10 +31,9 @@ pub async fn authorize<B: MessageBody + 'static>(
     }
 }
 
-async fn admit(scope: Scope, request: &ServiceRequest) -> Result<Caller, Problem> {
+async fn admit(app: &App, scope: Scope, request: &ServiceRequest) -> Result<Caller, Problem> {
     let token = bearer(request.headers()).map_err(Problem::Unauthenticated)?;
-    let app = request.app_data::<web::Data<App>>().expect("the server registers it");
-    let caller = app.verifier.verify(&token, app.deadline()).await?;
+    let caller = app.verifier.verify(&token, Deadline::of(request)).await?;
     tracing::Span::current().record("tenant", tracing::field::display(&caller.tenant_name));
     if !caller.scopes.contains(scope) {
         return Err(Problem::MissingScope(scope));

@@ -13,7 +13,9 @@ use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
 use bytes::{Bytes, BytesMut};
 use futures_util::future::LocalBoxFuture;
 use futures_util::{Stream, StreamExt};
+use tokio::time::{Instant, timeout};
 
+use super::extractors::Deadline;
 use super::{App, Limits, Problem};
 
 /// A whole body that says it is JSON.
@@ -26,11 +28,13 @@ impl FromRequest for JsonBody {
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let limits = request.app_data::<web::Data<App>>().expect("the server registers it").limits;
         let head = check_head(request.headers(), limits);
-        let payload = payload.take();
+        let (request, payload) = (request.clone(), payload.take());
         Box::pin(async move {
             let announced = head?;
-            let reading = tokio::time::timeout(limits.body_deadline, read(payload, announced, limits.body_bytes));
-            reading.await.map_err(|_| Problem::BodyTooSlow)?.map(Self)
+            let began = Instant::now();
+            let reading = timeout(limits.body_deadline, read(payload, announced, limits.body_bytes)).await;
+            Deadline::extend(&request, began.elapsed());
+            reading.map_err(|_| Problem::BodyTooSlow)?.map(Self)
         })
     }
 }
@@ -119,7 +123,7 @@ impl Leftover {
             }
         };
         // Being late is as good as being done: either way the answer goes out now.
-        let _late = tokio::time::timeout(LEFTOVER_DEADLINE, draining).await;
+        let _late = timeout(LEFTOVER_DEADLINE, draining).await;
     }
 }
 

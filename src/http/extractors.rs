@@ -1,9 +1,11 @@
 //! What a handler asks for in its signature.
 
 use std::future::{Ready, ready};
+use std::time::Duration;
 
 use actix_web::dev::Payload;
 use actix_web::{FromRequest, HttpMessage, HttpRequest};
+use tokio::time::Instant;
 
 use super::Problem;
 use crate::idempotency::Key;
@@ -14,6 +16,22 @@ pub struct RequiredKey(pub Key);
 
 /// That the query string is empty: a parameter that is ignored is a wish that is ignored.
 pub struct NoParameters;
+
+/// By when a request is answered, whatever the database does. The time that its body takes to arrive does not count.
+#[derive(Clone, Copy)]
+pub struct Deadline(pub Instant);
+
+impl Deadline {
+    pub fn of(request: &impl HttpMessage) -> Instant {
+        request.extensions().get::<Self>().expect("`observe` wraps every route").0
+    }
+
+    pub fn extend(request: &impl HttpMessage, by: Duration) {
+        if let Some(Self(deadline)) = request.extensions_mut().get_mut() {
+            *deadline += by;
+        }
+    }
+}
 
 impl FromRequest for RequiredKey {
     type Error = Problem;
@@ -49,7 +67,6 @@ impl FromRequest for RequestId {
     type Future = Ready<Result<Self, Problem>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        // `observe` wraps every route; without it an id of its own is still a right one.
-        ready(Ok(request.extensions().get::<Self>().cloned().unwrap_or_else(Self::mint)))
+        ready(Ok(request.extensions().get::<Self>().expect("`observe` wraps every route").clone()))
     }
 }

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use actix_web::web::{self, ServiceConfig};
 use actix_web::{Resource, middleware::from_fn};
-use tokio::time::Instant;
+use tokio::sync::Semaphore;
 
 use crate::access::{Scope, Verifier};
 use crate::database::Lane;
@@ -39,6 +39,8 @@ pub struct App {
     pub readiness: Readiness,
     pub metrics: Metrics,
     pub limits: Limits,
+    /// A place for each request that may be worked on at once.
+    pub admission: Semaphore,
     /// How long a key lives.
     pub time_to_live: Duration,
 }
@@ -49,13 +51,6 @@ pub struct Limits {
     pub body_bytes: usize,
     pub body_deadline: Duration,
     pub request_deadline: Duration,
-}
-
-impl App {
-    /// By when a request that is complete now is answered.
-    fn deadline(&self) -> Instant {
-        Instant::now() + self.limits.request_deadline
-    }
 }
 
 /// The path templates, which are also what logs and metrics call a route.

@@ -1,17 +1,19 @@
 //! Around every request: its id, its span, its one log line, its metrics, and the writing of problem documents.
 
-use std::time::Instant;
+use std::time::Duration;
 
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
-use actix_web::http::header::{CACHE_CONTROL, HeaderName, HeaderValue};
+use actix_web::http::header::{CACHE_CONTROL, HeaderMap, HeaderName, HeaderValue};
 use actix_web::http::{ConnectionType, Method, Uri};
 use actix_web::middleware::Next;
 use actix_web::{HttpMessage, web};
+use tokio::time::Instant;
 use tracing::field::{Empty, display};
 use tracing::{Instrument, Span};
 
 use super::body::Leftover;
+use super::extractors::Deadline;
 use super::{App, KEYED_ROUTES, Problem, TEMPLATES};
 use crate::ids::RequestId;
 use crate::metrics::KeyedOutcome;
@@ -24,11 +26,10 @@ pub async fn observe<B: MessageBody + 'static>(
     next: Next<B>,
 ) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
     let started = Instant::now();
+    let app = request.app_data::<web::Data<App>>().expect("the server registers it").clone();
     let request_id = request.headers().get(X_REQUEST_ID).and_then(|id| RequestId::accept(id.as_bytes()));
     let request_id = request_id.unwrap_or_else(RequestId::mint);
-    let method = method_label(request.method());
-    let pattern = request.match_pattern();
-    let route = TEMPLATES.into_iter().find(|template| pattern.as_deref() == Some(template)).unwrap_or("(none)");
+    let (method, route) = (method_label(request.method()), route_label(&request));
     let span = tracing::info_span!(
         "request",
         %request_id,
@@ -42,46 +43,54 @@ pub async fn observe<B: MessageBody + 'static>(
         first.at = Empty,
     );
     request.extensions_mut().insert(request_id.clone());
+    request.extensions_mut().insert(Deadline(started + app.limits.request_deadline));
     let leftover = Leftover::of(&mut request);
 
     let response = if is_alias(request.uri()) {
         request.error_response(Problem::RouteNotFound)
     } else {
-        match next.call(request).instrument(span.clone()).await {
-            Ok(response) => response.map_into_boxed_body(),
-            Err(error) => return Err(error),
-        }
+        next.call(request).instrument(span.clone()).await?.map_into_boxed_body()
     };
-
     let (mut response, code) = span.in_scope(|| write_problem(response, &request_id));
-    if let Some(leftover) =
-        leftover.filter(|_| code.is_some() && response.response().head().connection_type() != ConnectionType::Close)
-    {
+    if let Some(leftover) = leftover.filter(|_| code.is_some() && !closes(&response)) {
         leftover.drain().await;
     }
-    let _entered = span.enter();
-    let status = response.status();
-    let headers = response.headers_mut();
+    write_headers(response.headers_mut(), method, &request_id);
+    span.in_scope(|| report(&app, &response, method, route, code, started.elapsed()));
+    Ok(response)
+}
+
+fn write_headers(headers: &mut HeaderMap, method: &str, request_id: &RequestId) {
     let id = HeaderValue::from_str(request_id.as_str()).expect("a request id is made of plain characters");
     headers.insert(X_REQUEST_ID, id);
     if !matches!(method, "GET" | "HEAD" | "OPTIONS") {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
+}
 
-    let app = response.request().app_data::<web::Data<App>>().cloned();
-    let app = app.expect("the server registers it");
-    let duration = started.elapsed();
-    app.metrics.count_request(method, route, status.as_u16(), duration);
+/// The metrics of a request, and its one line in the log.
+fn report(
+    app: &App,
+    response: &ServiceResponse<BoxBody>,
+    method: &'static str,
+    route: &'static str,
+    code: Option<&'static str>,
+    duration: Duration,
+) {
+    let status = response.status().as_u16();
+    app.metrics.count_request(method, route, status, duration);
     if let Some(keyed) = KEYED_ROUTES.iter().find(|keyed| keyed.0.split_once(' ') == Some((method, route))) {
         let outcome = response.request().extensions().get::<KeyedOutcome>().copied();
         let outcome = outcome.unwrap_or(KeyedOutcome::Refused);
         Span::current().record("idempotency.outcome", display(outcome.name()));
         app.metrics.count_outcome(keyed.0, outcome);
     }
-    let milliseconds = duration.as_secs_f64() * 1000.0;
-    let milliseconds = (milliseconds * 1000.0).round() / 1000.0;
-    tracing::info!(status = status.as_u16(), code = code.map(display), duration_ms = milliseconds, "answered");
-    Ok(response)
+    let duration_ms = (duration.as_secs_f64() * 1e6).round() / 1e3;
+    tracing::info!(status, code = code.map(display), duration_ms, "answered");
+}
+
+fn closes(response: &ServiceResponse<BoxBody>) -> bool {
+    response.response().head().connection_type() == ConnectionType::Close
 }
 
 /// Replaces the carrier of an error by its document, and says its code.
@@ -116,6 +125,12 @@ fn is_alias(uri: &Uri) -> bool {
                 .and_then(|digits| u8::from_str_radix(digits, 16).ok())
                 .is_some_and(unreserved)
     })
+}
+
+/// A path as a metric's label: its template.
+fn route_label(request: &ServiceRequest) -> &'static str {
+    let pattern = request.match_pattern();
+    TEMPLATES.into_iter().find(|template| pattern.as_deref() == Some(template)).unwrap_or("(none)")
 }
 
 /// A method as a metric's label: a client may invent any number of them.

@@ -41,6 +41,7 @@ pub enum Problem {
         pointers: Vec<String>,
     },
     RequestInFlight,
+    Overloaded,
     Unavailable(String),
     OutcomeUnknown,
     NotReady(String),
@@ -96,6 +97,7 @@ impl Problem {
             }
             Self::KeyReused { .. } => (422, "idempotency-key-reused", "The key stands for another request", false),
             Self::Internal(_) => (500, "internal-error", "The service failed", true),
+            Self::Overloaded => (503, "overloaded", "The service has as much to do as it can", true),
             Self::Unavailable(_) => (503, "database-unavailable", "The database is not available", true),
             Self::OutcomeUnknown => (503, "outcome-unknown", "The outcome is unknown", true),
             Self::NotReady(_) => (503, "not-ready", "The service is not ready", true),
@@ -136,6 +138,7 @@ impl Problem {
                 "A request with this Idempotency-Key is being worked on. Send the same again to get its answer."
                     .to_owned()
             }
+            Self::Overloaded => "Nothing was written. Send the same request again, a little later.".to_owned(),
             Self::Unavailable(_) => {
                 "The database did not take it, and nothing was written. Send the same request again.".to_owned()
             }
@@ -195,9 +198,11 @@ impl Problem {
             Self::MethodNotAllowed { allow } => response.insert_header((header::ALLOW, *allow)),
             Self::UnsupportedMediaType => response.insert_header((header::ACCEPT, "application/json")),
             Self::UnsupportedContentEncoding => response.insert_header((header::ACCEPT_ENCODING, "identity")),
-            Self::RequestInFlight | Self::Unavailable(_) | Self::OutcomeUnknown | Self::NotReady(_) => {
-                response.insert_header((header::RETRY_AFTER, "1"))
-            }
+            Self::RequestInFlight
+            | Self::Overloaded
+            | Self::Unavailable(_)
+            | Self::OutcomeUnknown
+            | Self::NotReady(_) => response.insert_header((header::RETRY_AFTER, "1")),
             // The rest of the body is still on its way and would be read as the next request.
             Self::BodyTooSlow | Self::BodyBroken | Self::BodyTooLarge { .. } => response.force_close(),
             _ => &mut response,
@@ -276,6 +281,7 @@ impl From<Rejection> for Problem {
         match rejection {
             Rejection::Unknown => Self::Unauthenticated(Unauthenticated::Unknown),
             Rejection::Unavailable(reason) => Self::Unavailable(reason),
+            Rejection::Overloaded => Self::Overloaded,
         }
     }
 }

@@ -62,6 +62,7 @@ impl Readiness {
                 Err("The database is not available".to_owned())
             }
             Ok((Schema::Unfit, _)) => Err("The database's schema is not the one that this release needs".to_owned()),
+            Ok((_, Durability::ReadOnly)) => Err("The database takes no writes".to_owned()),
             Ok((_, Durability::Lossy(setting))) if !self.allow_loss => {
                 Err(format!("The database may lose what it acknowledges: {setting} is off"))
             }

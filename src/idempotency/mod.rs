@@ -34,8 +34,6 @@ pub struct ScopedKey {
 pub struct Outcome {
     pub fingerprint: Fingerprint,
     pub job_id: JobId,
-    /// HTTP status of the first answer.
-    pub status: u16,
     pub location: Option<String>,
     pub body: Bytes,
     /// Which request the first one was, and when.

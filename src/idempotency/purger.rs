@@ -23,22 +23,29 @@ pub struct Pace {
     pub pause: Duration,
 }
 
-/// A batch that takes longer than this is given up; the next round starts over.
-const BATCH_DEADLINE: Duration = Duration::from_secs(30);
+/// More than PostgreSQL's own limit on a statement, which ends a batch first.
+const BATCH_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Purges until `shutdown`.
 pub async fn run(lane: Lane, pace: Pace, metrics: Metrics, shutdown: CancellationToken) {
+    let mut batch = pace.batch;
     loop {
         let wait = pace.interval.mul_f64(rand::rng().random_range(0.75..1.25));
         if shutdown.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
             return;
         }
-        match purge(&lane, pace, &metrics, &shutdown).await {
-            Ok(0) => {}
-            Ok(deleted) => tracing::info!(deleted, "expired keys purged"),
+        match purge(&lane, Pace { batch, ..pace }, &metrics, &shutdown).await {
+            Ok(deleted) => {
+                batch = pace.batch;
+                if deleted > 0 {
+                    tracing::info!(deleted, "expired keys purged");
+                }
+            }
             Err(error) => {
+                // A batch that PostgreSQL cannot finish in its time must not fail for ever.
+                batch = (batch / 2).max(1);
                 metrics.count_purge_failure();
-                tracing::warn!(error = %error, "expired keys could not be purged; the next round tries again");
+                tracing::warn!(%error, next_batch = batch, "expired keys could not be purged; the next round tries again");
             }
         }
     }

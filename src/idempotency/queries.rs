@@ -20,7 +20,7 @@ pub async fn find(connection: &mut PgConnection, key: &ScopedKey) -> sqlx::Resul
     let row = sqlx::query!(
         r#"
         select
-            fingerprint, job_id, status, location, body, request_id, created_at, expires_at,
+            fingerprint, job_id, location, body, request_id, created_at, expires_at,
             expires_at <= clock_timestamp() as "expired!"
         from idempotency_keys
         where tenant_id = $1 and route = $2 and key = $3
@@ -37,7 +37,6 @@ pub async fn find(connection: &mut PgConnection, key: &ScopedKey) -> sqlx::Resul
             outcome: Outcome {
                 fingerprint: fingerprint.ok_or_else(|| sqlx::Error::Decode("a fingerprint has 32 bytes".into()))?,
                 job_id: JobId(row.job_id),
-                status: u16::try_from(row.status).map_err(|error| sqlx::Error::Decode(error.into()))?,
                 location: row.location,
                 body: row.body.into(),
                 request_id: RequestId::stored(row.request_id),

@@ -56,7 +56,7 @@ macro_rules! statement {
             $submission.key.key.as_str(),
             $submission.fingerprint.as_bytes(),
             $submission.job_id.0,
-            i16::try_from(Submission::STATUS).expect("an HTTP status has three digits"),
+            Submission::STATUS,
             $submission.location,
             &$submission.body[..],
             $submission.request_id.as_str(),

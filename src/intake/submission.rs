@@ -23,7 +23,7 @@ pub struct Submission {
 
 impl Submission {
     /// HTTP status of the answer to the request that makes the job.
-    pub const STATUS: u16 = 201;
+    pub const STATUS: i16 = 201;
 
     pub fn mint(key: ScopedKey, fingerprint: Fingerprint, job: NewJob, request_id: RequestId) -> Self {
         let (job_id, created_at) = (JobId::mint(), jobs::now());
@@ -36,7 +36,6 @@ impl Submission {
         Outcome {
             fingerprint: self.fingerprint,
             job_id: self.job_id,
-            status: Self::STATUS,
             location: Some(self.location.clone()),
             body: self.body.clone(),
             request_id: self.request_id.clone(),

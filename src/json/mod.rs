@@ -9,7 +9,7 @@ mod difference;
 mod scanner;
 
 pub use difference::{DIFFERENCES_MAX, differences, member_pointer};
-pub use scanner::{DEPTH_MAX, InvalidJson};
+pub use scanner::InvalidJson;
 
 use std::borrow::Cow;
 

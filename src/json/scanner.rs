@@ -5,7 +5,7 @@ use thiserror::Error;
 use super::{Document, Kind, Node};
 
 /// Deeper nesting is refused: a reader that recurses (PostgreSQL's own among them) has a stack to lose.
-pub const DEPTH_MAX: usize = 64;
+const DEPTH_MAX: usize = 64;
 
 /// Why a text is not JSON that can be kept.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

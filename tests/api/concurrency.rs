@@ -117,7 +117,7 @@ async fn a_key_that_is_held_for_too_long_is_in_flight_and_its_retry_succeeds() {
 #[tokio::test]
 async fn the_neighbours_of_a_held_key_go_through() {
     let ledger = Ledger::new().await;
-    let settings = [("HAPAX__INTAKE__CONNECTIONS", "2"), ("HAPAX__INTAKE__LOCK_WAIT", "5s")];
+    let settings = [("HAPAX__INTAKE__CONNECTIONS", "2"), ("HAPAX__INTAKE__LOCK_WAIT", "4s")];
     let server = ledger.serve_with(&settings).await;
     let held = ledger.hold_key("held").await;
     let copies: Vec<_> = (0..8)
@@ -139,4 +139,32 @@ async fn the_neighbours_of_a_held_key_go_through() {
     statuses.sort_unstable();
     assert_eq!(statuses, [200, 200, 200, 200, 200, 200, 200, 201]);
     ledger.is_whole_with(6).await;
+}
+
+#[tokio::test]
+async fn one_more_than_can_be_worked_on_at_once_is_told_so_at_once() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__SERVER__REQUESTS_IN_FLIGHT", "3")]).await;
+    assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
+    let mut held = Vec::new();
+    let mut waiting = Vec::new();
+    for n in 0..3 {
+        let key = format!("held-{n}");
+        held.push(ledger.hold_key(&key).await);
+        let client = server.clone();
+        waiting.push(tokio::spawn(async move { client.submit(&key, job(n)).await.status }));
+    }
+    ledger.until_waiting(3).await;
+    let refused = server.submit("one-more", job(9)).await;
+    refused.is_problem(503, "overloaded");
+    assert_eq!((refused.header("retry-after"), &refused.json()["retryable"]), ("1", &true.into()));
+    assert_eq!(server.get("/healthz").await.status, 200);
+    for key in held {
+        key.roll_back().await;
+    }
+    for request in waiting {
+        assert_eq!(request.await.unwrap(), 201);
+    }
+    assert_eq!(server.submit("one-more", job(9)).await.status, 201);
+    ledger.is_whole_with(5).await;
 }

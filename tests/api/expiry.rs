@@ -55,12 +55,11 @@ async fn an_expired_key_is_taken_over_by_one_of_many() {
 }
 
 #[tokio::test]
-async fn a_key_that_expires_while_its_retry_waits_is_judged_by_the_clock() {
+async fn a_take_over_waits_for_whoever_holds_the_expired_row() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     server.submit("key-1", job(1)).await;
     ledger.expire("key-1").await;
-    // Somebody holds the expired row; the take-over waits for it and looks at the clock afterwards.
     let mut holder = ledger.connect().await;
     sqlx::raw_sql("begin; select 1 from idempotency_keys for update").execute(&mut holder).await.unwrap();
     let client = server.clone();
@@ -135,6 +134,6 @@ async fn every_server_purges_by_itself_and_counts_it() {
     assert!(slow.metric("hapax_purge_lag_seconds").await >= 3600.0);
     let server = ledger.serve_with(&quick).await;
     ledger.until("select count(*) from idempotency_keys", |keys| keys == 0).await;
-    while server.metric("hapax_purged_keys_total").await < 1000.0 {}
+    server.until_metric("hapax_purged_keys_total", 1000.0).await;
     assert_eq!(server.metric("hapax_purge_lag_seconds").await, 0.0);
 }

@@ -1,11 +1,12 @@
 //! Migrations, what a server demands of its database, and that an index serves every query.
 
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::process::Signal;
 use sqlx::{AssertSqlSafe, Row};
 
-use crate::harness::{Ledger, job, run_hapax};
+use crate::harness::{Ledger, Server, job, run_hapax};
 
 const LOSSY: (&str, &str) = ("HAPAX__DATABASE__ALLOW_LOSING_ACKNOWLEDGED_JOBS", "true");
 
@@ -83,7 +84,7 @@ async fn a_server_on_a_newer_schema_serves_and_warns() {
 #[tokio::test]
 async fn a_server_that_may_lose_acknowledged_jobs_is_refused_unless_told_so_in_so_many_words() {
     let ledger = Ledger::new().await;
-    ledger.execute(&format!("alter database {} set synchronous_commit = off", ledger.name)).await;
+    ledger.set("synchronous_commit", "off").await;
     let words = refusal_to_serve(&ledger, &[]).await;
     // A server for tests may have fsync off besides, which is found first.
     assert!(words.contains("synchronous_commit is off") || words.contains("fsync is off"), "{words}");
@@ -92,20 +93,63 @@ async fn a_server_that_may_lose_acknowledged_jobs_is_refused_unless_told_so_in_s
     assert!(server.log_text().contains("may lose jobs"), "{}", server.log_text());
 }
 
+/// One look at the database counts for half a second.
+async fn until_not_ready(server: &Server) {
+    let asking = async {
+        loop {
+            let answer = server.get("/readyz").await;
+            if answer.status != 200 {
+                return answer;
+            }
+        }
+    };
+    let answer = tokio::time::timeout(Duration::from_secs(60), asking).await.expect("it never notices");
+    answer.is_problem(503, "not-ready");
+}
+
 #[tokio::test]
 async fn readiness_follows_the_schema_and_liveness_does_not() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     assert_eq!(server.get("/readyz").await.json()["status"], "ready");
     ledger.execute("alter table _sqlx_migrations rename to gone").await;
-    let answer = loop {
-        let answer = server.get("/readyz").await;
-        if answer.status != 200 {
-            break answer;
-        }
-    };
-    answer.is_problem(503, "not-ready");
+    until_not_ready(&server).await;
     assert_eq!(server.get("/healthz").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_database_that_takes_no_writes_is_not_ready_and_its_return_is_noticed() {
+    let ledger = Ledger::new().await;
+    let quick = [("HAPAX__SERVER__REQUEST_DEADLINE", "2s"), ("HAPAX__DATABASE__STATEMENT_TIMEOUT", "1s")];
+    let server = ledger.serve_with(&[&quick[..], &[("HAPAX__INTAKE__LOCK_WAIT", "500ms")]].concat()).await;
+    let location = server.submit("key-1", job(1)).await.header("location").to_owned();
+    // As after a failover that left us on the old primary, now a standby.
+    ledger.set("default_transaction_read_only", "on").await;
+    // The first to meet an ended session cannot know what became of its statement; the next can.
+    server.submit("key-2", job(2)).await.is_problem(503, "outcome-unknown");
+    server.submit("key-2", job(2)).await.is_problem(503, "database-unavailable");
+    assert_eq!(server.get(&location).await.status, 200);
+    until_not_ready(&server).await;
+    ledger.set("default_transaction_read_only", "off").await;
+    // A connection that is read-only for good is not used a second time.
+    assert_eq!(server.submit("key-2", job(2)).await.status, 201);
+    ledger.is_whole_with(2).await;
+}
+
+#[tokio::test]
+async fn a_request_that_is_under_way_when_the_server_is_told_to_stop_is_answered() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let held = ledger.hold_key("key-1").await;
+    let client = server.clone();
+    let asked = tokio::spawn(async move { client.submit("key-1", job(1)).await });
+    ledger.until_waiting(1).await;
+    server.signal(Signal::TERM);
+    server.until_logged("stopping").await;
+    held.roll_back().await;
+    assert_eq!(asked.await.unwrap().status, 201);
+    assert!(server.ended().await);
+    ledger.is_whole_with(1).await;
 }
 
 #[tokio::test]
@@ -156,6 +200,9 @@ async fn an_index_serves_every_statement_on_a_table_that_grows() {
         }
         let plan = plan(&ledger, &sql, parameters).await;
         assert!(!plan.contains("Seq Scan"), "{sql}\n{plan}");
+        // A scan of a whole index is no better than one of the table.
+        let (scans, conditions) = (plan.matches(" Scan using ").count(), plan.matches("Index Cond").count());
+        assert_eq!(scans, conditions, "{sql}\n{plan}");
         looked_at += 1;
     }
     assert!(looked_at >= 6, "{looked_at}");

@@ -9,7 +9,7 @@ use tracing::field::display;
 
 use crate::access::Caller;
 use crate::http::body::JsonBody;
-use crate::http::extractors::{NoParameters, RequiredKey};
+use crate::http::extractors::{Deadline, NoParameters, RequiredKey};
 use crate::http::{App, Problem, SUBMIT};
 use crate::idempotency::{Fingerprint, Outcome, ScopedKey};
 use crate::ids::{JobId, RequestId};
@@ -30,11 +30,9 @@ pub async fn submit(
 ) -> Result<HttpResponse, Problem> {
     let key = ScopedKey { tenant: caller.tenant, route: SUBMIT, key: key.0 };
     Span::current().record("idempotency.key_digest", display(key.log_digest()));
-    let document = Document::parse(&body.0)?;
-    let job = NewJob::parse(&document)?;
-    let fingerprint = Fingerprint::of(request.path(), &document);
+    let (job, fingerprint) = read(&request, body)?;
     let submission = Submission::mint(key, fingerprint, job, request_id);
-    let submitted = app.intake.submit(&submission, app.deadline()).await;
+    let submitted = app.intake.submit(&submission, Deadline::of(&request)).await;
     note(&request, &submitted);
     Ok(match submitted? {
         Submitted::Created(outcome) => answer(StatusCode::CREATED, "false", outcome),
@@ -42,16 +40,24 @@ pub async fn submit(
     })
 }
 
+/// Takes the body by value: it may be large, and what is waited for next may take its time.
+fn read(request: &HttpRequest, body: JsonBody) -> Result<(NewJob, Fingerprint), Problem> {
+    let document = Document::parse(&body.0)?;
+    Ok((NewJob::parse(&document)?, Fingerprint::of(request.path(), &document)))
+}
+
 /// `GET /jobs/{id}`: the job as it is now.
 pub async fn show(
+    request: HttpRequest,
     app: web::Data<App>,
     caller: Caller,
     _: NoParameters,
     id: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
     let id = JobId::parse(&id).ok_or(Problem::JobNotFound)?;
-    let found =
-        app.reads.run(app.deadline(), async |connection| jobs::queries::find(connection, caller.tenant, id).await);
+    let found = app
+        .reads
+        .run(Deadline::of(&request), async |connection| jobs::queries::find(connection, caller.tenant, id).await);
     let job = found.await?.ok_or(Problem::JobNotFound)?;
     Ok(HttpResponse::Ok().content_type("application/json").body(job.to_json()))
 }

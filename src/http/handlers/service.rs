@@ -45,23 +45,28 @@ pub async fn openapi(_: NoParameters) -> HttpResponse {
     HttpResponse::Ok().content_type("application/yaml").body(CONTRACT)
 }
 
-/// The lanes whose connections `/metrics` counts.
+/// What `/metrics` reads when it is asked.
 pub struct Watched {
     pub metrics: Metrics,
-    pub reads: Lane,
-    pub intake: Lane,
+    /// By the name that their metrics bear.
+    pub lanes: Vec<(&'static str, Lane)>,
+    pub probes: Lane,
 }
 
 /// `GET /metrics`, on an address of its own.
 pub async fn metrics(watched: web::Data<Watched>) -> HttpResponse {
-    /// A scrape should not wait for a database that is in trouble.
-    const DEADLINE: Duration = Duration::from_secs(1);
-    let Watched { metrics, reads, intake } = &**watched;
-    for (lane, connections) in [("reads", reads), ("intake", intake)] {
-        metrics.read_connections(lane, connections.count());
+    for (name, lane) in &watched.lanes {
+        watched.metrics.read_connections(name, lane.count());
     }
-    let lag =
-        reads.run(Instant::now() + DEADLINE, async |connection| idempotency::queries::purge_lag(connection).await);
-    metrics.read_purge_lag(lag.await.ok());
-    HttpResponse::Ok().content_type("application/openmetrics-text; version=1.0.0; charset=utf-8").body(metrics.encode())
+    watched.metrics.read_purge_lag(purge_lag(&watched.probes).await);
+    HttpResponse::Ok()
+        .content_type("application/openmetrics-text; version=1.0.0; charset=utf-8")
+        .body(watched.metrics.encode())
+}
+
+/// `None` where the database does not say: a scrape should not wait for one that is in trouble.
+async fn purge_lag(probes: &Lane) -> Option<Duration> {
+    const DEADLINE: Duration = Duration::from_secs(1);
+    let deadline = Instant::now() + DEADLINE;
+    probes.run(deadline, async |connection| idempotency::queries::purge_lag(connection).await).await.ok()
 }

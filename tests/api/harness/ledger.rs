@@ -119,6 +119,21 @@ impl Ledger {
         tokio::time::timeout(Duration::from_secs(60), asking).await.unwrap_or_else(|_| panic!("never so: {sql}"));
     }
 
+    /// Changes a setting of PostgreSQL for all sessions to come on this database, and ends those of the servers.
+    pub async fn set(&self, setting: &str, value: &str) {
+        // Even where the setting forbids writes.
+        let sql = format!("set transaction read write; alter database {} set {setting} = {value}", self.name);
+        self.execute(&sql).await;
+        self.end_sessions().await;
+    }
+
+    /// Ends the servers' sessions, and says how many there were.
+    pub async fn end_sessions(&self) -> i64 {
+        let sql = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
+                   where datname = current_database() and application_name = 'hapax'";
+        self.number(sql).await
+    }
+
     /// Takes the database away from the servers on it, as a failover would.
     pub async fn rename_to(&self, name: &str) {
         rename(&self.name, name).await;

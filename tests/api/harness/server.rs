@@ -64,6 +64,14 @@ impl Server {
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
+    /// Returns once a metric is as wanted.
+    pub async fn until_metric(&self, name: &str, wanted: f64) {
+        let asking = async { while self.metric(name).await != wanted {} };
+        tokio::time::timeout(Duration::from_secs(60), asking)
+            .await
+            .unwrap_or_else(|_| panic!("{name} is never {wanted}"));
+    }
+
     pub async fn metrics_text(&self) -> String {
         reqwest::get(format!("http://{}/metrics", self.metrics)).await.unwrap().text().await.unwrap()
     }
@@ -76,12 +84,27 @@ impl Server {
             let answered = |line: &Value| line["message"] == "answered" && line["span"]["request_id"] == request_id;
             parsed.iter().any(answered).then_some(parsed)
         };
-        loop {
-            if let Some(lines) = written() {
-                return lines;
+        let waiting = async {
+            loop {
+                if let Some(lines) = written() {
+                    return lines;
+                }
+                tokio::task::yield_now().await;
             }
-            tokio::task::yield_now().await;
-        }
+        };
+        tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("the log has the request")
+    }
+
+    /// Returns once a line with these words has been written.
+    pub async fn until_logged(&self, words: &str) {
+        let waiting = async {
+            while !self.log_text().contains(words) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), waiting)
+            .await
+            .unwrap_or_else(|_| panic!("never logged: {words}"));
     }
 
     /// All that was written so far, to the letter.
@@ -125,6 +148,8 @@ pub async fn run_hapax(arguments: &[&str], environment: &[(&str, &str)]) -> Outp
 /// The binary, with nothing of the tester's own settings.
 pub fn hapax() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hapax"));
-    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    // But where PostgreSQL's programs are is the machine's business.
+    let kept = ["PATH", "HAPAX_POSTGRES_BIN"].map(|name| (name, std::env::var_os(name).unwrap_or_default()));
+    command.env_clear().envs(kept);
     command
 }
