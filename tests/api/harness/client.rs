@@ -1,6 +1,6 @@
 use std::net::SocketAddr;
 
-use super::{Answer, RawConnection};
+use super::{Answer, Contract, RawConnection};
 
 /// Somebody with a token who calls one server.
 #[derive(Clone)]
@@ -42,8 +42,13 @@ impl Client {
         self.send(self.request("GET", path)).await
     }
 
+    /// Sends a request, and holds the answer against the contract.
     pub async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
-        Answer::of(request.send().await.unwrap()).await
+        let request = request.build().unwrap();
+        let (method, path) = (request.method().to_string(), request.url().path().to_owned());
+        let answer = Answer::of(self.http.execute(request).await.unwrap()).await;
+        Contract::get().holds(&method, &path, &answer);
+        answer
     }
 
     /// A connection to write bytes on that no client library would.

@@ -2,6 +2,7 @@
 
 mod answer;
 mod client;
+mod contract;
 mod ledger;
 mod proxy;
 mod raw;
@@ -9,6 +10,7 @@ mod server;
 
 pub use answer::Answer;
 pub use client::Client;
+pub use contract::Contract;
 pub use ledger::{HeldKey, Ledger};
 pub use proxy::{Proxy, Treatment};
 pub use raw::RawConnection;
