@@ -3,19 +3,21 @@
 //! It listens on a Unix socket only, which nobody but its owner (and root) can reach, so it asks for no password. As
 //! root, whom PostgreSQL refuses to run as, it becomes the user `postgres`, or `nobody`.
 
-use std::ffi::OsStr;
-use std::fs::{self, File};
+mod account;
+mod programs;
+
+use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use rustix::process::{Pid, Signal, geteuid, getpid, getppid, kill_process, set_parent_process_death_signal, setsid};
+use rustix::process::{Pid, Signal, kill_process};
 use sha2::{Digest, Sha256};
 
-use crate::configuration;
+use account::Account;
+use programs::Programs;
 
 /// Where the cluster is kept.
 pub enum Place {
@@ -145,106 +147,6 @@ impl Drop for PrivatePostgres {
 const CLUSTER: &str = "postgres";
 const LOG: &str = "postgres.log";
 
-/// PostgreSQL's programs, all of one version.
-struct Programs {
-    folder: PathBuf,
-}
-
-impl Programs {
-    /// HAPAX_POSTGRES_BIN, then what `pg_config` says, then the newest of Debian's; of the version that the cluster
-    /// was made with, where there is one.
-    fn find(folder: &Path) -> anyhow::Result<Self> {
-        let wanted = fs::read_to_string(folder.join(CLUSTER).join("PG_VERSION")).ok();
-        let wanted = wanted.as_deref().map(str::trim);
-        let mut found = Vec::new();
-        for folder in Self::candidates() {
-            let Some(version) = version_of(&folder) else { continue };
-            if wanted.is_none_or(|wanted| version == wanted) {
-                return Ok(Self { folder });
-            }
-            found.push(version);
-        }
-        match wanted {
-            Some(wanted) if !found.is_empty() => bail!(
-                "the database in {} was made by PostgreSQL {wanted}, and here is only {}: install that version, or \
-                 move the folder away",
-                folder.display(),
-                found.join(", "),
-            ),
-            _ => bail!(
-                "PostgreSQL's programs are not on this machine: install Debian's package `postgresql`, or set \
-                 HAPAX_POSTGRES_BIN to the folder that holds `postgres` and `initdb`"
-            ),
-        }
-    }
-
-    fn candidates() -> Vec<PathBuf> {
-        let set = configuration::variable("HAPAX_POSTGRES_BIN").map(PathBuf::from);
-        let asked = Command::new("pg_config").arg("--bindir").stderr(Stdio::null()).output().ok();
-        let asked = asked.and_then(|output| String::from_utf8(output.stdout).ok()).map(|line| line.trim().into());
-        let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-        let mut debian: Vec<(u32, PathBuf)> = versions
-            .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin"))))
-            .collect();
-        debian.sort_by_key(|(version, _)| std::cmp::Reverse(*version));
-        set.into_iter().chain(asked).chain(debian.into_iter().map(|(_, folder)| folder)).collect()
-    }
-
-    fn serve(
-        &self,
-        folder: &Path,
-        socket: &Path,
-        account: Option<Account>,
-        durability: Durability,
-    ) -> anyhow::Result<Child> {
-        let log = File::options().create(true).append(true).open(folder.join(LOG))?;
-        let mut command = self.command("postgres", folder, account);
-        command.arg("-D").arg(folder.join(CLUSTER)).stdout(log.try_clone()?).stderr(log);
-        command.args(["-c", "listen_addresses=", "-c", "unix_socket_permissions=0700", "-c", "max_connections=200"]);
-        command.arg("-c").arg(format!("unix_socket_directories={}", socket.display()));
-        if durability == Durability::None {
-            command.args(["-c", "fsync=off", "-c", "full_page_writes=off"]);
-        }
-        command.spawn().context("PostgreSQL cannot be started")
-    }
-
-    /// A program that runs as the right user, and is told to stop when the thread that started it ends.
-    #[expect(unsafe_code, reason = "what happens between fork and exec cannot be said otherwise")]
-    fn command(&self, program: &str, folder: &Path, account: Option<Account>) -> Command {
-        let mut command = Command::new(self.folder.join(program));
-        command.current_dir(folder).stdin(Stdio::null()).env("LC_ALL", "C");
-        if let Some(account) = account {
-            command.uid(account.user).gid(account.group);
-        }
-        let parent = getpid();
-        // SAFETY: only system calls that are safe between fork and exec; nothing is allocated. The signal is asked
-        // for after the change of user, which would clear it, and the parent is looked at again in case it died
-        // before. A session of its own keeps the terminal's Ctrl-C away.
-        unsafe {
-            command.pre_exec(move || {
-                set_parent_process_death_signal(Some(Signal::INT))?;
-                if getppid() != Some(parent) {
-                    return Err(std::io::ErrorKind::BrokenPipe.into());
-                }
-                setsid()?;
-                Ok(())
-            });
-        }
-        command
-    }
-}
-
-/// The major version of the programs in a folder, such as `15`; `None` if there are none to run a cluster with.
-fn version_of(folder: &Path) -> Option<String> {
-    if !folder.join("initdb").exists() {
-        return None;
-    }
-    let output = Command::new(folder.join("postgres")).arg("--version").output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    let version = text.split_whitespace().find(|word| word.starts_with(|first: char| first.is_ascii_digit()))?;
-    Some(version.split(['.', 'b', 'r', 'd']).next()?.to_owned())
-}
-
 /// Into a draft that is renamed when it is whole, so that a kill in the middle leaves nothing half made.
 fn make_cluster(programs: &Programs, folder: &Path, account: Option<Account>) -> anyhow::Result<()> {
     eprintln!("hapax: making a PostgreSQL database in {}", folder.display());
@@ -320,49 +222,6 @@ fn log_tail(folder: &Path) -> String {
     let log = fs::read_to_string(folder.join(LOG)).unwrap_or_default();
     let lines: Vec<&str> = log.lines().collect();
     lines[lines.len().saturating_sub(LINES)..].join("\n")
-}
-
-/// The user that PostgreSQL runs as, where it is not ours.
-#[derive(Clone, Copy)]
-struct Account {
-    user: u32,
-    group: u32,
-}
-
-impl Account {
-    /// `None` unless we are root.
-    fn to_run_as() -> anyhow::Result<Option<Self>> {
-        if !geteuid().is_root() {
-            return Ok(None);
-        }
-        let found = ["postgres", "nobody"]
-            .into_iter()
-            .find_map(|name| Some(Self { user: number("-u", name)?, group: number("-g", name)? }));
-        let account = found.context("PostgreSQL does not run as root, and there is no user `postgres` or `nobody`")?;
-        Ok(Some(account))
-    }
-
-    /// The first folder on the way to `path`, itself included, that this user may not pass.
-    fn barred_from(self, path: &Path) -> Option<PathBuf> {
-        let mut way: Vec<&Path> = path.ancestors().collect();
-        way.reverse();
-        let barred = way.into_iter().find(|folder| {
-            let Ok(metadata) = fs::metadata(folder) else { return false };
-            let passable = match metadata.mode() {
-                mode if metadata.uid() == self.user => mode & 0o100,
-                mode if metadata.gid() == self.group => mode & 0o010,
-                mode => mode & 0o001,
-            };
-            passable == 0
-        });
-        barred.map(Path::to_owned)
-    }
-}
-
-/// Asked of `id`, which knows every source of accounts that this machine has.
-fn number(flag: &str, name: &str) -> Option<u32> {
-    let output = Command::new("id").args([OsStr::new(flag), OsStr::new(name)]).stderr(Stdio::null()).output().ok()?;
-    String::from_utf8(output.stdout).ok()?.trim().parse().ok()
 }
 
 /// RFC 3986, leaving the slash, which a query may hold.

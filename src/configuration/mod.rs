@@ -3,15 +3,17 @@
 //! Defaults, then a TOML file, then the environment (`HAPAX__SECTION__NAME`, and `DATABASE_URL`), then the command
 //! line. Nothing else in the program reads the environment.
 
-use std::collections::HashMap;
+mod database_url;
+mod sources;
+
+pub use database_url::DatabaseUrl;
+pub use sources::{Overrides, variable};
+
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use config::{Config, Environment, File, FileFormat};
-use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use crate::telemetry::LogFormat;
 
@@ -180,91 +182,7 @@ impl Default for Log {
     }
 }
 
-/// A PostgreSQL URL, which may hold a password: shown only with that blotted out.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(transparent)]
-pub struct DatabaseUrl(SecretString);
-
-impl DatabaseUrl {
-    pub fn new(url: String) -> Self {
-        Self(url.into())
-    }
-
-    pub fn expose(&self) -> &str {
-        self.0.expose_secret()
-    }
-
-    /// The URL without its secrets.
-    fn redacted(&self) -> String {
-        let Ok(mut url) = url::Url::parse(self.expose()) else {
-            return "(not a URL)".to_owned();
-        };
-        if url.password().is_some() && url.set_password(Some("hidden")).is_err() {
-            return "(hidden)".to_owned();
-        }
-        if url.query_pairs().any(|(name, _)| name == "password") {
-            let pairs: Vec<_> = url.query_pairs().into_owned().filter(|(name, _)| name != "password").collect();
-            url.query_pairs_mut().clear().extend_pairs(pairs).append_pair("password", "hidden");
-        }
-        url.into()
-    }
-}
-
-impl Serialize for DatabaseUrl {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.redacted())
-    }
-}
-
-/// What the command line says, which counts above all else.
-#[derive(Clone, Debug, Default)]
-pub struct Overrides {
-    pub file: Option<PathBuf>,
-    pub bind: Option<SocketAddr>,
-    pub database_url: Option<String>,
-}
-
 impl Configuration {
-    /// Reads all sources and checks the result.
-    ///
-    /// # Errors
-    /// Names the setting that is unknown, cannot be read or makes no sense.
-    pub fn load(overrides: &Overrides) -> anyhow::Result<Self> {
-        Self::from_sources(overrides, &environment(Path::new(".env"))?)
-    }
-
-    fn from_sources(overrides: &Overrides, environment: &HashMap<String, String>) -> anyhow::Result<Self> {
-        let mut builder = Config::builder().add_source(Config::try_from(&Self::default())?);
-        let named = environment.get("HAPAX_CONFIG").map(PathBuf::from);
-        if let Some(path) = overrides.file.as_ref().or(named.as_ref()) {
-            let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
-            builder = builder.add_source(File::from_str(&text, FileFormat::Toml));
-        }
-        let source = Environment::with_prefix("HAPAX")
-            .prefix_separator("__")
-            .separator("__")
-            .ignore_empty(true)
-            .try_parsing(true)
-            .source(Some(environment.clone()));
-        builder = builder.add_source(source);
-        let own_url = environment.get("HAPAX__DATABASE__URL").is_some_and(|url| !url.is_empty());
-        if let Some(url) = environment.get("DATABASE_URL").filter(|url| !url.is_empty() && !own_url) {
-            builder = builder.set_override("database.url", url.clone())?;
-        }
-        if let Some(bind) = overrides.bind {
-            builder = builder.set_override("server.bind", bind.to_string())?;
-        }
-        if let Some(url) = &overrides.database_url {
-            builder = builder.set_override("database.url", url.clone())?;
-        }
-        let configuration: Self = serde_path_to_error::deserialize(builder.build()?).map_err(|error| {
-            let (path, reason) = (error.path().to_string(), error.into_inner());
-            anyhow::anyhow!("setting {}: {reason}", if path == "." { "of this name" } else { &path })
-        })?;
-        configuration.check()?;
-        Ok(configuration)
-    }
-
     /// The effective settings as TOML, secrets hidden.
     pub fn to_toml(&self) -> anyhow::Result<String> {
         Ok(toml::to_string(self)?)
@@ -331,101 +249,5 @@ impl Configuration {
             }
         }
         Ok(())
-    }
-}
-
-/// The process's environment over that of a `.env` file, if there is one.
-fn environment(dotenv: &Path) -> anyhow::Result<HashMap<String, String>> {
-    let mut environment = HashMap::new();
-    if dotenv.exists() {
-        let entries =
-            dotenvy::from_path_iter(dotenv).with_context(|| format!("{} cannot be read", dotenv.display()))?;
-        for entry in entries {
-            environment.extend([entry.with_context(|| format!("{} cannot be read", dotenv.display()))?]);
-        }
-    }
-    environment.extend(
-        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
-    );
-    Ok(environment)
-}
-
-/// A variable of the environment that is not a setting of the service: where tools are, what a terminal can do.
-pub fn variable(name: &str) -> Option<std::ffi::OsString> {
-    std::env::var_os(name).filter(|value| !value.is_empty())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn load(environment: &[(&str, &str)]) -> anyhow::Result<Configuration> {
-        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Configuration::from_sources(&Overrides::default(), &environment)
-    }
-
-    #[test]
-    fn the_environment_counts_above_the_defaults() {
-        let configuration = load(&[
-            ("HAPAX__SERVER__BIND", "0.0.0.0:9"),
-            ("HAPAX__IDEMPOTENCY__TIME_TO_LIVE", "90m"),
-            ("HAPAX__SERVER__WORKERS", ""),
-            ("DATABASE_URL", "postgres://a:secret@b/c"),
-        ]);
-        let configuration = configuration.unwrap();
-        assert_eq!(configuration.server.bind.port(), 9);
-        assert_eq!(configuration.idempotency.time_to_live, Duration::from_secs(5400));
-        assert_eq!(configuration.database_url().unwrap(), "postgres://a:secret@b/c");
-        let shown = configuration.to_toml().unwrap();
-        assert!(!shown.contains("secret") && shown.contains("postgres://a:hidden@b/c"), "{shown}");
-    }
-
-    #[test]
-    fn hapax_s_own_url_counts_above_the_common_one() {
-        let both = load(&[("DATABASE_URL", "postgres://a/b"), ("HAPAX__DATABASE__URL", "postgres://c/d")]);
-        assert_eq!(both.unwrap().database_url().unwrap(), "postgres://c/d");
-    }
-
-    #[test]
-    fn an_error_names_the_setting() {
-        for (name, value, expected) in [
-            ("HAPAX__SERVER__BNID", "0.0.0.0:1", "server.bnid"),
-            ("HAPAX__SEVRER__BIND", "0.0.0.0:1", "sevrer"),
-            ("HAPAX__SERVER__BIND", "here", "server.bind"),
-            ("HAPAX__SERVER__WORKERS", "-1", "server.workers"),
-            ("HAPAX__IDEMPOTENCY__TIME_TO_LIVE", "a day", "idempotency.time_to_live"),
-            ("HAPAX__IDEMPOTENCY__TIME_TO_LIVE", "0s", "idempotency.time_to_live"),
-            ("HAPAX__INTAKE__LOCK_WAIT", "0s", "intake.lock_wait"),
-            ("HAPAX__INTAKE__LOCK_WAIT", "1h", "intake.lock_wait"),
-            ("HAPAX__LOG__FORMAT", "xml", "log.format"),
-            ("HAPAX__PURGE__BATCH", "0", "purge.batch"),
-        ] {
-            let error = load(&[(name, value)]).unwrap_err().to_string();
-            assert!(error.contains(expected), "{name}={value}: {error}");
-        }
-    }
-
-    #[test]
-    fn the_example_shows_every_setting_with_its_default() {
-        let example = include_str!("../.env.example");
-        let shown: HashMap<String, String> = example
-            .lines()
-            .filter_map(|line| line.trim_start_matches("# ").split_once('='))
-            .filter(|(name, _)| name.starts_with("HAPAX__"))
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect();
-        let as_value = |configuration: &Configuration| serde_json::to_value(configuration).unwrap();
-        let defaults = as_value(&Configuration::default());
-        for (section, settings) in defaults.as_object().unwrap() {
-            for name in settings.as_object().unwrap().keys() {
-                let variable = format!("HAPAX__{}__{}", section.to_uppercase(), name.to_uppercase());
-                assert!(shown.contains_key(&variable), "{variable} is missing");
-            }
-        }
-        let unset = ["HAPAX__DATABASE__URL", "HAPAX__METRICS__BIND"];
-        assert!(unset.iter().all(|name| shown.contains_key(*name)));
-        let pairs: Vec<_> = shown.iter().filter(|(name, _)| !unset.contains(&name.as_str())).collect();
-        let pairs: Vec<_> = pairs.into_iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        assert_eq!(as_value(&load(&pairs).unwrap()), defaults);
     }
 }

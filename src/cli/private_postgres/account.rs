@@ -1,0 +1,53 @@
+//! Whom PostgreSQL runs as: it refuses root.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::Context;
+use rustix::process::geteuid;
+
+/// The user that PostgreSQL runs as, where it is not ours.
+#[derive(Clone, Copy)]
+pub struct Account {
+    pub user: u32,
+    pub group: u32,
+}
+
+impl Account {
+    /// `None` unless we are root.
+    pub fn to_run_as() -> anyhow::Result<Option<Self>> {
+        if !geteuid().is_root() {
+            return Ok(None);
+        }
+        let found = ["postgres", "nobody"]
+            .into_iter()
+            .find_map(|name| Some(Self { user: number("-u", name)?, group: number("-g", name)? }));
+        let account = found.context("PostgreSQL does not run as root, and there is no user `postgres` or `nobody`")?;
+        Ok(Some(account))
+    }
+
+    /// The first folder on the way to `path`, itself included, that this user may not pass.
+    pub fn barred_from(self, path: &Path) -> Option<PathBuf> {
+        let mut way: Vec<&Path> = path.ancestors().collect();
+        way.reverse();
+        let barred = way.into_iter().find(|folder| {
+            let Ok(metadata) = fs::metadata(folder) else { return false };
+            let passable = match metadata.mode() {
+                mode if metadata.uid() == self.user => mode & 0o100,
+                mode if metadata.gid() == self.group => mode & 0o010,
+                mode => mode & 0o001,
+            };
+            passable == 0
+        });
+        barred.map(Path::to_owned)
+    }
+}
+
+/// Asked of `id`, which knows every source of accounts that this machine has.
+fn number(flag: &str, name: &str) -> Option<u32> {
+    let output = Command::new("id").args([OsStr::new(flag), OsStr::new(name)]).stderr(Stdio::null()).output().ok()?;
+    String::from_utf8(output.stdout).ok()?.trim().parse().ok()
+}

@@ -1,0 +1,113 @@
+//! Where PostgreSQL's programs are, and how they are started.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, bail};
+use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal, setsid};
+
+use super::account::Account;
+use super::{CLUSTER, Durability, LOG};
+use crate::configuration;
+
+/// PostgreSQL's programs, all of one version.
+pub struct Programs {
+    pub folder: PathBuf,
+}
+
+impl Programs {
+    /// HAPAX_POSTGRES_BIN, then what `pg_config` says, then the newest of Debian's; of the version that the cluster
+    /// was made with, where there is one.
+    pub fn find(folder: &Path) -> anyhow::Result<Self> {
+        let wanted = fs::read_to_string(folder.join(CLUSTER).join("PG_VERSION")).ok();
+        let wanted = wanted.as_deref().map(str::trim);
+        let mut found = Vec::new();
+        for folder in Self::candidates() {
+            let Some(version) = version_of(&folder) else { continue };
+            if wanted.is_none_or(|wanted| version == wanted) {
+                return Ok(Self { folder });
+            }
+            found.push(version);
+        }
+        match wanted {
+            Some(wanted) if !found.is_empty() => bail!(
+                "the database in {} was made by PostgreSQL {wanted}, and here is only {}: install that version, or \
+                 move the folder away",
+                folder.display(),
+                found.join(", "),
+            ),
+            _ => bail!(
+                "PostgreSQL's programs are not on this machine: install Debian's package `postgresql`, or set \
+                 HAPAX_POSTGRES_BIN to the folder that holds `postgres` and `initdb`"
+            ),
+        }
+    }
+
+    fn candidates() -> Vec<PathBuf> {
+        let set = configuration::variable("HAPAX_POSTGRES_BIN").map(PathBuf::from);
+        let asked = Command::new("pg_config").arg("--bindir").stderr(Stdio::null()).output().ok();
+        let asked = asked.and_then(|output| String::from_utf8(output.stdout).ok()).map(|line| line.trim().into());
+        let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+        let mut debian: Vec<(u32, PathBuf)> = versions
+            .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin"))))
+            .collect();
+        debian.sort_by_key(|(version, _)| std::cmp::Reverse(*version));
+        set.into_iter().chain(asked).chain(debian.into_iter().map(|(_, folder)| folder)).collect()
+    }
+
+    pub fn serve(
+        &self,
+        folder: &Path,
+        socket: &Path,
+        account: Option<Account>,
+        durability: Durability,
+    ) -> anyhow::Result<Child> {
+        let log = File::options().create(true).append(true).open(folder.join(LOG))?;
+        let mut command = self.command("postgres", folder, account);
+        command.arg("-D").arg(folder.join(CLUSTER)).stdout(log.try_clone()?).stderr(log);
+        command.args(["-c", "listen_addresses=", "-c", "unix_socket_permissions=0700", "-c", "max_connections=200"]);
+        command.arg("-c").arg(format!("unix_socket_directories={}", socket.display()));
+        if durability == Durability::None {
+            command.args(["-c", "fsync=off", "-c", "full_page_writes=off"]);
+        }
+        command.spawn().context("PostgreSQL cannot be started")
+    }
+
+    /// A program that runs as the right user, and is told to stop when the thread that started it ends.
+    #[expect(unsafe_code, reason = "what happens between fork and exec cannot be said otherwise")]
+    pub fn command(&self, program: &str, folder: &Path, account: Option<Account>) -> Command {
+        let mut command = Command::new(self.folder.join(program));
+        command.current_dir(folder).stdin(Stdio::null()).env("LC_ALL", "C");
+        if let Some(account) = account {
+            command.uid(account.user).gid(account.group);
+        }
+        let parent = getpid();
+        // SAFETY: only system calls that are safe between fork and exec; nothing is allocated. The signal is asked
+        // for after the change of user, which would clear it, and the parent is looked at again in case it died
+        // before. A session of its own keeps the terminal's Ctrl-C away.
+        unsafe {
+            command.pre_exec(move || {
+                set_parent_process_death_signal(Some(Signal::INT))?;
+                if getppid() != Some(parent) {
+                    return Err(std::io::ErrorKind::BrokenPipe.into());
+                }
+                setsid()?;
+                Ok(())
+            });
+        }
+        command
+    }
+}
+
+/// The major version of the programs in a folder, such as `15`; `None` if there are none to run a cluster with.
+fn version_of(folder: &Path) -> Option<String> {
+    if !folder.join("initdb").exists() {
+        return None;
+    }
+    let output = Command::new(folder.join("postgres")).arg("--version").output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let version = text.split_whitespace().find(|word| word.starts_with(|first: char| first.is_ascii_digit()))?;
+    Some(version.split(['.', 'b', 'r', 'd']).next()?.to_owned())
+}
