@@ -8,6 +8,7 @@ use actix_web::middleware::from_fn;
 use actix_web::{App as HttpApp, HttpServer, web};
 use anyhow::{Context, bail};
 use sqlx::postgres::PgConnectOptions;
+use tokio::net::TcpSocket;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,16 +18,53 @@ use crate::configuration::{self, Configuration};
 use crate::database::{self, Durability, Lane, Schema};
 use crate::http::{self, App, Limits, Readiness, Watched};
 use crate::idempotency::purger::{self, Pace};
-use crate::intake::Intake;
+use crate::intake::{Intake, Terms};
 use crate::metrics::Metrics;
 
-/// Serves on `listener` until `shutdown`, then lets accepted requests finish.
+/// The addresses that a server has.
+pub struct Listeners {
+    pub api: TcpListener,
+    /// `None` where the default address was taken: a second server on one machine starts without further ado.
+    metrics: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// # Errors
+    /// When an address that was asked for cannot be had.
+    pub fn bind(configuration: &Configuration) -> anyhow::Result<Self> {
+        let bind = configuration.server.bind;
+        let api = listen(bind).with_context(|| format!("setting server.bind: {bind} cannot be had"))?;
+        let (bind, asked_for) = configuration.metrics_bind();
+        let metrics = match listen(bind) {
+            Ok(listener) => Some(listener),
+            Err(error) if asked_for => {
+                return Err(error).with_context(|| format!("setting metrics.bind: {bind} cannot be had"));
+            }
+            Err(error) => {
+                tracing::warn!(%bind, %error, "metrics are not served; set metrics.bind to a free address");
+                None
+            }
+        };
+        Ok(Self { api, metrics })
+    }
+}
+
+/// With room for a burst of connections, where the standard library leaves it at 128.
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    const BACKLOG: u32 = 4096;
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)?.into_std()
+}
+
+/// Serves until `shutdown`, then lets accepted requests finish.
 ///
 /// # Errors
-/// When the database is not fit to be served from, or an address cannot be had.
+/// When the database is not fit to be served from.
 pub async fn run(
     configuration: &Configuration,
-    listener: TcpListener,
+    listeners: Listeners,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let settings = database_settings(configuration)?;
@@ -36,16 +74,15 @@ pub async fn run(
     let lanes = Lanes::new(&settings, configuration, &metrics);
     let app = web::Data::new(compose(configuration, &lanes, &metrics));
 
-    let address = listener.local_addr()?;
+    let (address, observed_at) = (listeners.api.local_addr()?, metrics_address(&listeners)?);
     let watched = Watched { metrics: metrics.clone(), lanes: lanes.named(), probes: lanes.probes.clone() };
-    let observer = serve_metrics(configuration, watched)?;
-    let api = serve_api(configuration, listener, app.clone())?;
+    let observer = listeners.metrics.map(|listener| serve_metrics(listener, watched)).transpose()?;
+    let api = serve_api(configuration, listeners.api, app.clone())?;
     let api_handle = api.handle();
 
     let tasks = TaskTracker::new();
     tasks.spawn(purger::run(lanes.purge.clone(), pace(&configuration.purge), metrics, shutdown.clone()));
-    let observed_at = observer.as_ref().map(|(_, address)| address.to_string());
-    let observer_handle = observer.map(|(server, _)| spawn_server(&tasks, server));
+    let observer_handle = observer.map(|server| spawn_server(&tasks, server));
     tasks.close();
     tracing::info!(api = %address, metrics = observed_at.as_deref(), "serving");
 
@@ -112,7 +149,15 @@ impl Lanes {
 fn compose(configuration: &Configuration, lanes: &Lanes, metrics: &Metrics) -> App {
     let Configuration { server, database, intake, idempotency, access, .. } = configuration;
     App {
-        intake: Intake::new(lanes.intake.clone(), intake.connections, idempotency.time_to_live, intake.lock_wait),
+        intake: Intake::new(
+            lanes.intake.clone(),
+            intake.connections,
+            Terms {
+                time_to_live: idempotency.time_to_live,
+                lock_wait: intake.lock_wait,
+                insist_on_durability: !database.allow_losing_acknowledged_jobs,
+            },
+        ),
         reads: lanes.reads.clone(),
         verifier: Verifier::new(lanes.access.clone(), access.cache_life, metrics.clone()),
         readiness: Readiness::new(lanes.probes.clone(), database.allow_losing_acknowledged_jobs),
@@ -192,22 +237,14 @@ fn serve_api(configuration: &Configuration, listener: TcpListener, app: web::Dat
         .run())
 }
 
-/// Metrics at an address that was asked for must be served there; at the default one they may be missing, so that a
-/// second server on one machine starts without further ado.
-fn serve_metrics(configuration: &Configuration, watched: Watched) -> anyhow::Result<Option<(HttpTask, SocketAddr)>> {
-    let (bind, asked_for) = configuration.metrics_bind();
-    let listener = match TcpListener::bind(bind) {
-        Ok(listener) => listener,
-        Err(error) if asked_for => return Err(error).context(format!("setting metrics.bind: {bind} cannot be had")),
-        Err(error) => {
-            tracing::warn!(%bind, %error, "metrics are not served; set metrics.bind to a free address");
-            return Ok(None);
-        }
-    };
-    let address = listener.local_addr()?;
+fn serve_metrics(listener: TcpListener, watched: Watched) -> anyhow::Result<HttpTask> {
     let watched = web::Data::new(watched);
     let http = HttpServer::new(move || HttpApp::new().app_data(watched.clone()).configure(http::metrics_routes));
-    Ok(Some((http.workers(1).disable_signals().listen(listener)?.run(), address)))
+    Ok(http.workers(1).disable_signals().listen(listener)?.run())
+}
+
+fn metrics_address(listeners: &Listeners) -> anyhow::Result<Option<String>> {
+    Ok(listeners.metrics.as_ref().map(TcpListener::local_addr).transpose()?.map(|address| address.to_string()))
 }
 
 fn spawn_server(tasks: &TaskTracker, server: HttpTask) -> ServerHandle {

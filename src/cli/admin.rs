@@ -4,7 +4,7 @@ use anyhow::bail;
 use clap::Subcommand;
 use uuid::Uuid;
 
-use super::{block_on, connect};
+use super::{block_on, connect, print};
 use crate::access::{Scope, Scopes, TenantName, Token, queries};
 use crate::configuration::Configuration;
 
@@ -49,11 +49,11 @@ pub fn tenant(command: TenantCommand, configuration: &Configuration) -> anyhow::
                 if !queries::create_tenant(&mut connection, &name).await? {
                     bail!("there is a tenant {} already", name.as_str());
                 }
-                println!("created tenant {}", name.as_str());
+                print(&format!("created tenant {}", name.as_str()))?;
             }
             TenantCommand::List => {
                 for tenant in queries::list_tenants(&mut connection).await? {
-                    println!("{}  {}  {}", tenant.id, tenant.created_at.format(TIME), tenant.name);
+                    print(&format!("{}  {}  {}", tenant.id, tenant.created_at.format(TIME), tenant.name))?;
                 }
             }
         }
@@ -72,21 +72,24 @@ pub fn token(command: TokenCommand, configuration: &Configuration) -> anyhow::Re
                     bail!("there is no tenant {0}; make it with `hapax tenant create {0}`", tenant.as_str());
                 };
                 // The token alone on standard output, so that a script can keep it.
-                eprintln!("token {id} of {}, scopes {scopes}; it is shown this once:", tenant.as_str());
-                println!("{}", token.expose());
+                if let Err(unread) = print(token.expose()) {
+                    queries::revoke_token(&mut connection, id).await?;
+                    return Err(unread.context("the token could not be shown, and has been revoked"));
+                }
+                eprintln!("token {id} of {}, scopes {scopes}; the token itself is shown this once", tenant.as_str());
             }
             TokenCommand::List { tenant } => {
                 for token in queries::list_tokens(&mut connection, tenant.as_ref()).await? {
                     let revoked = token.revoked_at.map(|at| format!("  revoked {}", at.format(TIME)));
                     let (created, revoked) = (token.created_at.format(TIME), revoked.unwrap_or_default());
-                    println!("{}  {created}  {}  {}{revoked}", token.id, token.tenant_name, token.scopes);
+                    print(&format!("{}  {created}  {}  {}{revoked}", token.id, token.tenant_name, token.scopes))?;
                 }
             }
             TokenCommand::Revoke { id } => {
                 if !queries::revoke_token(&mut connection, id).await? {
                     bail!("there is no token {id}");
                 }
-                println!("revoked token {id}; servers honour it within access.cache_life");
+                print(&format!("revoked token {id}; servers honour it within access.cache_life"))?;
             }
         }
         Ok(())

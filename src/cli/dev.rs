@@ -3,18 +3,18 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use sqlx::{Connection, PgConnection};
 
-use super::block_on;
 use super::private_postgres::{Durability, Place, PrivatePostgres};
-use super::serve::{listen, serve_until_signalled, start_logging};
+use super::serve::{serve_until_signalled, start_logging};
+use super::{block_on, print};
 use crate::access::{Scopes, TenantName, Token, queries};
 use crate::configuration::{Configuration, Overrides};
-use crate::{database, server};
+use crate::database;
+use crate::server::{self, Listeners};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -43,15 +43,17 @@ pub fn run(arguments: Arguments, overrides: Overrides) -> anyhow::Result<()> {
         Some(_) => Place::Exactly(folder.clone()),
         None => Place::AtOrElsewhere(folder.clone()),
     };
-    let postgres = PrivatePostgres::start(&place, Durability::Full)?;
-    let served = serve(&folder, &postgres, overrides);
+    let mut postgres = PrivatePostgres::start(&place, Durability::Full)?;
+    let served = serve(&folder, &mut postgres, overrides);
     let stopped = postgres.stop();
     served.and(stopped)
 }
 
 /// One `hapax dev` a folder.
 fn lock(folder: &Path) -> anyhow::Result<File> {
-    let file = File::options().create(true).append(true).open(folder.join("lock"))?;
+    let path = folder.join("lock");
+    let file = File::options().create(true).append(true).open(&path);
+    let file = file.with_context(|| format!("{} cannot be written", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => bail!("another `hapax dev` is running in {}", folder.display()),
@@ -59,15 +61,18 @@ fn lock(folder: &Path) -> anyhow::Result<File> {
     }
 }
 
-fn serve(folder: &Path, postgres: &PrivatePostgres, overrides: Overrides) -> anyhow::Result<()> {
+fn serve(folder: &Path, postgres: &mut PrivatePostgres, overrides: Overrides) -> anyhow::Result<()> {
     let url = postgres.url(DATABASE);
     let configuration = Configuration::load(&Overrides { database_url: Some(url.clone()), ..overrides })?;
     block_on(async {
-        let listener = listen(&configuration)?;
+        let listeners = Listeners::bind(&configuration)?;
         prepare(folder, postgres, &configuration).await?;
         keep(&folder.join("database-url"), &url)?;
-        println!("{}", welcome(folder, listener.local_addr()?));
-        serve_until_signalled(&configuration, listener).await
+        print(&welcome(folder, listeners.api.local_addr()?))?;
+        tokio::select! {
+            served = serve_until_signalled(&configuration, listeners) => served,
+            ended = postgres.ended() => ended,
+        }
     })
 }
 
@@ -98,31 +103,35 @@ async fn prepare(folder: &Path, postgres: &PrivatePostgres, configuration: &Conf
 
 /// Writes a file that only its owner can read, whole or not at all.
 fn keep(path: &Path, text: &str) -> anyhow::Result<()> {
-    let draft = path.with_extension("new");
     let write = || {
-        let mut file = File::options().create(true).write(true).truncate(true).mode(0o600).open(&draft)?;
-        writeln!(file, "{text}")?;
-        fs::rename(&draft, path)
+        let mut draft = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(path))?;
+        writeln!(draft, "{text}")?;
+        draft.persist(path)?;
+        Ok::<_, anyhow::Error>(())
     };
     write().with_context(|| format!("{} cannot be written", path.display()))
 }
 
+/// A path as one word of a POSIX shell.
+fn quoted(path: &Path) -> String {
+    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
+}
+
 fn welcome(folder: &Path, address: SocketAddr) -> String {
-    let token = folder.join("dev-token");
     format!(
         r#"
 Hapax serves on http://{address}. Paste this twice: the first makes a job, the second gets the same answer again.
 
   curl -i http://{address}/jobs \
-    -H "Authorization: Bearer $(cat '{token}')" \
+    -H "Authorization: Bearer $(cat {token})" \
     -H 'Idempotency-Key: {key}' \
     -H 'Content-Type: application/json' \
     -d '{{"type":"mail.send","payload":{{"to":"ada@example.com"}}}}'
 
-The contract: http://{address}/openapi.yaml    The database: psql "$(cat '{url}')"    Ctrl-C stops both.
+The contract: http://{address}/openapi.yaml    The database: psql "$(cat {url})"    Ctrl-C stops both.
 "#,
-        token = token.display(),
+        token = quoted(&folder.join("dev-token")),
         key = uuid::Uuid::new_v4(),
-        url = folder.join("database-url").display(),
+        url = quoted(&folder.join("database-url")),
     )
 }

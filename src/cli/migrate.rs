@@ -1,6 +1,6 @@
 //! `hapax migrate`
 
-use super::{block_on, connect_to_any};
+use super::{block_on, connect_to_any, print};
 use crate::configuration::Configuration;
 use crate::database::{self, Schema};
 
@@ -12,10 +12,10 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
         let mut connection = connect_to_any(&configuration).await?;
         let applied = database::migrate(&mut connection).await?;
         match (applied, database::schema(&mut connection).await?) {
-            (0, Schema::Newer) => println!("nothing to do: the schema is newer than this release"),
-            (0, _) => println!("nothing to do: the schema is up to date"),
-            (1, _) => println!("applied 1 migration"),
-            (applied, _) => println!("applied {applied} migrations"),
+            (0, Schema::Newer) => print("nothing to do: the schema is newer than this release")?,
+            (0, _) => print("nothing to do: the schema is up to date")?,
+            (1, _) => print("applied 1 migration")?,
+            (applied, _) => print(&format!("applied {applied} migrations"))?,
         }
         Ok(())
     })

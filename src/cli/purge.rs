@@ -2,7 +2,7 @@
 
 use tokio_util::sync::CancellationToken;
 
-use super::{block_on, connect};
+use super::{block_on, connect, print};
 use crate::configuration::Configuration;
 use crate::database::Lane;
 use crate::idempotency::purger;
@@ -16,7 +16,7 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
         let lane = Lane::new(server::database_settings(configuration)?, 1, metrics.clone());
         let pace = server::pace(&configuration.purge);
         let deleted = purger::purge(&lane, pace, &metrics, &CancellationToken::new()).await?;
-        println!("deleted {deleted} expired keys");
+        print(&format!("deleted {deleted} expired keys"))?;
         Ok(())
     })
 }

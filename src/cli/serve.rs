@@ -1,6 +1,7 @@
 //! `hapax serve`
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tokio::signal::unix::{SignalKind, signal};
@@ -8,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::block_on;
 use crate::configuration::{Configuration, Overrides};
-use crate::{server, telemetry};
+use crate::server::{self, Listeners};
+use crate::telemetry;
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -21,23 +23,26 @@ pub fn run(arguments: Arguments, overrides: Overrides) -> anyhow::Result<()> {
     let configuration = Configuration::load(&Overrides { bind: arguments.bind, ..overrides })?;
     start_logging(&configuration)?;
     block_on(async {
-        let listener = listen(&configuration)?;
-        serve_until_signalled(&configuration, listener).await
+        let listeners = Listeners::bind(&configuration)?;
+        serve_until_signalled(&configuration, listeners).await
     })
 }
 
-/// The first SIGTERM or SIGINT asks for an orderly end, the second ends at once.
-pub async fn serve_until_signalled(configuration: &Configuration, listener: TcpListener) -> anyhow::Result<()> {
+/// The first SIGTERM or SIGINT asks for an orderly end, a later one ends at once. Not the very next: a terminal, make
+/// and a process manager may each pass on the same one.
+pub async fn serve_until_signalled(configuration: &Configuration, listeners: Listeners) -> anyhow::Result<()> {
+    const ECHO: Duration = Duration::from_secs(1);
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let shutdown = CancellationToken::new();
-    let mut serving = std::pin::pin!(server::run(configuration, listener, shutdown.clone()));
+    let mut told: Option<Instant> = None;
+    let mut serving = std::pin::pin!(server::run(configuration, listeners, shutdown.clone()));
     loop {
         tokio::select! {
             served = &mut serving => return served,
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        if shutdown.is_cancelled() {
+        if told.get_or_insert_with(Instant::now).elapsed() > ECHO {
             bail!("told to stop a second time: stopped at once");
         }
         shutdown.cancel();
@@ -46,9 +51,4 @@ pub async fn serve_until_signalled(configuration: &Configuration, listener: TcpL
 
 pub fn start_logging(configuration: &Configuration) -> anyhow::Result<()> {
     telemetry::init(configuration.log.format, &configuration.log.filter).context("setting log.filter")
-}
-
-pub fn listen(configuration: &Configuration) -> anyhow::Result<TcpListener> {
-    let bind = configuration.server.bind;
-    TcpListener::bind(bind).with_context(|| format!("setting server.bind: {bind} cannot be had"))
 }

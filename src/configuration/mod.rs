@@ -178,7 +178,7 @@ impl Default for Access {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { format: LogFormat::Pretty, filter: "info,actix_server=warn".to_owned() }
+        Self { format: LogFormat::Pretty, filter: "info,actix_server=warn,actix_http=off".to_owned() }
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use config::{Config, Environment, File, FileFormat};
 
 use super::Configuration;
@@ -27,6 +27,12 @@ impl Configuration {
     }
 
     fn from_sources(overrides: &Overrides, environment: &HashMap<String, String>) -> anyhow::Result<Self> {
+        // A slip of one underscore must not be a setting that is silently not there.
+        let slipped =
+            |name: &&String| name.starts_with("HAPAX_") && !name.starts_with("HAPAX__") && name.contains("__");
+        if let Some(name) = environment.keys().find(slipped) {
+            bail!("setting {name}: write it as HAPAX__{}", &name["HAPAX_".len()..]);
+        }
         let mut builder = Config::builder().add_source(Config::try_from(&Self::default())?);
         let named = environment.get("HAPAX_CONFIG").map(PathBuf::from);
         if let Some(path) = overrides.file.as_ref().or(named.as_ref()) {
@@ -117,6 +123,7 @@ mod tests {
     fn an_error_names_the_setting() {
         for (name, value, expected) in [
             ("HAPAX__SERVER__BNID", "0.0.0.0:1", "server.bnid"),
+            ("HAPAX_SERVER__BIND", "0.0.0.0:1", "write it as HAPAX__SERVER__BIND"),
             ("HAPAX__SEVRER__BIND", "0.0.0.0:1", "sevrer"),
             ("HAPAX__SERVER__BIND", "here", "server.bind"),
             ("HAPAX__SERVER__WORKERS", "-1", "server.workers"),

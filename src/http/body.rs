@@ -40,7 +40,7 @@ impl FromRequest for JsonBody {
 }
 
 /// Refuses by the head alone what need not be read, and says what length is announced.
-fn check_head(headers: &HeaderMap, limits: Limits) -> Result<usize, Problem> {
+fn check_head(headers: &HeaderMap, limits: Limits) -> Result<Option<usize>, Problem> {
     if headers.contains_key(CONTENT_ENCODING) {
         return Err(Problem::UnsupportedContentEncoding);
     }
@@ -53,8 +53,8 @@ fn check_head(headers: &HeaderMap, limits: Limits) -> Result<usize, Problem> {
         return Err(Problem::UnsupportedMediaType);
     }
     let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    let announced = usize::try_from(announced.unwrap_or(0)).unwrap_or(usize::MAX);
-    if announced > limits.body_bytes {
+    let announced = announced.map(|length| usize::try_from(length).unwrap_or(usize::MAX));
+    if announced.is_some_and(|length| length > limits.body_bytes) {
         return Err(Problem::BodyTooLarge { limit_bytes: limits.body_bytes });
     }
     Ok(announced)
@@ -73,9 +73,12 @@ fn is_json(content_type: &str) -> bool {
         })
 }
 
-async fn read(mut payload: Payload, announced: usize, limit: usize) -> Result<Bytes, Problem> {
-    let mut body = BytesMut::with_capacity(announced);
-    while let Some(chunk) = payload.next().await {
+async fn read(mut payload: Payload, announced: Option<usize>, limit: usize) -> Result<Bytes, Problem> {
+    let mut body = BytesMut::with_capacity(announced.unwrap_or(0));
+    // By the length that is announced and not by the payload's end: with `Upgrade: websocket` on a request, the
+    // framework takes all that follows for payload, though nobody upgrades anything here.
+    while announced.is_none_or(|length| body.len() < length) {
+        let Some(chunk) = payload.next().await else { break };
         let chunk = chunk.map_err(|error| match error {
             PayloadError::Overflow => Problem::BodyTooLarge { limit_bytes: limit },
             _ => Problem::BodyBroken,
@@ -85,6 +88,7 @@ async fn read(mut payload: Payload, announced: usize, limit: usize) -> Result<By
         }
         body.extend_from_slice(&chunk);
     }
+    body.truncate(announced.unwrap_or(usize::MAX));
     Ok(body.freeze())
 }
 

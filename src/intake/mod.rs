@@ -6,6 +6,7 @@
 mod queries;
 mod submission;
 
+pub use queries::Terms;
 pub use submission::Submission;
 
 use std::time::Duration;
@@ -53,8 +54,7 @@ pub enum SubmitError {
 /// The one way in. Each submission is one statement on one connection of the lane.
 pub struct Intake {
     lane: Lane,
-    time_to_live: Duration,
-    lock_wait: Duration,
+    terms: Terms,
     /// Places for those who wait out a lock, so that one held key cannot take every connection.
     patient: Semaphore,
 }
@@ -64,11 +64,11 @@ pub struct Intake {
 const FIRST_LOCK_WAIT: Duration = Duration::from_millis(20);
 
 impl Intake {
-    /// `lane` is for intake alone, of `connections` at the most; `lock_wait` bounds how long a submission waits for
-    /// another that holds its key.
-    pub fn new(lane: Lane, connections: usize, time_to_live: Duration, lock_wait: Duration) -> Self {
+    /// `lane` is for intake alone, of `connections` at the most; `terms.lock_wait` is the longest that a submission
+    /// waits for another that holds its key.
+    pub fn new(lane: Lane, connections: usize, terms: Terms) -> Self {
         let patient = Semaphore::new((connections / 2).max(1));
-        Self { lane, time_to_live, lock_wait, patient }
+        Self { lane, terms, patient }
     }
 
     /// Makes the job, or finds the outcome of the request that did.
@@ -101,8 +101,8 @@ impl Intake {
         on_conflict: OnConflict,
         deadline: Instant,
     ) -> Result<Option<chrono::DateTime<chrono::Utc>>, SubmitError> {
-        let patience_ends = deadline.min(Instant::now() + self.lock_wait);
-        let first_wait = FIRST_LOCK_WAIT.min(self.lock_wait);
+        let patience_ends = deadline.min(Instant::now() + self.terms.lock_wait);
+        let first_wait = FIRST_LOCK_WAIT.min(self.terms.lock_wait);
         let after_loss = match self.send(submission, on_conflict, first_wait, deadline).await {
             Err(DatabaseError::Locked { after_loss }) => after_loss,
             done => return Ok(done?),
@@ -126,11 +126,9 @@ impl Intake {
         lock_wait: Duration,
         deadline: Instant,
     ) -> Result<Option<chrono::DateTime<chrono::Utc>>, DatabaseError> {
-        let time_to_live = self.time_to_live;
+        let terms = Terms { lock_wait, ..self.terms };
         self.lane
-            .run(deadline, async |connection| {
-                queries::submit(connection, submission, on_conflict, time_to_live, lock_wait).await
-            })
+            .run(deadline, async |connection| queries::submit(connection, submission, on_conflict, terms).await)
             .await
     }
 

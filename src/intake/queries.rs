@@ -16,13 +16,33 @@ pub enum OnConflict {
     TakeOverExpired,
 }
 
+/// On what terms the statement is sent. They are set within it, so that it needs no session of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// How long the key lives.
+    pub time_to_live: Duration,
+    /// How long the statement waits for another transaction that holds the key.
+    pub lock_wait: Duration,
+    /// Commit durably even if somebody has turned the server's synchronous_commit off since we looked.
+    pub insist_on_durability: bool,
+}
+
 /// One text for both forms.
 macro_rules! statement {
-    ($on_conflict:literal, $submission:ident, $time_to_live:ident, $lock_wait:ident) => {
+    ($on_conflict:literal, $submission:ident, $terms:ident) => {
         sqlx::query_scalar!(
             r#"
-            with patience as materialized (
-                select set_config('lock_timeout', $1, true)
+            with terms as materialized (
+                select
+                    set_config('lock_timeout', $1, true),
+                    set_config(
+                        'synchronous_commit',
+                        case
+                            when $23 and current_setting('synchronous_commit') = 'off' then 'on'
+                            else current_setting('synchronous_commit')
+                        end,
+                        true
+                    )
             ),
             new_key as (
                 insert into idempotency_keys as present (
@@ -30,7 +50,7 @@ macro_rules! statement {
                     created_at, expires_at
                 )
                 select $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, clock_timestamp() + make_interval(secs => $12)
-                from patience
+                from terms
                 "#
                 + $on_conflict
                 + r#"
@@ -50,7 +70,7 @@ macro_rules! statement {
             )
             select expires_at from new_key
             "#,
-            $lock_wait.as_millis().to_string(),
+            $terms.lock_wait.as_millis().to_string(),
             $submission.key.tenant.0,
             $submission.key.route.0,
             $submission.key.key.as_str(),
@@ -61,7 +81,7 @@ macro_rules! statement {
             &$submission.body[..],
             $submission.request_id.as_str(),
             $submission.created_at,
-            $time_to_live.as_secs_f64(),
+            $terms.time_to_live.as_secs_f64(),
             $submission.job.kind,
             $submission.job.queue,
             $submission.job.priority,
@@ -72,13 +92,13 @@ macro_rules! statement {
             $submission.job.priority_or_default(),
             $submission.job.run_at.unwrap_or($submission.created_at),
             $submission.job.max_attempts_or_default(),
+            $terms.insist_on_durability,
         )
     };
 }
 
 /// Writes key, job, stored answer and place in the queue, all or nothing, and says until when the key lives; `None`
-/// if the key is taken. It waits for another transaction that holds the key, up to `lock_wait`, which is set within
-/// the statement so that it needs no session of its own.
+/// if the key is taken.
 ///
 /// It may be sent again after an unknown commit. If the key has expired and gone by then while the job is there, the
 /// job is left as it is (`on conflict do nothing`), wherever it may have got to.
@@ -86,12 +106,11 @@ pub async fn submit(
     connection: &mut PgConnection,
     submission: &Submission,
     on_conflict: OnConflict,
-    time_to_live: Duration,
-    lock_wait: Duration,
+    terms: Terms,
 ) -> sqlx::Result<Option<DateTime<Utc>>> {
     match on_conflict {
         OnConflict::DoNothing => {
-            statement!("on conflict (tenant_id, route, key) do nothing", submission, time_to_live, lock_wait)
+            statement!("on conflict (tenant_id, route, key) do nothing", submission, terms)
                 .fetch_optional(connection)
                 .await
         }
@@ -110,8 +129,7 @@ pub async fn submit(
                 where present.expires_at <= clock_timestamp()
                 "#,
                 submission,
-                time_to_live,
-                lock_wait
+                terms
             )
             .fetch_optional(connection)
             .await

@@ -160,6 +160,10 @@ fn moment(value: Value<'_, '_>, pointer: &str) -> Result<DateTime<Utc>, InvalidJ
 }
 
 fn rfc3339(text: &str) -> Option<DateTime<Utc>> {
+    // chrono takes a minus sign of another alphabet, too.
+    if !text.is_ascii() {
+        return None;
+    }
     Some(DateTime::parse_from_rfc3339(text).ok()?.with_timezone(&Utc))
 }
 
@@ -200,6 +204,7 @@ mod tests {
             (r#"{"type":"a","payload":1,"priority":"1"}"#, "/priority"),
             (r#"{"type":"a","payload":1,"max_attempts":99999999999}"#, "/max_attempts"),
             (r#"{"type":"a","payload":1,"run_at":"tomorrow"}"#, "/run_at"),
+            (r#"{"type":"a","payload":1,"run_at":"2030-01-01T00:00:00\u221201:00"}"#, "/run_at"),
             (r#"{"type":"a","payload":1,"run_at":"9999-12-31T23:59:59-01:00"}"#, "/run_at"),
             (r#"{"type":"a","payload":1,"run_at":"0000-06-01T00:00:00Z"}"#, "/run_at"),
         ] {

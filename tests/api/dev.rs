@@ -3,7 +3,8 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
+use sqlx::Connection;
 
 use crate::harness::{Server, hapax, job, run_hapax};
 
@@ -76,9 +77,42 @@ async fn a_second_server_can_join_and_a_second_dev_cannot() {
 }
 
 #[tokio::test]
+async fn an_acknowledged_job_is_durable_whatever_has_become_of_the_server_s_default() {
+    let folder = folder();
+    let server = dev(folder.path()).await;
+    assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
+    let mut postgres = sqlx::PgConnection::connect(&read(folder.path(), "database-url")).await.unwrap();
+    // What the commit of each job is about to be, seen from within.
+    let watch = "create table seen (synchronous_commit text); \
+                 create function see() returns trigger language plpgsql as \
+                 $$ begin insert into seen values (current_setting('synchronous_commit')); return null; end $$; \
+                 create trigger see after insert on jobs execute function see()";
+    sqlx::raw_sql(watch).execute(&mut postgres).await.unwrap();
+    for setting in ["off", "local"] {
+        let change = format!("alter role postgres set synchronous_commit = {setting}");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(change)).execute(&mut postgres).await.unwrap();
+        let end_all = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'hapax'";
+        sqlx::raw_sql(end_all).execute(&mut postgres).await.unwrap();
+        assert_eq!(server.submit(setting, job(1)).await.status, 201);
+    }
+    let seen: Vec<(String,)> = sqlx::query_as("select * from seen").fetch_all(&mut postgres).await.unwrap();
+    assert_eq!(seen, [("on".to_owned(),), ("local".to_owned(),)]);
+}
+
+#[tokio::test]
+async fn it_does_not_outlive_its_database() {
+    let folder = folder();
+    let server = dev(folder.path()).await;
+    let pid = read(folder.path(), "postgres/postmaster.pid");
+    let pid = Pid::from_raw(pid.lines().next().unwrap().parse().unwrap()).unwrap();
+    kill_process(pid, Signal::QUIT).unwrap();
+    assert!(!server.ended().await);
+}
+
+#[tokio::test]
 async fn what_it_keeps_is_for_its_owner_alone_and_a_path_may_be_long_and_odd() {
     let outer = folder();
-    let odd = outer.path().join(format!("a folder, {} 100%", "long".repeat(25)));
+    let odd = outer.path().join(format!("a folder, it's {} 100%", "long".repeat(25)));
     let server = dev(&odd).await;
     assert_eq!(server.submit("k", job(1)).await.status, 201);
     for name in ["dev-token", "database-url"] {

@@ -212,3 +212,17 @@ async fn hostile_texts_in_a_payload_are_only_texts() {
     }
     ledger.is_whole_with(7).await;
 }
+
+#[tokio::test]
+async fn a_wish_to_upgrade_is_ignored() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let body = job(1).to_string();
+    let length = format!("content-length: {}", body.len());
+    let common: [&[u8]; 3] = [b"idempotency-key: k", b"content-type: application/json", length.as_bytes()];
+    for upgrade in [&b"upgrade: websocket"[..], b"upgrade: h2c", b"connection: upgrade\r\nupgrade: websocket"] {
+        let answer = server.raw().await.post_jobs(&[&common[..], &[upgrade]].concat(), body.as_bytes()).await;
+        assert!([200, 201].contains(&answer.status), "{answer:?}");
+    }
+    ledger.is_whole_with(1).await;
+}

@@ -85,6 +85,18 @@ impl PrivatePostgres {
         }
     }
 
+    /// Returns when it has ended by itself.
+    ///
+    /// # Errors
+    /// Always: that is nothing to go on from.
+    pub async fn ended<T>(&mut self) -> anyhow::Result<T> {
+        const LOOK: Duration = Duration::from_millis(500);
+        while self.child.try_wait()?.is_none() {
+            tokio::time::sleep(LOOK).await;
+        }
+        bail!("PostgreSQL has ended; {} in its folder says why", LOG);
+    }
+
     /// The URL of one of its databases, fit for libpq as for sqlx.
     pub fn url(&self, database: &str) -> String {
         let host: String = self.socket.as_os_str().as_encoded_bytes().iter().map(percent_encoded).collect();
@@ -150,7 +162,7 @@ const LOG: &str = "postgres.log";
 /// Into a draft that is renamed when it is whole, so that a kill in the middle leaves nothing half made.
 fn make_cluster(programs: &Programs, folder: &Path, account: Option<Account>) -> anyhow::Result<()> {
     eprintln!("hapax: making a PostgreSQL database in {}", folder.display());
-    let draft = folder.join("postgres.new");
+    let draft = folder.join("postgres.half-made");
     if draft.exists() {
         fs::remove_dir_all(&draft)?;
     }
