@@ -35,14 +35,10 @@ macro_rules! statement {
             with terms as materialized (
                 select
                     set_config('lock_timeout', $1, true),
-                    set_config(
-                        'synchronous_commit',
-                        case
-                            when $23 and current_setting('synchronous_commit') = 'off' then 'on'
-                            else current_setting('synchronous_commit')
-                        end,
-                        true
-                    )
+                    case
+                        when $23 and current_setting('synchronous_commit') = 'off'
+                            then set_config('synchronous_commit', 'on', true)
+                    end
             ),
             new_key as (
                 insert into idempotency_keys as present (
