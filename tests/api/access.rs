@@ -73,14 +73,9 @@ async fn the_open_paths_need_no_token_and_look_at_none() {
 async fn a_known_token_is_looked_up_once_in_its_life() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__ACCESS__CACHE_LIFE", "1h")]).await;
-    let requests: Vec<_> = (0..50)
-        .map(|n| {
-            let client = server.clone();
-            tokio::spawn(async move { client.submit(&format!("key-{n}"), job(n)).await.status })
-        })
-        .collect();
+    let requests: Vec<_> = (0..50).map(|n| server.submit_meanwhile(&format!("key-{n}"), job(n))).collect();
     for request in requests {
-        assert_eq!(request.await.unwrap(), 201);
+        assert_eq!(request.await.unwrap().status, 201);
     }
     assert_eq!(server.metric(r#"hapax_token_lookups_total{result="known"}"#).await, 1.0);
 }

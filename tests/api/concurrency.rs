@@ -77,8 +77,7 @@ async fn whoever_waits_for_one_that_rolls_back_makes_the_job() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let held = ledger.hold_key("key-1").await;
-    let client = server.clone();
-    let waiting = tokio::spawn(async move { client.submit("key-1", job(1)).await });
+    let waiting = server.submit_meanwhile("key-1", job(1));
     ledger.until_waiting(1).await;
     held.roll_back().await;
     assert_eq!(waiting.await.unwrap().status, 201);
@@ -90,8 +89,7 @@ async fn whoever_waits_for_one_that_commits_is_judged_by_what_it_stored() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let held = ledger.hold_key("key-1").await;
-    let client = server.clone();
-    let waiting = tokio::spawn(async move { client.submit("key-1", job(1)).await });
+    let waiting = server.submit_meanwhile("key-1", job(1));
     ledger.until_waiting(1).await;
     held.commit().await;
     let answer = waiting.await.unwrap();
@@ -120,12 +118,7 @@ async fn the_neighbours_of_a_held_key_go_through() {
     let settings = [("HAPAX__INTAKE__CONNECTIONS", "2"), ("HAPAX__INTAKE__LOCK_WAIT", "4s")];
     let server = ledger.serve_with(&settings).await;
     let held = ledger.hold_key("held").await;
-    let copies: Vec<_> = (0..8)
-        .map(|_| {
-            let client = server.clone();
-            tokio::spawn(async move { client.submit("held", job(1)).await })
-        })
-        .collect();
+    let copies: Vec<_> = (0..8).map(|_| server.submit_meanwhile("held", job(1))).collect();
     ledger.until_waiting(1).await;
     for n in 0..5 {
         assert_eq!(server.submit(&format!("free-{n}"), job(n)).await.status, 201);
@@ -151,8 +144,7 @@ async fn one_more_than_can_be_worked_on_at_once_is_told_so_at_once() {
     for n in 0..3 {
         let key = format!("held-{n}");
         held.push(ledger.hold_key(&key).await);
-        let client = server.clone();
-        waiting.push(tokio::spawn(async move { client.submit(&key, job(n)).await.status }));
+        waiting.push(server.submit_meanwhile(&key, job(n)));
     }
     ledger.until_waiting(3).await;
     let refused = server.submit("one-more", job(9)).await;
@@ -163,7 +155,7 @@ async fn one_more_than_can_be_worked_on_at_once_is_told_so_at_once() {
         key.roll_back().await;
     }
     for request in waiting {
-        assert_eq!(request.await.unwrap(), 201);
+        assert_eq!(request.await.unwrap().status, 201);
     }
     assert_eq!(server.submit("one-more", job(9)).await.status, 201);
     ledger.is_whole_with(5).await;

@@ -41,13 +41,10 @@ async fn an_expired_key_is_taken_over_by_one_of_many() {
     let (one, two) = (ledger.serve().await, ledger.serve().await);
     one.submit("key-1", job(1)).await;
     ledger.expire("key-1").await;
-    let retries = (0..20).map(|n| {
-        let client = (**[&one, &two][n % 2]).clone();
-        tokio::spawn(async move { client.submit("key-1", job(2)).await.status })
-    });
+    let retries: Vec<_> = (0..20).map(|n| [&one, &two][n % 2].submit_meanwhile("key-1", job(2))).collect();
     let mut statuses = Vec::new();
-    for retry in retries.collect::<Vec<_>>() {
-        statuses.push(retry.await.unwrap());
+    for retry in retries {
+        statuses.push(retry.await.unwrap().status);
     }
     statuses.sort_unstable();
     assert_eq!((&statuses[..19], statuses[19]), (&[200; 19][..], 201));
@@ -62,8 +59,7 @@ async fn a_take_over_waits_for_whoever_holds_the_expired_row() {
     ledger.expire("key-1").await;
     let mut holder = ledger.connect().await;
     sqlx::raw_sql("begin; select 1 from idempotency_keys for update").execute(&mut holder).await.unwrap();
-    let client = server.clone();
-    let waiting = tokio::spawn(async move { client.submit("key-1", job(2)).await });
+    let waiting = server.submit_meanwhile("key-1", job(2));
     ledger.until_waiting(1).await;
     sqlx::raw_sql("commit").execute(&mut holder).await.unwrap();
     assert_eq!(waiting.await.unwrap().status, 201);

@@ -141,8 +141,7 @@ async fn a_request_that_is_under_way_when_the_server_is_told_to_stop_is_answered
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let held = ledger.hold_key("key-1").await;
-    let client = server.clone();
-    let asked = tokio::spawn(async move { client.submit("key-1", job(1)).await });
+    let asked = server.submit_meanwhile("key-1", job(1));
     ledger.until_waiting(1).await;
     server.signal(Signal::TERM);
     server.until_logged("stopping").await;

@@ -1,5 +1,7 @@
 use std::net::SocketAddr;
 
+use tokio::task::JoinHandle;
+
 use super::{Answer, Contract, RawConnection};
 
 /// Somebody with a token who calls one server.
@@ -36,6 +38,12 @@ impl Client {
 
     pub async fn submit(&self, key: &str, body: impl ToString) -> Answer {
         self.send(self.post_jobs(key, body)).await
+    }
+
+    /// Submits while the test goes on.
+    pub fn submit_meanwhile(&self, key: &str, body: impl ToString) -> JoinHandle<Answer> {
+        let (client, key, body) = (self.clone(), key.to_owned(), body.to_string());
+        tokio::spawn(async move { client.submit(&key, body).await })
     }
 
     pub async fn get(&self, path: &str) -> Answer {
