@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use sqlx::postgres::PgConnectOptions;
 use tokio::net::TcpSocket;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -20,6 +21,9 @@ use crate::http::{self, App, Limits, Readiness, Watched};
 use crate::idempotency::purger::{self, Pace};
 use crate::intake::{Intake, Terms};
 use crate::metrics::Metrics;
+
+/// What the database may take to be looked at before anything is served from it.
+const FIRST_LOOK: Duration = Duration::from_secs(30);
 
 /// The addresses that a server has.
 pub struct Listeners {
@@ -68,7 +72,11 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let settings = database_settings(configuration)?;
-    check_database(&settings, configuration.database.allow_losing_acknowledged_jobs).await?;
+    let allow_loss = configuration.database.allow_losing_acknowledged_jobs;
+    match shutdown.run_until_cancelled(timeout(FIRST_LOOK, check_database(&settings, allow_loss))).await {
+        None => return Ok(()),
+        Some(looked) => looked.context("the database does not answer")??,
+    }
 
     let metrics = Metrics::new();
     let lanes = Lanes::new(&settings, configuration, &metrics);
@@ -102,7 +110,7 @@ pub async fn run(
     if let Some(handle) = observer_handle {
         handle.stop(false).await;
     }
-    /// A statement that is still under way is at its own deadline by then.
+    /// Nothing but a statement of the probes can still be under way.
     const LAST_CALL: Duration = Duration::from_secs(5);
     let closing = async {
         tasks.wait().await;
@@ -110,7 +118,7 @@ pub async fn run(
             lane.close().await;
         }
     };
-    if tokio::time::timeout(LAST_CALL, closing).await.is_err() {
+    if timeout(LAST_CALL, closing).await.is_err() {
         tracing::warn!("connections to the database were cut off");
     }
     tracing::info!("stopped");

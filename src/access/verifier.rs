@@ -28,14 +28,14 @@ pub enum Rejection {
 
 /// Answers from memory for [`Verifier::new`]'s `life`, within which a revocation takes effect.
 ///
-/// Unknown digests are remembered apart from known ones and looked up on few places, so that a flood of garbage
-/// neither evicts a caller nor keeps one waiting: a known digest whose entry has grown old has places of its own.
+/// Unknown digests are remembered apart from known ones and looked up one at a time, so that a flood of garbage neither
+/// evicts a caller nor keeps one waiting: a known digest whose entry has grown old does not queue with it.
 pub struct Verifier {
     lane: Lane,
     life: Duration,
     known: Cache<TokenDigest, Verified>,
     unknown: Cache<TokenDigest, Instant>,
-    /// One look-up at a time for one digest: whoever comes first asks, the others wait for that answer.
+    /// For each digest, whose turn it is to ask; the others wait for that answer.
     turns: Cache<TokenDigest, Arc<tokio::sync::Mutex<()>>>,
     unknown_lookups: Semaphore,
     unknown_waiting: Semaphore,
@@ -83,20 +83,18 @@ impl Verifier {
             return answer;
         }
         // One look-up at a time for one digest; whoever waited finds the answer remembered.
-        // A digest that was known does not queue with garbage.
-        let waiting = match self.known.peek(&digest) {
-            Some(_) => None,
-            None => Some(self.unknown_waiting.try_acquire().map_err(|_| Rejection::Overloaded)?),
-        };
         let Ok(turn) = self.turns.get_or_insert_with(&digest, || Ok::<_, Infallible>(Arc::default()));
         let _turn = timeout_at(deadline, turn.lock()).await.map_err(|_| out_of_time())?;
         if let Some(answer) = self.remembered(&digest) {
             return answer;
         }
-        let _place = match waiting {
-            None => None,
-            Some(_) => Some(timeout_at(deadline, self.unknown_lookups.acquire()).await.map_err(|_| out_of_time())?),
-        };
+        if self.known.peek(&digest).is_some() {
+            return self.look_up(digest, deadline).await;
+        }
+        // Never seen: it queues with garbage.
+        let _waiting = self.unknown_waiting.try_acquire().map_err(|_| Rejection::Overloaded)?;
+        let place = timeout_at(deadline, self.unknown_lookups.acquire()).await;
+        let _place = place.map_err(|_| out_of_time())?;
         self.look_up(digest, deadline).await
     }
 

@@ -37,6 +37,8 @@ fn command(words: &[String], url: &str) -> anyhow::Result<std::process::ExitStat
         let mut child = tokio::process::Command::new(program)
             .args(arguments)
             .env("DATABASE_URL", url)
+            // Which counts above the other, and may be set to something that must not be touched.
+            .env("HAPAX__DATABASE__URL", url)
             .spawn()
             .with_context(|| format!("{program} cannot be started"))?;
         let process = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));

@@ -34,7 +34,7 @@ impl Configuration {
             bail!("setting {name}: write it as HAPAX__{}", &name["HAPAX_".len()..]);
         }
         let mut builder = Config::builder().add_source(Config::try_from(&Self::default())?);
-        let named = environment.get("HAPAX_CONFIG").map(PathBuf::from);
+        let named = environment.get("HAPAX_CONFIG").filter(|name| !name.is_empty()).map(PathBuf::from);
         if let Some(path) = overrides.file.as_ref().or(named.as_ref()) {
             let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
             builder = builder.add_source(File::from_str(&text, FileFormat::Toml));

@@ -74,6 +74,9 @@ impl Lane {
         while Instant::now() < deadline {
             let mut lease = match timeout_at(deadline, self.lease(course.fresh)).await {
                 Err(_) => break,
+                Ok(Err(sqlx::Error::PoolClosed)) => {
+                    return Err(course.refuse(DatabaseError::Unavailable("the service is shutting down".to_owned())));
+                }
                 Ok(Err(error)) => {
                     self.shared.metrics.count_database_retry(Retry::Connect);
                     tracing::debug!(%error, "no connection to the database; trying again");
@@ -131,7 +134,8 @@ impl Lane {
     /// `fresh`: a connection that nobody has used before.
     async fn lease(&self, fresh: bool) -> sqlx::Result<Lease> {
         let place = Arc::clone(&self.shared.places).acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
-        let idle = if fresh { None } else { self.take_idle() };
+        // One that is not wanted is closed, not left: there are never more than there are places.
+        let idle = self.take_idle().filter(|_| !fresh);
         let (connection, place) = match idle {
             Some(connection) => (connection, place),
             None => {

@@ -7,6 +7,7 @@ use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
 use actix_web::http::header::{AUTHORIZATION, HeaderMap};
 use actix_web::middleware::Next;
 use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
+use tokio::sync::SemaphorePermit;
 
 use super::extractors::Deadline;
 use super::{App, Problem, Unauthenticated};
@@ -20,9 +21,7 @@ pub async fn authorize<B: MessageBody + 'static>(
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<B>>, actix_web::Error> {
     let app = request.app_data::<web::Data<App>>().expect("the server registers it").clone();
-    let admitted = admit(&app, scope, &request).await;
-    let place = app.admission.try_acquire().map_err(|_| Problem::Overloaded);
-    match admitted.and_then(|caller| Ok((caller, place?))) {
+    match admit(&app, scope, &request).await {
         Ok((caller, _place)) => {
             request.extensions_mut().insert(caller);
             next.call(request).await.map(ServiceResponse::map_into_left_body)
@@ -31,14 +30,20 @@ pub async fn authorize<B: MessageBody + 'static>(
     }
 }
 
-async fn admit(app: &App, scope: Scope, request: &ServiceRequest) -> Result<Caller, Problem> {
+/// The caller, and the place among the requests in flight: taken before anything is waited for.
+async fn admit<'a>(
+    app: &'a App,
+    scope: Scope,
+    request: &ServiceRequest,
+) -> Result<(Caller, SemaphorePermit<'a>), Problem> {
     let token = bearer(request.headers()).map_err(Problem::Unauthenticated)?;
+    let place = app.admission.try_acquire().map_err(|_| Problem::Overloaded)?;
     let caller = app.verifier.verify(&token, Deadline::of(request)).await?;
     tracing::Span::current().record("tenant", tracing::field::display(&caller.tenant_name));
     if !caller.scopes.contains(scope) {
         return Err(Problem::MissingScope(scope));
     }
-    Ok(caller)
+    Ok((caller, place))
 }
 
 /// `Authorization: Bearer hpx_…`, once (RFC 6750, section 2.1).

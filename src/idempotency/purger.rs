@@ -65,7 +65,10 @@ pub async fn purge(
     loop {
         let deadline = Instant::now() + BATCH_DEADLINE;
         let limit = i64::from(pace.batch);
-        let batch = lane.run(deadline, async move |connection| queries::purge(connection, limit).await).await?;
+        let deleting = lane.run(deadline, async move |connection| queries::purge(connection, limit).await);
+        let Some(batch) = shutdown.run_until_cancelled(deleting).await.transpose()? else {
+            return Ok(deleted);
+        };
         deleted += batch;
         metrics.count_purged_keys(batch);
         let done = batch < u64::from(pace.batch);

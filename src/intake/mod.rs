@@ -11,6 +11,7 @@ pub use submission::Submission;
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use thiserror::Error;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
@@ -100,13 +101,13 @@ impl Intake {
         submission: &Submission,
         on_conflict: OnConflict,
         deadline: Instant,
-    ) -> Result<Option<chrono::DateTime<chrono::Utc>>, SubmitError> {
-        let patience_ends = deadline.min(Instant::now() + self.terms.lock_wait);
+    ) -> Result<Option<DateTime<Utc>>, SubmitError> {
         let first_wait = FIRST_LOCK_WAIT.min(self.terms.lock_wait);
         let after_loss = match self.send(submission, on_conflict, first_wait, deadline).await {
             Err(DatabaseError::Locked { after_loss }) => after_loss,
             done => return Ok(done?),
         };
+        let patience_ends = deadline.min(Instant::now() + self.terms.lock_wait.saturating_sub(first_wait));
         let Ok(Ok(_place)) = timeout_at(patience_ends, self.patient.acquire()).await else {
             return Err(SubmitError::InFlight);
         };
@@ -125,7 +126,7 @@ impl Intake {
         on_conflict: OnConflict,
         lock_wait: Duration,
         deadline: Instant,
-    ) -> Result<Option<chrono::DateTime<chrono::Utc>>, DatabaseError> {
+    ) -> Result<Option<DateTime<Utc>>, DatabaseError> {
         let terms = Terms { lock_wait, ..self.terms };
         self.lane
             .run(deadline, async |connection| queries::submit(connection, submission, on_conflict, terms).await)
@@ -142,7 +143,10 @@ impl Intake {
         let key = &submission.key;
         let found = self.lane.run(deadline, async |connection| idempotency::queries::find(connection, key).await).await;
         found.map_err(|error| match error {
-            DatabaseError::Statement(error) => SubmitError::Failed(error),
+            DatabaseError::Statement(error) => {
+                tracing::error!(%error, "what stands under a key could not be read");
+                SubmitError::OutcomeUnknown
+            }
             _ => SubmitError::OutcomeUnknown,
         })
     }

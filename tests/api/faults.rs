@@ -192,3 +192,23 @@ async fn an_attempt_that_was_lost_is_not_forgotten_when_what_follows_fails() {
     assert_eq!(server.submit("the-key", job(1)).await.status, 200);
     ledger.is_whole_with(2).await;
 }
+
+#[tokio::test]
+async fn a_database_that_comes_back_does_not_meet_more_connections_than_the_limit() {
+    let ledger = Ledger::new().await;
+    let settings = [("HAPAX__INTAKE__CONNECTIONS", "3"), ("HAPAX__ACCESS__CACHE_LIFE", "1h")];
+    let server = ledger.serve_with(&settings).await;
+    assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
+    let away = format!("{}_away", ledger.name);
+    ledger.rename_to(&away).await;
+    let requests: Vec<_> = (0..40).map(|n| server.submit_meanwhile(&format!("key-{n}"), job(n))).collect();
+    // Whoever has failed once wants a fresh connection.
+    server.until_metric(r#"hapax_database_retries_total{reason="connect"}"#, 80.0).await;
+    ledger.rename_back_from(&away).await;
+    for request in requests {
+        assert_eq!(request.await.unwrap().status, 201);
+    }
+    let open = server.metric(r#"hapax_database_connections{lane="intake",state="idle"}"#).await;
+    assert!(open <= 3.0, "{open}");
+    ledger.is_whole_with(41).await;
+}

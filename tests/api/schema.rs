@@ -201,7 +201,8 @@ async fn an_index_serves_every_statement_on_a_table_that_grows() {
         assert!(!plan.contains("Seq Scan"), "{sql}\n{plan}");
         // A scan of a whole index is no better than one of the table.
         let (scans, conditions) = (plan.matches(" Scan using ").count(), plan.matches("Index Cond").count());
-        assert_eq!(scans, conditions, "{sql}\n{plan}");
+        // A minimum is the index's first entry, and needs none.
+        assert!(scans == conditions || plan.contains("Limit"), "{sql}\n{plan}");
         looked_at += 1;
     }
     assert!(looked_at >= 6, "{looked_at}");

@@ -100,7 +100,8 @@ impl PrivatePostgres {
     /// The URL of one of its databases, fit for libpq as for sqlx.
     pub fn url(&self, database: &str) -> String {
         let host: String = self.socket.as_os_str().as_encoded_bytes().iter().map(percent_encoded).collect();
-        format!("postgres://postgres@localhost/{database}?host={host}")
+        // In full, so that nothing in anybody's environment (PGPORT, PGSSLMODE) has a say.
+        format!("postgres://postgres@localhost:5432/{database}?host={host}&sslmode=disable")
     }
 
     /// Ends all sessions and stops, everything written.
@@ -219,7 +220,8 @@ fn short_socket_folder(cluster: &Path, account: Option<Account>) -> anyhow::Resu
     const SOCKET_PATH_MAX: usize = 107;
     let path = cluster.join(".s.PGSQL.5432.lock");
     let bytes = path.as_os_str().as_encoded_bytes();
-    if bytes.len() <= SOCKET_PATH_MAX && !bytes.iter().any(|byte| b",\"' \\".contains(byte)) {
+    if path.to_str().is_some() && bytes.len() <= SOCKET_PATH_MAX && !bytes.iter().any(|byte| b",\"' \\".contains(byte))
+    {
         return Ok(None);
     }
     let folder = tempfile::Builder::new().prefix("hapax-").tempdir_in("/tmp")?;

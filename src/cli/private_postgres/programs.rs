@@ -25,6 +25,7 @@ impl Programs {
         let wanted = wanted.as_deref().map(str::trim);
         let mut found = Vec::new();
         for folder in Self::candidates() {
+            let Ok(folder) = folder.canonicalize() else { continue };
             let Some(version) = version_of(&folder) else { continue };
             if wanted.is_none_or(|wanted| version == wanted) {
                 return Ok(Self { folder });
@@ -67,7 +68,16 @@ impl Programs {
         let log = File::options().create(true).append(true).open(folder.join(LOG))?;
         let mut command = self.command("postgres", folder, account);
         command.arg("-D").arg(folder.join(CLUSTER)).stdout(log.try_clone()?).stderr(log);
-        command.args(["-c", "listen_addresses=", "-c", "unix_socket_permissions=0700", "-c", "max_connections=200"]);
+        command.args([
+            "-c",
+            "listen_addresses=",
+            "-c",
+            "port=5432",
+            "-c",
+            "unix_socket_permissions=0700",
+            "-c",
+            "max_connections=200",
+        ]);
         command.arg("-c").arg(format!("unix_socket_directories={}", socket.display()));
         if durability == Durability::None {
             command.args(["-c", "fsync=off", "-c", "full_page_writes=off"]);

@@ -64,12 +64,10 @@ impl Server {
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
-    /// Returns once a metric is as wanted.
-    pub async fn until_metric(&self, name: &str, wanted: f64) {
-        let asking = async { while self.metric(name).await != wanted {} };
-        tokio::time::timeout(Duration::from_secs(60), asking)
-            .await
-            .unwrap_or_else(|_| panic!("{name} is never {wanted}"));
+    /// Returns once a metric has reached a value.
+    pub async fn until_metric(&self, name: &str, reached: f64) {
+        let asking = async { while self.metric(name).await < reached {} };
+        tokio::time::timeout(Duration::from_secs(60), asking).await.unwrap_or_else(|_| panic!("{name} < {reached}"));
     }
 
     pub async fn metrics_text(&self) -> String {
