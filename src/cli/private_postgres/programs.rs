@@ -1,11 +1,13 @@
 //! Where PostgreSQL's programs are, and how they are started.
 
 use std::fs::{self, File};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, bail};
+use rustix::fs::OFlags;
 use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal, setsid};
 
 use super::account::Account;
@@ -65,7 +67,11 @@ impl Programs {
         account: Option<Account>,
         durability: Durability,
     ) -> anyhow::Result<Child> {
-        let log = File::options().create(true).append(true).open(folder.join(LOG))?;
+        // In a folder that others may write, a symbolic link could lead root anywhere.
+        let no_link = OFlags::NOFOLLOW.bits().cast_signed();
+        let path = folder.join(LOG);
+        let log = File::options().create(true).append(true).custom_flags(no_link).open(&path);
+        let log = log.with_context(|| format!("{} cannot be written", path.display()))?;
         let mut command = self.command("postgres", folder, account);
         command.arg("-D").arg(folder.join(CLUSTER)).stdout(log.try_clone()?).stderr(log);
         command.args([
