@@ -19,7 +19,7 @@ async fn dev(folder: &Path) -> Server {
     // As a user would who is somewhere else in the shell; whatever DATABASE_URL says is not what dev works on.
     let mut command = hapax();
     command.args(["dev", "--bind", "127.0.0.1:0", "--data"]).arg(folder);
-    command.env("HAPAX__METRICS__BIND", "127.0.0.1:0").env("DATABASE_URL", "postgres://nobody@192.0.2.1/nothing");
+    command.env("HAPAX__METRICS__BIND", "127.0.0.1:0").env("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing");
     let server = Server::spawn(command, "").await;
     server.with_token(&read(folder, "dev-token"))
 }
