@@ -50,7 +50,7 @@ struct Verified {
 
 /// More tokens than one replica meets within their life.
 const KNOWN_MAX: usize = 100_000;
-/// Garbage remembered; older garbage costs another look-up on one of the few places.
+/// Garbage remembered; what is older costs another look-up.
 const UNKNOWN_MAX: usize = 100_000;
 /// Look-ups of digests never seen before, at once: fewer than [`Verifier::CONNECTIONS`].
 const UNKNOWN_LOOKUPS: usize = 1;
@@ -82,7 +82,6 @@ impl Verifier {
         if let Some(answer) = self.remembered(&digest) {
             return answer;
         }
-        // One look-up at a time for one digest; whoever waited finds the answer remembered.
         let Ok(turn) = self.turns.get_or_insert_with(&digest, || Ok::<_, Infallible>(Arc::default()));
         let _turn = timeout_at(deadline, turn.lock()).await.map_err(|_| out_of_time())?;
         if let Some(answer) = self.remembered(&digest) {

@@ -85,6 +85,7 @@ pub fn metrics_routes(config: &mut ServiceConfig) {
 
 /// A path that answers other methods than those in `allow` with 405.
 fn resource(template: &'static str, allow: &'static str) -> Resource {
+    debug_assert!(TEMPLATES.contains(&template), "logs and metrics know every route by its template");
     let refuse = move || async move { Err::<String, _>(Problem::MethodNotAllowed { allow }) };
     web::resource(template).default_service(web::to(refuse))
 }

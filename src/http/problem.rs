@@ -53,13 +53,13 @@ pub enum Problem {
 /// Why nobody is known to be calling (RFC 6750, section 3).
 #[derive(Clone, Copy, Debug, Error)]
 pub enum Unauthenticated {
-    #[error("Send Authorization: Bearer with an access token")]
+    #[error("send Authorization: Bearer with an access token")]
     Missing,
-    #[error("The Authorization header is sent more than once")]
+    #[error("the Authorization header is sent more than once")]
     Repeated,
-    #[error("The access token is not one of this service: hpx_ and 64 hexadecimal digits")]
+    #[error("the access token is not one of this service: hpx_ and 64 hexadecimal digits")]
     Malformed,
-    #[error("The access token is unknown or has been revoked")]
+    #[error("the access token is unknown or has been revoked")]
     Unknown,
 }
 
@@ -112,12 +112,12 @@ impl Problem {
     /// What went wrong this time, for a person. Never a token, a key, a payload or the database's words.
     fn detail(&self) -> String {
         match self {
-            Self::InvalidKey(error) => format!("{error}."),
-            Self::InvalidJson(error) => format!("{error}."),
-            Self::InvalidJob(error) if error.pointer.is_empty() => format!("{error}."),
+            Self::InvalidKey(error) => sentence(error),
+            Self::InvalidJson(error) => sentence(error),
+            Self::InvalidJob(error) if error.pointer.is_empty() => sentence(error),
             Self::InvalidJob(error) => format!("{}: {error}.", error.pointer),
             Self::UnknownParameter(name) => format!("The query parameter {name:?} is not known here."),
-            Self::Unauthenticated(why) => format!("{why}."),
+            Self::Unauthenticated(why) => sentence(why),
             Self::MissingScope(scope) => format!("The access token does not have the scope {:?}.", scope.name()),
             Self::RouteNotFound => "The paths are listed in /openapi.yaml.".to_owned(),
             Self::JobNotFound => "No job of yours has this id.".to_owned(),
@@ -147,7 +147,7 @@ impl Problem {
                  Idempotency-Key, to know."
                     .to_owned()
             }
-            Self::NotReady(reason) => format!("{reason}."),
+            Self::NotReady(reason) => sentence(reason),
             Self::Internal(_) => "The failure has been logged under this request's id.".to_owned(),
             Self::Framework(_) => "The request is malformed.".to_owned(),
         }
@@ -222,6 +222,14 @@ impl Problem {
             _ => {}
         }
     }
+}
+
+/// An error's words as a sentence of their own.
+fn sentence(words: &impl fmt::Display) -> String {
+    let words = words.to_string();
+    let mut characters = words.chars();
+    let first = characters.next().map(|first| first.to_ascii_uppercase());
+    format!("{}{}.", first.map(String::from).unwrap_or_default(), characters.as_str())
 }
 
 #[derive(Serialize)]

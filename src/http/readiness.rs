@@ -37,7 +37,7 @@ impl Readiness {
     /// [`Problem::NotReady`] says why.
     pub async fn check(&self) -> Result<(), Problem> {
         if self.draining.load(Ordering::Acquire) {
-            return Err(Problem::NotReady("The service is shutting down".to_owned()));
+            return Err(Problem::NotReady("the service is shutting down".to_owned()));
         }
         let mut last = self.last.lock().await;
         let fresh = last.as_ref().filter(|(at, _)| at.elapsed() < LIFE).map(|(_, result)| result.clone());
@@ -59,12 +59,12 @@ impl Readiness {
         match looking.await {
             Err(error) => {
                 tracing::debug!(error = %error, "the database could not be asked");
-                Err("The database is not available".to_owned())
+                Err("the database is not available".to_owned())
             }
-            Ok((Schema::Unfit, _)) => Err("The database's schema is not the one that this release needs".to_owned()),
-            Ok((_, Durability::ReadOnly)) => Err("The database takes no writes".to_owned()),
+            Ok((Schema::Unfit, _)) => Err("the database's schema is not the one that this release needs".to_owned()),
+            Ok((_, Durability::ReadOnly)) => Err("the database takes no writes".to_owned()),
             Ok((_, Durability::Lossy(setting))) if !self.allow_loss => {
-                Err(format!("The database may lose what it acknowledges: {setting} is off"))
+                Err(format!("the database may lose what it acknowledges: {setting} is off"))
             }
             Ok(_) => Ok(()),
         }
