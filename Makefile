@@ -9,7 +9,10 @@ WITH_BINARIES = bin="$$(scripts/postgres-binaries)" && export HAPAX_POSTGRES_BIN
 # A database for one command: the one that DATABASE_URL names, else one that is thrown away.
 WITH_DATABASE = $(WITH_BINARIES); [ -n "$$DATABASE_URL" ] && with="" || with="target/debug/hapax with-postgres --"; $$with
 
-.PHONY: run test check fmt lint api docs supply-chain sqlx-check sqlx-prepare build
+# The load balancer that the tests put in front of replicas.
+WITH_BALANCER = haproxy="$$(scripts/debian-program haproxy haproxy)" && export HAPAX_HAPROXY="$$haproxy"
+
+.PHONY: run test check fmt lint api docs supply-chain sqlx-check sqlx-prepare metrics-page build
 
 ## run: the service on http://127.0.0.1:8080, with a PostgreSQL of its own in .hapax/
 run: build
@@ -17,7 +20,7 @@ run: build
 
 ## test: the whole suite, on a PostgreSQL that is thrown away (or on DATABASE_URL's server, a database for each test)
 test: build $(TOOLS)/bin/sqlx
-	@$(WITH_DATABASE) cargo test --locked
+	@$(WITH_BALANCER); $(WITH_DATABASE) cargo test --locked
 
 build:
 	cargo build --locked
@@ -41,6 +44,10 @@ sqlx-check: build $(TOOLS)/bin/sqlx
 ## sqlx-prepare: bring .sqlx up to date after a change of SQL
 sqlx-prepare: $(TOOLS)/bin/sqlx
 	@$(WITH_DATABASE) scripts/sqlx-prepare
+
+## metrics-page: bring docs/metrics.md up to date
+metrics-page: build
+	target/debug/hapax metrics >docs/metrics.md
 
 ## supply-chain: licences, sources and bans of all dependencies
 supply-chain:

@@ -1,23 +1,24 @@
 //! The composition: everything that lives as long as the process is made, started and stopped here.
 
 use std::net::{SocketAddr, TcpListener};
+use std::num::NonZero;
 use std::time::Duration;
 
 use actix_web::dev::{Server as HttpTask, ServerHandle};
 use actix_web::middleware::from_fn;
 use actix_web::{App as HttpApp, HttpServer, web};
 use anyhow::{Context, bail};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sqlx::postgres::PgConnectOptions;
 use tokio::net::TcpSocket;
-use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::access::Verifier;
-use crate::configuration::{self, Configuration};
+use crate::access::{Quota, Rate, Verifier};
+use crate::configuration::{self, Configuration, Server};
 use crate::database::{self, Durability, Lane, Schema};
-use crate::http::{self, App, Limits, Readiness, Watched};
+use crate::http::{self, Admission, App, Limits, Quotas, Readiness, Watched};
 use crate::idempotency::purger::{self, Pace};
 use crate::intake::{Intake, Terms};
 use crate::metrics::Metrics;
@@ -28,8 +29,9 @@ const FIRST_LOOK: Duration = Duration::from_secs(30);
 /// The addresses that a server has.
 pub struct Listeners {
     pub api: TcpListener,
-    /// `None` where the default address was taken: a second server on one machine starts without further ado.
-    metrics: Option<TcpListener>,
+    /// For metrics and probes. `None` where the default address was taken: a second server on one machine starts without
+    /// further ado.
+    operations: Option<TcpListener>,
 }
 
 impl Listeners {
@@ -39,7 +41,7 @@ impl Listeners {
         let bind = configuration.server.bind;
         let api = listen(bind).with_context(|| format!("setting server.bind: {bind} cannot be had"))?;
         let (bind, asked_for) = configuration.metrics_bind();
-        let metrics = match listen(bind) {
+        let operations = match listen(bind) {
             Ok(listener) => Some(listener),
             Err(error) if asked_for => {
                 return Err(error).with_context(|| format!("setting metrics.bind: {bind} cannot be had"));
@@ -49,7 +51,7 @@ impl Listeners {
                 None
             }
         };
-        Ok(Self { api, metrics })
+        Ok(Self { api, operations })
     }
 }
 
@@ -82,39 +84,46 @@ pub async fn run(
     let lanes = Lanes::new(&settings, configuration, &metrics);
     let app = web::Data::new(compose(configuration, &lanes, &metrics));
 
-    let (address, observed_at) = (listeners.api.local_addr()?, metrics_address(&listeners)?);
-    let watched = Watched { metrics: metrics.clone(), lanes: lanes.named(), probes: lanes.probes.clone() };
-    let observer = listeners.metrics.map(|listener| serve_metrics(listener, watched)).transpose()?;
+    let (address, operations_address) = (listeners.api.local_addr()?, operations_address(&listeners)?);
+    let watched = Watched { lanes: lanes.all().to_vec(), probes: lanes.probes.clone() };
+    let operations =
+        listeners.operations.map(|listener| serve_operations(listener, app.clone(), watched)).transpose()?;
     let api = serve_api(configuration, listeners.api, app.clone())?;
     let api_handle = api.handle();
 
     let tasks = TaskTracker::new();
     tasks.spawn(purger::run(lanes.purge.clone(), pace(&configuration.purge), metrics, shutdown.clone()));
-    let observer_handle = observer.map(|server| spawn_server(&tasks, server));
+    let operations_handle = operations.map(|server| spawn_server(&tasks, server));
     tasks.close();
-    tracing::info!(api = %address, metrics = observed_at.as_deref(), "serving");
+    tracing::info!(api = %address, metrics = operations_address.as_deref(), "serving");
 
     let mut api = std::pin::pin!(api);
-    tokio::select! {
-        ended = &mut api => {
-            shutdown.cancel();
-            ended.context("the HTTP server ended by itself")?;
+    let served = async {
+        tokio::select! {
+            ended = &mut api => return ended,
+            () = shutdown.cancelled() => {}
         }
-        () = shutdown.cancelled() => {
-            tracing::info!("stopping: accepted requests are finished first");
-            app.readiness.drain();
-            let (ended, ()) = tokio::join!(api, api_handle.stop(true));
-            ended?;
+        tracing::info!(serving_on_for = ?configuration.server.drain_delay, "stopping: no longer ready");
+        app.readiness.drain();
+        tokio::select! {
+            ended = &mut api => return ended,
+            () = sleep(configuration.server.drain_delay) => {}
         }
-    }
-    if let Some(handle) = observer_handle {
+        tracing::info!("stopping: no more connections; accepted requests are finished first");
+        let (ended, ()) = tokio::join!(api, api_handle.stop(true));
+        ended
+    };
+    let served = served.await;
+    shutdown.cancel();
+    served.context("the HTTP server ended by itself")?;
+    if let Some(handle) = operations_handle {
         handle.stop(false).await;
     }
     /// Nothing but a statement of the probes can still be under way.
     const LAST_CALL: Duration = Duration::from_secs(5);
     let closing = async {
         tasks.wait().await;
-        for (_, lane) in lanes.named() {
+        for lane in lanes.all() {
             lane.close().await;
         }
     };
@@ -137,24 +146,24 @@ struct Lanes {
 
 impl Lanes {
     fn new(settings: &database::Settings, configuration: &Configuration, metrics: &Metrics) -> Self {
-        let lane = |connections| Lane::new(settings.clone(), connections, metrics.clone());
+        let lane = |name, connections| Lane::new(name, settings.clone(), connections, metrics.clone());
         Self {
-            intake: lane(configuration.intake.connections),
-            reads: lane(configuration.database.connections),
-            access: lane(Verifier::CONNECTIONS),
-            purge: lane(1),
-            probes: lane(1),
+            intake: lane("intake", configuration.intake.connections),
+            reads: lane("reads", configuration.database.connections),
+            access: lane("access", Verifier::CONNECTIONS),
+            purge: lane("purge", 1),
+            probes: lane("probes", 1),
         }
     }
 
-    fn named(&self) -> Vec<(&'static str, Lane)> {
+    fn all(&self) -> [Lane; 5] {
         let Self { intake, reads, access, purge, probes } = self;
-        let named = [("intake", intake), ("reads", reads), ("access", access), ("purge", purge), ("probes", probes)];
-        named.map(|(name, lane)| (name, lane.clone())).to_vec()
+        [intake, reads, access, purge, probes].map(Lane::clone)
     }
 }
 
 fn compose(configuration: &Configuration, lanes: &Lanes, metrics: &Metrics) -> App {
+    http::KEYED_ROUTES.iter().for_each(|route| metrics.expect_outcomes(route.0));
     let Configuration { server, database, intake, idempotency, access, .. } = configuration;
     App {
         intake: Intake::new(
@@ -168,6 +177,7 @@ fn compose(configuration: &Configuration, lanes: &Lanes, metrics: &Metrics) -> A
         ),
         reads: lanes.reads.clone(),
         verifier: Verifier::new(lanes.access.clone(), access.cache_life, metrics.clone()),
+        quotas: quotas(&configuration.quota, metrics),
         readiness: Readiness::new(lanes.probes.clone(), database.allow_losing_acknowledged_jobs),
         metrics: metrics.clone(),
         limits: Limits {
@@ -175,8 +185,19 @@ fn compose(configuration: &Configuration, lanes: &Lanes, metrics: &Metrics) -> A
             body_deadline: server.body_deadline,
             request_deadline: server.request_deadline,
         },
-        admission: Semaphore::new(server.requests_in_flight.min(Semaphore::MAX_PERMITS)),
+        admission: Admission::new(server.requests_in_flight),
         time_to_live: idempotency.time_to_live,
+    }
+}
+
+fn quotas(settings: &configuration::Quota, metrics: &Metrics) -> Quotas {
+    let (requests, creations, key) = ("requests", "creations", "key");
+    [requests, creations, key].into_iter().for_each(|policy| metrics.expect_quota_refusals(policy));
+    let rate = |per_second, burst| Rate { per_second, burst };
+    Quotas {
+        requests: Quota::new(requests, rate(settings.requests_per_second, settings.requests_burst)),
+        creations: Quota::new(creations, rate(settings.creations_per_second, settings.creations_burst)),
+        keys: Quota::new(key, rate(settings.replays_per_second, settings.replays_burst)),
     }
 }
 
@@ -194,6 +215,7 @@ pub fn database_settings(configuration: &Configuration) -> anyhow::Result<databa
     Ok(database::Settings {
         options: options.application_name("hapax"),
         connect_timeout: configuration.database.connect_timeout,
+        patience: configuration.database.patience,
         statement_timeout: configuration.database.statement_timeout,
         idle_in_transaction_timeout: configuration.database.idle_in_transaction_timeout,
     })
@@ -232,27 +254,71 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 fn serve_api(configuration: &Configuration, listener: TcpListener, app: web::Data<App>) -> anyhow::Result<HttpTask> {
     let server = &configuration.server;
+    let workers = match server.workers {
+        0 => std::thread::available_parallelism().map_or(1, NonZero::get),
+        workers => workers,
+    };
+    let connections = connections(configuration)?;
+    app.metrics.set_connections_limit(connections);
+    let metrics = app.metrics.clone();
     let http = HttpServer::new(move || {
         HttpApp::new().app_data(app.clone()).wrap(from_fn(http::observe)).configure(http::routes)
     });
-    let http = if server.workers == 0 { http } else { http.workers(server.workers) };
     Ok(http
+        .workers(workers)
+        .max_connections((connections / workers).max(1))
+        .on_connect(move |_, extensions| drop(extensions.insert(metrics.count_connection())))
         .disable_signals()
         .client_request_timeout(HEAD_DEADLINE)
         .keep_alive(KEEP_ALIVE)
-        .shutdown_timeout(server.shutdown_deadline.as_secs().max(1))
+        .shutdown_timeout(server.shutdown_deadline.saturating_sub(server.drain_delay).as_secs().max(1))
         .listen(listener)?
         .run())
 }
 
-fn serve_metrics(listener: TcpListener, watched: Watched) -> anyhow::Result<HttpTask> {
-    let watched = web::Data::new(watched);
-    let http = HttpServer::new(move || HttpApp::new().app_data(watched.clone()).configure(http::metrics_routes));
-    Ok(http.workers(1).disable_signals().listen(listener)?.run())
+/// As many connections as are asked for, or as the limit on file descriptors leaves: with none left, nobody could be
+/// answered, not even the probes.
+fn connections(configuration: &Configuration) -> anyhow::Result<usize> {
+    /// Logs, listeners, event queues, and what a library may open.
+    const RESERVE: usize = 64;
+    let (server, to_database) =
+        (&configuration.server, configuration.intake.connections + configuration.database.connections);
+    let reserve = RESERVE + OPERATIONS_CONNECTIONS + Verifier::CONNECTIONS + 2 + to_database;
+    let left = raise_descriptor_limit().saturating_sub(reserve);
+    let wanted = if server.connections == 0 { Server::CONNECTIONS_MAX.min(left) } else { server.connections };
+    if left < wanted.max(1) {
+        bail!(
+            "setting server.connections: {wanted} and {reserve} for other purposes are more than the limit on file \
+             descriptors; raise it (ulimit -n, LimitNOFILE)"
+        );
+    }
+    Ok(wanted)
 }
 
-fn metrics_address(listeners: &Listeners) -> anyhow::Result<Option<String>> {
-    Ok(listeners.metrics.as_ref().map(TcpListener::local_addr).transpose()?.map(|address| address.to_string()))
+/// Takes as many file descriptors as the system allows without asking, and says how many that is.
+fn raise_descriptor_limit() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let _kept_as_it_is = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+}
+
+/// Prometheus, a few probes, and somebody with curl.
+const OPERATIONS_CONNECTIONS: usize = 64;
+
+fn serve_operations(listener: TcpListener, app: web::Data<App>, watched: Watched) -> anyhow::Result<HttpTask> {
+    let watched = web::Data::new(watched);
+    let http = HttpServer::new(move || {
+        HttpApp::new()
+            .app_data(app.clone())
+            .app_data(watched.clone())
+            .wrap(from_fn(http::observe))
+            .configure(http::operations_routes)
+    });
+    Ok(http.workers(1).max_connections(OPERATIONS_CONNECTIONS).disable_signals().listen(listener)?.run())
+}
+
+fn operations_address(listeners: &Listeners) -> anyhow::Result<Option<String>> {
+    Ok(listeners.operations.as_ref().map(TcpListener::local_addr).transpose()?.map(|address| address.to_string()))
 }
 
 fn spawn_server(tasks: &TaskTracker, server: HttpTask) -> ServerHandle {

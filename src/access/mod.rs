@@ -1,11 +1,13 @@
 //! Access: who may call, and for what.
 //!
-//! Owns tenants, tokens, scopes and the verifier. It stores no token, only digests.
+//! Owns tenants, tokens, scopes, the verifier and quotas. It stores no token, only digests.
 
 pub mod queries;
+mod quota;
 mod token;
 mod verifier;
 
+pub use quota::{Charge, Policy, Quota, Rate, Standing};
 pub use token::{Scope, Scopes, Token, TokenDigest, UnknownScope};
 pub use verifier::{Rejection, Verifier};
 

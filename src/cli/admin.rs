@@ -25,6 +25,9 @@ pub enum TokenCommand {
     Create {
         #[arg(long, value_name = "NAME")]
         tenant: TenantName,
+        /// Make the tenant if there is none.
+        #[arg(long)]
+        create_tenant: bool,
         /// What it permits: submit, work, read, admin; several separated by commas.
         #[arg(long, value_name = "SCOPES", value_delimiter = ',', required = true)]
         scope: Vec<Scope>,
@@ -65,11 +68,17 @@ pub fn token(command: TokenCommand, configuration: &Configuration) -> anyhow::Re
     block_on(async {
         let mut connection = connect(configuration).await?;
         match command {
-            TokenCommand::Create { tenant, scope } => {
+            TokenCommand::Create { tenant, create_tenant, scope } => {
+                if create_tenant {
+                    queries::create_tenant(&mut connection, &tenant).await?;
+                }
                 let (token, scopes): (_, Scopes) = (Token::mint(), scope.into_iter().collect());
                 let id = queries::create_token(&mut connection, &tenant, &token.digest(), scopes).await?;
                 let Some(id) = id else {
-                    bail!("there is no tenant {0}; make it with `hapax tenant create {0}`", tenant.as_str());
+                    bail!(
+                        "there is no tenant {0}; make it with `hapax tenant create {0}` or --create-tenant",
+                        tenant.as_str()
+                    );
                 };
                 // The token alone on standard output, so that a script can keep it.
                 if let Err(unread) = print(token.expose()) {

@@ -31,7 +31,7 @@ const DATABASE: &str = "hapax";
 const TENANT: &str = "dev";
 
 pub fn run(arguments: Arguments, overrides: Overrides) -> anyhow::Result<()> {
-    let overrides = Overrides { bind: arguments.bind, ..overrides };
+    let overrides = Overrides { bind: arguments.bind, defaults: Configuration::for_development(), ..overrides };
     start_logging(&Configuration::load(&overrides)?)?;
     let folder = arguments.data.clone().unwrap_or_else(|| FOLDER.into());
     fs::create_dir_all(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;

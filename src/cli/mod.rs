@@ -3,8 +3,10 @@
 mod admin;
 mod config;
 mod dev;
+mod health;
+mod metrics;
 mod migrate;
-mod private_postgres;
+pub mod private_postgres;
 mod purge;
 mod serve;
 mod with_postgres;
@@ -49,6 +51,10 @@ enum Command {
     /// Create, list and revoke access tokens.
     #[command(subcommand)]
     Token(admin::TokenCommand),
+    /// Ask a server on this machine whether it is alive, for a container's health check.
+    Health(health::Arguments),
+    /// Print what each metric means, in Markdown.
+    Metrics,
     /// Print the effective settings, secrets hidden.
     Config,
     /// Run a command with DATABASE_URL naming a PostgreSQL of its own, which is thrown away afterwards.
@@ -69,6 +75,8 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Purge => purge::run(&Configuration::load(&overrides)?)?,
         Command::Tenant(command) => admin::tenant(command, &Configuration::load(&overrides)?)?,
         Command::Token(command) => admin::token(command, &Configuration::load(&overrides)?)?,
+        Command::Health(arguments) => health::run(&arguments, &Configuration::load(&overrides)?)?,
+        Command::Metrics => metrics::run()?,
         Command::Config => config::run(&Configuration::load(&overrides)?)?,
         Command::WithPostgres(arguments) => return with_postgres::run(arguments),
     }

@@ -13,7 +13,7 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     block_on(async {
         drop(connect(configuration).await?);
         let metrics = Metrics::new();
-        let lane = Lane::new(server::database_settings(configuration)?, 1, metrics.clone());
+        let lane = Lane::new("purge", server::database_settings(configuration)?, 1, metrics.clone());
         let pace = server::pace(&configuration.purge);
         let deleted = purger::purge(&lane, pace, &metrics, &CancellationToken::new()).await?;
         print(&format!("deleted {deleted} expired keys"))?;

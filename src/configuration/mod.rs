@@ -26,6 +26,7 @@ pub struct Configuration {
     pub idempotency: Idempotency,
     pub purge: Purge,
     pub access: Access,
+    pub quota: Quota,
     pub metrics: Metrics,
     pub log: Log,
 }
@@ -45,9 +46,16 @@ pub struct Server {
     /// By when a request whose body has arrived is answered, whatever the database does.
     #[serde(with = "humantime_serde")]
     pub request_deadline: Duration,
+    /// Connections open at once; 0 means as many as the limit on file descriptors leaves, but not more than
+    /// [`Server::CONNECTIONS_MAX`].
+    pub connections: usize,
     /// Requests worked on at once; one more is answered 503 at once.
     pub requests_in_flight: usize,
-    /// How long accepted requests may take to finish when the server is told to stop.
+    /// How long the server serves on, no longer ready, when it is told to stop: longer than a load balancer takes to
+    /// see it.
+    #[serde(with = "humantime_serde")]
+    pub drain_delay: Duration,
+    /// By when the server has ended after it was told to stop.
     #[serde(with = "humantime_serde")]
     pub shutdown_deadline: Duration,
 }
@@ -62,6 +70,10 @@ pub struct Database {
     pub connections: usize,
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
+    /// How long a request waits for a connection to come free, or for a database that is away, before it is answered
+    /// 503.
+    #[serde(with = "humantime_serde")]
+    pub patience: Duration,
     #[serde(with = "humantime_serde")]
     pub statement_timeout: Duration,
     #[serde(with = "humantime_serde")]
@@ -109,6 +121,21 @@ pub struct Access {
     pub cache_life: Duration,
 }
 
+/// Each for one replica. A rate of 0 is no limit; a burst is what may come at once.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quota {
+    /// Of one token.
+    pub requests_per_second: u32,
+    pub requests_burst: u32,
+    /// Of one tenant. Replays do not count.
+    pub creations_per_second: u32,
+    pub creations_burst: u32,
+    /// Of one key.
+    pub replays_per_second: u32,
+    pub replays_burst: u32,
+}
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Metrics {
@@ -133,10 +160,17 @@ impl Default for Server {
             body_limit_bytes: 1024 * 1024,
             body_deadline: Duration::from_secs(10),
             request_deadline: Duration::from_secs(10),
+            connections: 0,
             requests_in_flight: 1000,
-            shutdown_deadline: Duration::from_secs(30),
+            drain_delay: Duration::from_secs(5),
+            shutdown_deadline: Duration::from_secs(25),
         }
     }
+}
+
+impl Server {
+    /// What one replica serves well: some 20 KiB each, idle.
+    pub const CONNECTIONS_MAX: usize = 16_384;
 }
 
 impl Default for Database {
@@ -144,7 +178,8 @@ impl Default for Database {
         Self {
             url: None,
             connections: 4,
-            connect_timeout: Duration::from_secs(2),
+            connect_timeout: Duration::from_secs(1),
+            patience: Duration::from_secs(1),
             statement_timeout: Duration::from_secs(5),
             idle_in_transaction_timeout: Duration::from_secs(10),
             allow_losing_acknowledged_jobs: false,
@@ -176,6 +211,19 @@ impl Default for Access {
     }
 }
 
+impl Default for Quota {
+    fn default() -> Self {
+        Self {
+            requests_per_second: 1000,
+            requests_burst: 2000,
+            creations_per_second: 1000,
+            creations_burst: 2000,
+            replays_per_second: 10,
+            replays_burst: 250,
+        }
+    }
+}
+
 impl Default for Log {
     fn default() -> Self {
         Self { format: LogFormat::Pretty, filter: "info,actix_server=warn,actix_http=off".to_owned() }
@@ -183,6 +231,14 @@ impl Default for Log {
 }
 
 impl Configuration {
+    /// The defaults of `hapax dev`, whose one user is at the terminal: no quotas, and no load balancer to wait for.
+    pub fn for_development() -> Self {
+        let no_limit =
+            Quota { requests_per_second: 0, creations_per_second: 0, replays_per_second: 0, ..Quota::default() };
+        let server = Server { drain_delay: Duration::ZERO, ..Server::default() };
+        Self { server, quota: no_limit, ..Self::default() }
+    }
+
     /// The effective settings as TOML, secrets hidden.
     pub fn to_toml(&self) -> anyhow::Result<String> {
         Ok(toml::to_string(self)?)
@@ -211,6 +267,13 @@ impl Configuration {
         let year = Duration::from_secs(366 * 24 * 60 * 60);
         let millisecond = Duration::from_millis(1);
         let lock_wait = self.intake.lock_wait;
+        const RATE_MAX: u32 = 1_000_000;
+        let quota = &self.quota;
+        let rates = [
+            (quota.requests_per_second, quota.requests_burst),
+            (quota.creations_per_second, quota.creations_burst),
+            (quota.replays_per_second, quota.replays_burst),
+        ];
         let rules = [
             (server.workers <= 1024, "server.workers: at most 1024"),
             (
@@ -219,10 +282,14 @@ impl Configuration {
             ),
             (server.body_deadline >= millisecond, "server.body_deadline: more than nothing"),
             (server.request_deadline >= millisecond, "server.request_deadline: more than nothing"),
-            (server.shutdown_deadline >= Duration::from_secs(1), "server.shutdown_deadline: at least 1s"),
+            (
+                server.shutdown_deadline >= server.drain_delay + Duration::from_secs(1),
+                "server.shutdown_deadline: at least 1s longer than server.drain_delay",
+            ),
             (server.requests_in_flight >= 1, "server.requests_in_flight: at least 1"),
             ((1..=1000).contains(&database.connections), "database.connections: from 1 to 1000"),
             (database.connect_timeout >= millisecond, "database.connect_timeout: more than nothing"),
+            (database.patience >= millisecond, "database.patience: more than nothing"),
             (database.statement_timeout >= millisecond, "database.statement_timeout: more than nothing"),
             (
                 database.statement_timeout < server.request_deadline,
@@ -241,6 +308,11 @@ impl Configuration {
             ),
             (self.purge.interval >= millisecond, "purge.interval: more than nothing"),
             ((1..=100_000).contains(&self.purge.batch), "purge.batch: from 1 to 100000"),
+            (rates.iter().all(|(rate, _)| *rate <= RATE_MAX), "quota: at most 1000000 per second"),
+            (
+                rates.iter().all(|(rate, burst)| *rate == 0 || (1..=RATE_MAX).contains(burst)),
+                "quota: a burst from 1 to 1000000; a rate of 0 is no limit",
+            ),
             (self.access.cache_life <= Duration::from_secs(3600), "access.cache_life: at most 1h"),
         ];
         for (holds, rule) in rules {

@@ -9,9 +9,10 @@ use config::{Config, Environment, File, FileFormat};
 
 use super::Configuration;
 
-/// What the command line says, which counts above all else.
+/// What the command says: its defaults, which count least, and its options, which count above all else.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
+    pub defaults: Configuration,
     pub file: Option<PathBuf>,
     pub bind: Option<SocketAddr>,
     pub database_url: Option<String>,
@@ -33,7 +34,7 @@ impl Configuration {
         if let Some(name) = environment.keys().find(slipped) {
             bail!("setting {name}: write it as HAPAX__{}", &name["HAPAX_".len()..]);
         }
-        let mut builder = Config::builder().add_source(Config::try_from(&Self::default())?);
+        let mut builder = Config::builder().add_source(Config::try_from(&overrides.defaults)?);
         let named = environment.get("HAPAX_CONFIG").filter(|name| !name.is_empty()).map(PathBuf::from);
         if let Some(path) = overrides.file.as_ref().or(named.as_ref()) {
             let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;

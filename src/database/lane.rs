@@ -5,14 +5,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
-use thiserror::Error;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::{Instant, timeout_at};
 
+use super::course::{Course, DatabaseError};
 use super::failure::Failure;
+use super::outage::Outage;
 use super::{Settings, connect};
-use crate::metrics::{Connections, Metrics, Retry};
+use crate::metrics::{Connections, Metrics, Retry, Shed};
 
 /// A bounded number of connections, opened when needed.
 ///
@@ -25,6 +26,8 @@ pub struct Lane {
 }
 
 struct Shared {
+    /// What metrics call it.
+    name: &'static str,
     settings: Settings,
     limit: usize,
     places: Arc<Semaphore>,
@@ -32,6 +35,7 @@ struct Shared {
     idle: Mutex<Vec<(PgConnection, Instant)>>,
     /// How long one attempt may take: a little longer than PostgreSQL itself lets a statement run.
     attempt_limit: Duration,
+    outage: Outage,
     /// Connections live on the runtime that outlives every HTTP worker.
     runtime: Handle,
     metrics: Metrics,
@@ -47,13 +51,15 @@ struct Lease {
 
 impl Lane {
     /// Opens nothing yet. Must be called on the runtime that the connections shall live on.
-    pub fn new(settings: Settings, limit: usize, metrics: Metrics) -> Self {
+    pub fn new(name: &'static str, settings: Settings, limit: usize, metrics: Metrics) -> Self {
         let shared = Shared {
+            name,
             attempt_limit: settings.statement_timeout + ATTEMPT_GRACE,
             settings,
             limit,
             places: Arc::new(Semaphore::new(limit)),
             idle: Mutex::default(),
+            outage: Outage::default(),
             runtime: Handle::current(),
             metrics,
         };
@@ -64,30 +70,38 @@ impl Lane {
     /// that may be repeated: a read (or several), or a write that recognises its own earlier attempt.
     ///
     /// # Errors
-    /// [`DatabaseError`], at `deadline` at the latest.
+    /// [`DatabaseError`], at `deadline` at the latest; after `Settings::patience` if no attempt could even begin.
     pub async fn run<T>(
         &self,
         deadline: Instant,
         mut work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
     ) -> Result<T, DatabaseError> {
-        let mut course = Course::until(deadline);
-        while Instant::now() < deadline {
-            let mut lease = match timeout_at(deadline, self.lease(course.fresh)).await {
+        let patience = self.shared.settings.patience;
+        let mut course = Course::until(deadline, patience);
+        while Instant::now() < course.ends() {
+            if !course.unknown && !self.shared.outage.admits(patience) {
+                return Err(DatabaseError::Shed(Shed::Outage));
+            }
+            let waiting_since = Instant::now();
+            let mut lease = match timeout_at(course.ends(), self.lease(course.fresh)).await {
                 Err(_) => break,
                 Ok(Err(sqlx::Error::PoolClosed)) => {
                     return Err(course.refuse(DatabaseError::Unavailable("the service is shutting down".to_owned())));
                 }
                 Ok(Err(error)) => {
+                    self.shared.outage.start();
                     self.shared.metrics.count_database_retry(Retry::Connect);
                     tracing::debug!(%error, "no connection to the database; trying again");
-                    course.again(&error).await;
+                    course.pause_after(&error).await;
                     continue;
                 }
                 Ok(Ok(lease)) => lease,
             };
+            self.shared.metrics.observe_connection_wait(self.shared.name, waiting_since.elapsed());
             let attempt_ends = deadline.min(Instant::now() + self.shared.attempt_limit);
             let error = match timeout_at(attempt_ends, work(&mut lease)).await {
                 Ok(Ok(done)) => {
+                    self.shared.outage.end();
                     lease.give_back();
                     return Ok(done);
                 }
@@ -97,18 +111,24 @@ impl Lane {
             };
             let failure = Failure::of(&error);
             self.settle(lease, &failure, &error);
+            course.fresh = failure != Failure::Collided;
             match failure {
                 Failure::Lost => course.unknown = true,
                 Failure::Stale if course.stale => return Err(course.refuse(DatabaseError::Statement(error))),
                 Failure::Stale => course.stale = true,
-                Failure::ReadOnly | Failure::Collided => {}
+                Failure::ReadOnly => self.shared.outage.start(),
+                Failure::Collided => course.renew_patience(),
                 Failure::Locked => return Err(DatabaseError::Locked { after_loss: course.unknown }),
                 Failure::Refused => return Err(course.refuse(DatabaseError::Unavailable(error.to_string()))),
                 Failure::Other => return Err(course.refuse(DatabaseError::Statement(error))),
             }
-            course.again(&error).await;
+            course.pause_after(&error).await;
         }
         Err(course.out_of_time())
+    }
+
+    pub fn name(&self) -> &'static str {
+        self.shared.name
     }
 
     /// Connections at work and at rest, and how many there may be.
@@ -138,14 +158,22 @@ impl Lane {
         let idle = self.take_idle().filter(|_| !fresh);
         let (connection, place) = match idle {
             Some(connection) => (connection, place),
-            None => {
-                let settings = self.shared.settings.clone();
-                // With its place: whoever waits for it may be gone before it is open.
-                let opening = async move { connect(&settings).await.map(|connection| (connection, place)) };
-                self.shared.runtime.spawn(opening).await.map_err(|_| sqlx::Error::WorkerCrashed)??
-            }
+            None => self.open(place).await?,
         };
         Ok(Lease { connection: Some(connection), lane: self.clone(), _place: place })
+    }
+
+    /// Opens a connection, with its place: whoever waits for it may be gone before it is open, and the next one has it.
+    async fn open(&self, place: OwnedSemaphorePermit) -> sqlx::Result<(PgConnection, OwnedSemaphorePermit)> {
+        let (hand_over, opened) = oneshot::channel();
+        let lane = self.clone();
+        self.shared.runtime.spawn(async move {
+            let opening = connect(&lane.shared.settings).await.map(|connection| (connection, place));
+            if let Err(Ok((connection, _place))) = hand_over.send(opening) {
+                lane.put_back(connection);
+            }
+        });
+        opened.await.map_err(|_| sqlx::Error::WorkerCrashed)?
     }
 
     fn take_idle(&self) -> Option<PgConnection> {
@@ -177,6 +205,10 @@ impl Lane {
         tracing::info!(%error, "a connection is of no more use; starting over on another");
     }
 
+    fn put_back(&self, connection: PgConnection) {
+        self.idle().push((connection, Instant::now()));
+    }
+
     fn idle(&self) -> MutexGuard<'_, Vec<(PgConnection, Instant)>> {
         self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -185,7 +217,7 @@ impl Lane {
 impl Lease {
     fn give_back(mut self) {
         if let Some(connection) = self.connection.take() {
-            self.lane.idle().push((connection, Instant::now()));
+            self.lane.put_back(connection);
         }
     }
 }
@@ -204,72 +236,6 @@ impl DerefMut for Lease {
     }
 }
 
-/// Why a statement has no result.
-#[derive(Debug, Error)]
-pub enum DatabaseError {
-    /// It was not executed, or was rolled back: nothing has changed.
-    #[error("the database did not take the statement: {0}")]
-    Unavailable(String),
-    /// It was sent and no answer came before the deadline: it may have been committed.
-    #[error("the outcome of the statement is unknown")]
-    Unknown,
-    /// It waited for a lock as long as it was allowed to, and was rolled back.
-    #[error("a lock was held for too long")]
-    Locked {
-        /// An attempt before this one was lost under way, and may have been committed.
-        after_loss: bool,
-    },
-    /// PostgreSQL refused it and would again.
-    #[error("the statement failed")]
-    Statement(#[source] sqlx::Error),
-}
-
-/// How the attempts of one [`Lane::run`] have gone so far.
-struct Course {
-    deadline: Instant,
-    /// An attempt was sent whose end nobody knows.
-    unknown: bool,
-    stale: bool,
-    /// The next attempt shall be on a connection that nobody has used before.
-    fresh: bool,
-    last_failure: Option<String>,
-    pause: Duration,
-}
-
-impl Course {
-    fn until(deadline: Instant) -> Self {
-        Self { deadline, unknown: false, stale: false, fresh: false, last_failure: None, pause: Duration::ZERO }
-    }
-
-    /// Waits before the next attempt: not at all the first time, for a lost connection is replaced at once; then
-    /// growing, for a dead server is not hammered; never long, for its return is to be seen soon.
-    async fn again(&mut self, error: &sqlx::Error) {
-        self.fresh = true;
-        self.last_failure = Some(error.to_string());
-        sleep(self.pause.min(self.deadline.saturating_duration_since(Instant::now()))).await;
-        self.pause = (self.pause * 2).clamp(PAUSE_FIRST, PAUSE_LONGEST);
-    }
-
-    /// What a refusal means after all that went before.
-    fn refuse(&self, error: DatabaseError) -> DatabaseError {
-        if self.unknown {
-            tracing::error!(%error, "refused, after an attempt that may have succeeded");
-            return DatabaseError::Unknown;
-        }
-        error
-    }
-
-    fn out_of_time(self) -> DatabaseError {
-        if self.unknown {
-            return DatabaseError::Unknown;
-        }
-        let reason = self.last_failure.unwrap_or_else(|| "no connection came free in time".to_owned());
-        DatabaseError::Unavailable(reason)
-    }
-}
-
-const PAUSE_FIRST: Duration = Duration::from_millis(10);
-const PAUSE_LONGEST: Duration = Duration::from_millis(250);
 /// On top of PostgreSQL's own limit: the way there and back.
 const ATTEMPT_GRACE: Duration = Duration::from_millis(500);
 /// Shorter than any network forgets a flow that is silent.

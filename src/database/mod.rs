@@ -4,12 +4,15 @@
 //! It never begins a transaction: every statement of Hapax is one of its own, so nothing is ever held open across a
 //! network round trip.
 
+mod course;
 mod failure;
 mod lane;
+mod outage;
 mod queries;
 mod schema;
 
-pub use lane::{DatabaseError, Lane};
+pub use course::DatabaseError;
+pub use lane::Lane;
 pub use schema::{Durability, Schema, create_if_missing, durability, migrate, schema};
 
 use std::time::Duration;
@@ -23,6 +26,8 @@ pub struct Settings {
     pub options: PgConnectOptions,
     /// A connection that is not open by then is given up.
     pub connect_timeout: Duration,
+    /// How long a statement waits for a connection: for one to come free, or for the database to be there.
+    pub patience: Duration,
     /// The server ends a statement that takes longer.
     pub statement_timeout: Duration,
     /// The server ends a session that leaves a transaction open for longer. Hapax opens none.

@@ -10,6 +10,7 @@ use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
 use tokio::sync::SemaphorePermit;
 
 use super::extractors::Deadline;
+use super::quotas::charge;
 use super::{App, Problem, Unauthenticated};
 use crate::access::{Caller, Scope, Token};
 
@@ -36,13 +37,14 @@ async fn admit<'a>(
     scope: Scope,
     request: &ServiceRequest,
 ) -> Result<(Caller, SemaphorePermit<'a>), Problem> {
-    let token = bearer(request.headers()).map_err(Problem::Unauthenticated)?;
-    let place = app.admission.try_acquire().map_err(|_| Problem::Overloaded)?;
-    let caller = app.verifier.verify(&token, Deadline::of(request)).await?;
+    let digest = bearer(request.headers()).map_err(Problem::Unauthenticated)?.digest();
+    let place = app.admission.enter()?;
+    let caller = app.verifier.verify(digest, Deadline::of(request)).await?;
     tracing::Span::current().record("tenant", tracing::field::display(&caller.tenant_name));
     if !caller.scopes.contains(scope) {
         return Err(Problem::MissingScope(scope));
     }
+    charge(&app.quotas.requests, &digest, request)?;
     Ok((caller, place))
 }
 

@@ -3,14 +3,17 @@
 //! Owns the routes, the extractors, the problem documents and the request's span. Only this module and `server` know
 //! the framework. A handler extracts, calls one function of the domain and maps its result; it holds no rule.
 
+mod admission;
 mod authorization;
 mod body;
 mod extractors;
 mod handlers;
 mod observation;
 mod problem;
+mod quotas;
 mod readiness;
 
+pub use admission::Admission;
 pub use handlers::service::Watched;
 pub use observation::observe;
 pub use problem::{Problem, Unauthenticated};
@@ -20,11 +23,11 @@ use std::time::Duration;
 
 use actix_web::web::{self, ServiceConfig};
 use actix_web::{Resource, middleware::from_fn};
-use tokio::sync::Semaphore;
 
-use crate::access::{Scope, Verifier};
+use crate::access::{Quota, Scope, TokenDigest, Verifier};
 use crate::database::Lane;
-use crate::idempotency::Route;
+use crate::idempotency::{Route, ScopedKey};
+use crate::ids::TenantId;
 use crate::intake::Intake;
 use crate::metrics::Metrics;
 use authorization::authorize;
@@ -36,13 +39,24 @@ pub struct App {
     /// For everything that only reads.
     pub reads: Lane,
     pub verifier: Verifier,
+    pub quotas: Quotas,
     pub readiness: Readiness,
     pub metrics: Metrics,
     pub limits: Limits,
     /// A place for each request that may be worked on at once.
-    pub admission: Semaphore,
+    pub admission: Admission,
     /// How long a key lives.
     pub time_to_live: Duration,
+}
+
+/// How much each may have in a while.
+pub struct Quotas {
+    /// Requests of a token.
+    pub requests: Quota<TokenDigest>,
+    /// Jobs of a tenant.
+    pub creations: Quota<TenantId>,
+    /// Requests that bear one key.
+    pub keys: Quota<ScopedKey>,
 }
 
 /// What one request may take.
@@ -60,11 +74,14 @@ const READYZ: &str = "/readyz";
 const OPENAPI: &str = "/openapi.yaml";
 const JOBS: &str = "/jobs";
 const JOB: &str = "/jobs/{id}";
-const TEMPLATES: [&str; 6] = [ROOT, HEALTHZ, READYZ, OPENAPI, JOBS, JOB];
+const METRICS: &str = "/metrics";
+const TEMPLATES: [&str; 7] = [ROOT, HEALTHZ, READYZ, OPENAPI, JOBS, JOB, METRICS];
+/// What machines ask every few seconds.
+const PROBES: [&str; 3] = [HEALTHZ, READYZ, METRICS];
 
 /// The routes that take a key.
 const SUBMIT: Route = Route("POST /jobs");
-const KEYED_ROUTES: [Route; 1] = [SUBMIT];
+pub const KEYED_ROUTES: [Route; 1] = [SUBMIT];
 
 pub fn routes(config: &mut ServiceConfig) {
     let may = |scope: Scope| from_fn(move |request, next| authorize(scope, request, next));
@@ -78,9 +95,14 @@ pub fn routes(config: &mut ServiceConfig) {
         .default_service(web::to(|| async { Err::<String, _>(Problem::RouteNotFound) }));
 }
 
-/// Beside the API, on an address of its own.
-pub fn metrics_routes(config: &mut ServiceConfig) {
-    config.service(web::resource("/metrics").route(web::get().to(service::metrics)));
+/// Beside the API, on an address of its own: what operators ask. The probes are here, too, for the day when every
+/// connection to the API is taken.
+pub fn operations_routes(config: &mut ServiceConfig) {
+    config
+        .service(resource(HEALTHZ, "GET").route(web::get().to(service::healthz)))
+        .service(resource(READYZ, "GET").route(web::get().to(service::readyz)))
+        .service(resource(METRICS, "GET").route(web::get().to(service::metrics)))
+        .default_service(web::to(|| async { Err::<String, _>(Problem::RouteNotFound) }));
 }
 
 /// A path that answers other methods than those in `allow` with 405.

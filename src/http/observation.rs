@@ -1,10 +1,11 @@
 //! Around every request: its id, its span, its one log line, its metrics, and the writing of problem documents.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
-use actix_web::http::header::{CACHE_CONTROL, HeaderMap, HeaderName, HeaderValue};
+use actix_web::http::header::{CACHE_CONTROL, HeaderName, HeaderValue, X_FORWARDED_FOR};
 use actix_web::http::{ConnectionType, Method, Uri};
 use actix_web::middleware::Next;
 use actix_web::{HttpMessage, web};
@@ -14,7 +15,8 @@ use tracing::{Instrument, Span};
 
 use super::body::Leftover;
 use super::extractors::Deadline;
-use super::{App, KEYED_ROUTES, Problem, TEMPLATES};
+use super::quotas::{self, Standings};
+use super::{App, KEYED_ROUTES, PROBES, Problem, TEMPLATES};
 use crate::ids::RequestId;
 use crate::metrics::KeyedOutcome;
 
@@ -35,6 +37,8 @@ pub async fn observe<B: MessageBody + 'static>(
         %request_id,
         %method,
         %route,
+        peer = Empty,
+        forwarded_for = Empty,
         tenant = Empty,
         idempotency.outcome = Empty,
         idempotency.key_digest = Empty,
@@ -42,6 +46,7 @@ pub async fn observe<B: MessageBody + 'static>(
         first.request_id = Empty,
         first.at = Empty,
     );
+    record_addresses(&span, &request);
     request.extensions_mut().insert(request_id.clone());
     request.extensions_mut().insert(Deadline(started + app.limits.request_deadline));
     let leftover = Leftover::of(&mut request);
@@ -51,20 +56,42 @@ pub async fn observe<B: MessageBody + 'static>(
     } else {
         next.call(request).instrument(span.clone()).await?.map_into_boxed_body()
     };
-    let (mut response, code) = span.in_scope(|| write_problem(response, &request_id));
+    let (mut response, code) = span.in_scope(|| write_problem(&app, response, &request_id));
+    if app.readiness.is_draining() {
+        // The next request shall go to a replica that stays.
+        response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
+    }
     if let Some(leftover) = leftover.filter(|_| code.is_some() && !closes(&response)) {
         leftover.drain().await;
     }
-    write_headers(response.headers_mut(), method, &request_id);
+    write_headers(&mut response, method, &request_id);
     span.in_scope(|| report(&app, &response, method, route, code, started.elapsed()));
     Ok(response)
 }
 
-fn write_headers(headers: &mut HeaderMap, method: &str, request_id: &RequestId) {
+fn write_headers(response: &mut ServiceResponse<BoxBody>, method: &str, request_id: &RequestId) {
+    let standings = response.request().extensions_mut().remove::<Standings>();
+    let headers = response.headers_mut();
+    if let Some(standings) = standings {
+        quotas::write_headers(&standings, headers);
+    }
     let id = HeaderValue::from_str(request_id.as_str()).expect("a request id is made of plain characters");
     headers.insert(X_REQUEST_ID, id);
     if !matches!(method, "GET" | "HEAD" | "OPTIONS") {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+}
+
+/// From where it came: the other end of the connection, and the client that a load balancer says it came from. Only the
+/// last address in `X-Forwarded-For` counts, which is the load balancer's own; those before it are the client's claim.
+fn record_addresses(span: &Span, request: &ServiceRequest) {
+    if let Some(peer) = request.peer_addr() {
+        span.record("peer", display(peer.ip()));
+    }
+    let last =
+        request.headers().get_all(X_FORWARDED_FOR).last().and_then(|line| line.to_str().ok()?.rsplit(',').next());
+    if let Some(address) = last.and_then(|address| address.trim().parse::<IpAddr>().ok()) {
+        span.record("forwarded_for", display(address));
     }
 }
 
@@ -86,15 +113,20 @@ fn report(
         app.metrics.count_outcome(keyed.0, outcome);
     }
     let duration_ms = (duration.as_secs_f64() * 1e6).round() / 1e3;
-    tracing::info!(status, code = code.map(display), duration_ms, "answered");
+    if PROBES.contains(&route) && code.is_none() {
+        tracing::debug!(status, duration_ms, "answered");
+    } else {
+        tracing::info!(status, code = code.map(display), duration_ms, "answered");
+    }
 }
 
 fn closes(response: &ServiceResponse<BoxBody>) -> bool {
     response.response().head().connection_type() == ConnectionType::Close
 }
 
-/// Replaces the carrier of an error by its document, and says its code.
+/// Replaces the carrier of an error by its document, counts it if it was refused for others' sake, and says its code.
 fn write_problem(
+    app: &App,
     response: ServiceResponse<BoxBody>,
     request_id: &RequestId,
 ) -> (ServiceResponse<BoxBody>, Option<&'static str>) {
@@ -110,6 +142,11 @@ fn write_problem(
         }
     };
     problem.log();
+    match problem {
+        Problem::Shed(reason) => app.metrics.count_shed_request(*reason),
+        Problem::QuotaExceeded(standing) => app.metrics.count_quota_refusal(standing.policy.name),
+        _ => {}
+    }
     let (code, document) = (problem.code(), problem.response(request_id));
     (response.into_response(document), Some(code))
 }

@@ -8,13 +8,15 @@ use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::access::{Rejection, Scope};
+use super::quotas::whole_seconds;
+use crate::access::{Policy, Rejection, Scope, Standing};
 use crate::database::DatabaseError;
 use crate::idempotency::InvalidKey;
 use crate::ids::{JobId, RequestId};
 use crate::intake::SubmitError;
 use crate::jobs::InvalidJob;
 use crate::json::InvalidJson;
+use crate::metrics::Shed;
 
 #[derive(Debug)]
 pub enum Problem {
@@ -41,7 +43,9 @@ pub enum Problem {
         pointers: Vec<String>,
     },
     RequestInFlight,
-    Overloaded,
+    QuotaExceeded(Standing),
+    /// Refused to keep the rest going.
+    Shed(Shed),
     Unavailable(String),
     OutcomeUnknown,
     NotReady(String),
@@ -96,9 +100,14 @@ impl Problem {
                 (415, "unsupported-content-encoding", "The body must not be encoded", false)
             }
             Self::KeyReused { .. } => (422, "idempotency-key-reused", "The key stands for another request", false),
+            Self::QuotaExceeded(_) => (429, "quota-exceeded", "A quota is used up", true),
             Self::Internal(_) => (500, "internal-error", "The service failed", true),
-            Self::Overloaded => (503, "overloaded", "The service has as much to do as it can", true),
-            Self::Unavailable(_) => (503, "database-unavailable", "The database is not available", true),
+            Self::Shed(Shed::InFlight | Shed::Waited | Shed::UnknownTokens) => {
+                (503, "overloaded", "The service has as much to do as it can", true)
+            }
+            Self::Unavailable(_) | Self::Shed(Shed::Outage) => {
+                (503, "database-unavailable", "The database is not available", true)
+            }
             Self::OutcomeUnknown => (503, "outcome-unknown", "The outcome is unknown", true),
             Self::NotReady(_) => (503, "not-ready", "The service is not ready", true),
             Self::Framework(status) => {
@@ -138,8 +147,18 @@ impl Problem {
                 "A request with this Idempotency-Key is being worked on. Send the same again to get its answer."
                     .to_owned()
             }
-            Self::Overloaded => "Nothing was written. Send the same request again, a little later.".to_owned(),
-            Self::Unavailable(_) => {
+            Self::QuotaExceeded(standing) => {
+                let Policy { name, quota, window } = standing.policy;
+                format!(
+                    "The quota \"{name}\" of {quota} in {} s is used up; nothing was written. Send the same request \
+                     again after Retry-After.",
+                    whole_seconds(window)
+                )
+            }
+            Self::Shed(Shed::InFlight | Shed::Waited | Shed::UnknownTokens) => {
+                "Nothing was written. Send the same request again, a little later.".to_owned()
+            }
+            Self::Unavailable(_) | Self::Shed(Shed::Outage) => {
                 "The database did not take it, and nothing was written. Send the same request again.".to_owned()
             }
             Self::OutcomeUnknown => {
@@ -181,6 +200,10 @@ impl Problem {
                 Self::InvalidJob(error) => vec![error.pointer.clone()],
                 _ => Vec::new(),
             },
+            violated_policies: match self {
+                Self::QuotaExceeded(standing) => vec![standing.policy.name],
+                _ => Vec::new(),
+            },
         };
         let mut response = HttpResponse::build(status);
         match self {
@@ -198,11 +221,14 @@ impl Problem {
             Self::MethodNotAllowed { allow } => response.insert_header((header::ALLOW, *allow)),
             Self::UnsupportedMediaType => response.insert_header((header::ACCEPT, "application/json")),
             Self::UnsupportedContentEncoding => response.insert_header((header::ACCEPT_ENCODING, "identity")),
-            Self::RequestInFlight
-            | Self::Overloaded
-            | Self::Unavailable(_)
-            | Self::OutcomeUnknown
-            | Self::NotReady(_) => response.insert_header((header::RETRY_AFTER, "1")),
+            Self::RequestInFlight => response.insert_header((header::RETRY_AFTER, "1")),
+            Self::QuotaExceeded(standing) => {
+                let seconds = whole_seconds(standing.retry_after.unwrap_or(standing.reset));
+                response.insert_header((header::RETRY_AFTER, seconds.to_string()))
+            }
+            Self::Shed(_) | Self::Unavailable(_) | Self::OutcomeUnknown | Self::NotReady(_) => {
+                response.insert_header((header::RETRY_AFTER, rand::random_range(RETRY_AFTER_SECONDS).to_string()))
+            }
             // The rest of the body is still on its way and would be read as the next request.
             Self::BodyTooSlow | Self::BodyBroken | Self::BodyTooLarge { .. } => response.force_close(),
             _ => &mut response,
@@ -223,6 +249,9 @@ impl Problem {
         }
     }
 }
+
+/// Drawn anew for each answer: whoever was refused together shall not come back together.
+const RETRY_AFTER_SECONDS: std::ops::RangeInclusive<u8> = 1..=3;
 
 /// An error's words as a sentence of their own.
 fn sentence(words: &impl fmt::Display) -> String {
@@ -247,6 +276,9 @@ struct Document {
     /// JSON Pointers (RFC 6901) into the request's body.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pointers: Vec<String>,
+    /// The names of the quotas that are used up (draft-ietf-httpapi-ratelimit-headers-11).
+    #[serde(rename = "violated-policies", skip_serializing_if = "Vec::is_empty")]
+    violated_policies: Vec<&'static str>,
 }
 
 impl fmt::Display for Problem {
@@ -289,7 +321,7 @@ impl From<Rejection> for Problem {
         match rejection {
             Rejection::Unknown => Self::Unauthenticated(Unauthenticated::Unknown),
             Rejection::Unavailable(reason) => Self::Unavailable(reason),
-            Rejection::Overloaded => Self::Overloaded,
+            Rejection::Shed(reason) => Self::Shed(reason),
         }
     }
 }
@@ -300,6 +332,7 @@ impl From<SubmitError> for Problem {
             SubmitError::KeyReused { first, pointers } => Self::KeyReused { job_id: first.job_id, pointers },
             SubmitError::InFlight => Self::RequestInFlight,
             SubmitError::Unavailable(reason) => Self::Unavailable(reason),
+            SubmitError::Shed(reason) => Self::Shed(reason),
             SubmitError::OutcomeUnknown => Self::OutcomeUnknown,
             SubmitError::Failed(_) => Self::Internal(error.into()),
         }
@@ -311,6 +344,7 @@ impl From<DatabaseError> for Problem {
     fn from(error: DatabaseError) -> Self {
         match error {
             DatabaseError::Unavailable(reason) => Self::Unavailable(reason),
+            DatabaseError::Shed(reason) => Self::Shed(reason),
             DatabaseError::Unknown | DatabaseError::Locked { .. } => Self::Unavailable(error.to_string()),
             DatabaseError::Statement(_) => Self::Internal(error.into()),
         }

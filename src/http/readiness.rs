@@ -33,10 +33,14 @@ impl Readiness {
         self.draining.store(true, Ordering::Release);
     }
 
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
     /// # Errors
     /// [`Problem::NotReady`] says why.
     pub async fn check(&self) -> Result<(), Problem> {
-        if self.draining.load(Ordering::Acquire) {
+        if self.is_draining() {
             return Err(Problem::NotReady("the service is shutting down".to_owned()));
         }
         let mut last = self.last.lock().await;

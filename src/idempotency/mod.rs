@@ -18,11 +18,11 @@ use sha2::{Digest, Sha256};
 use crate::ids::{JobId, RequestId, TenantId};
 
 /// A method and a path template, such as `POST /jobs`: the same key on two routes is two keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Route(pub &'static str);
 
 /// A key with all that it is unique within.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ScopedKey {
     pub tenant: TenantId,
     pub route: Route,

@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::database::{DatabaseError, Lane};
 use crate::idempotency::{self, Outcome};
 use crate::jobs;
+use crate::metrics::Shed;
 
 use queries::OnConflict;
 
@@ -45,6 +46,8 @@ pub enum SubmitError {
     InFlight,
     #[error("nothing was written: {0}")]
     Unavailable(String),
+    #[error("nothing was written: {0}")]
+    Shed(Shed),
     /// The statement was sent and may have been committed. The same key will tell.
     #[error("it is unknown whether the job was created")]
     OutcomeUnknown,
@@ -95,6 +98,24 @@ impl Intake {
         }
     }
 
+    /// Finds the outcome of an earlier request with the key, and writes nothing. `None`: there is none.
+    ///
+    /// # Errors
+    /// As [`Intake::submit`].
+    pub async fn replay(&self, submission: &Submission, deadline: Instant) -> Result<Option<Submitted>, SubmitError> {
+        let key = &submission.key;
+        let found = self.lane.run(deadline, async |connection| idempotency::queries::find(connection, key).await).await;
+        let stored = found.map_err(|error| match error {
+            // A read that was lost has changed nothing.
+            DatabaseError::Unknown => SubmitError::Unavailable(error.to_string()),
+            _ => error.into(),
+        })?;
+        match stored.filter(|stored| !stored.expired) {
+            Some(stored) => self.judge(submission, stored.outcome, deadline).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
     /// Sends the statement; `None` says that the key is taken.
     async fn write(
         &self,
@@ -113,7 +134,7 @@ impl Intake {
         };
         let wait = patience_ends.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         match self.send(submission, on_conflict, wait, deadline).await {
-            Err(DatabaseError::Unavailable(_) | DatabaseError::Statement(_)) if after_loss => {
+            Err(DatabaseError::Unavailable(_) | DatabaseError::Shed(_) | DatabaseError::Statement(_)) if after_loss => {
                 Err(SubmitError::OutcomeUnknown)
             }
             done => Ok(done?),
@@ -181,6 +202,7 @@ impl From<DatabaseError> for SubmitError {
         match error {
             DatabaseError::Locked { .. } => Self::InFlight,
             DatabaseError::Unavailable(reason) => Self::Unavailable(reason),
+            DatabaseError::Shed(reason) => Self::Shed(reason),
             DatabaseError::Unknown => Self::OutcomeUnknown,
             DatabaseError::Statement(error) => Self::Failed(error),
         }

@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "../harness/mod.rs"]
 mod harness;
 
 mod access;
@@ -14,7 +15,12 @@ mod dev;
 mod expiry;
 mod faults;
 mod keys;
+mod operations;
+mod outages;
+mod overload;
+mod quotas;
 mod refusals;
+mod replicas;
 mod schema;
 mod submission;
 mod telemetry;

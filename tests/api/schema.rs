@@ -132,7 +132,7 @@ async fn a_database_that_takes_no_writes_is_not_ready_and_its_return_is_noticed(
     until_not_ready(&server).await;
     ledger.set("default_transaction_read_only", "off").await;
     // A connection that is read-only for good is not used a second time.
-    assert_eq!(server.submit("key-2", job(2)).await.status, 201);
+    assert_eq!(server.submit_until_done("key-2", job(2)).await.status, 201);
     ledger.is_whole_with(2).await;
 }
 

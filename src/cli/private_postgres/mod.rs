@@ -49,6 +49,8 @@ const START_DEADLINE: Duration = Duration::from_secs(120);
 const PREDECESSOR_DEADLINE: Duration = Duration::from_secs(20);
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(10);
+/// What PostgreSQL calls a fast shutdown, then an immediate one.
+const FAST: [Signal; 3] = [Signal::INT, Signal::QUIT, Signal::KILL];
 
 impl PrivatePostgres {
     /// Makes the cluster if there is none, and starts PostgreSQL on it. It lives no longer than the calling thread.
@@ -109,7 +111,15 @@ impl PrivatePostgres {
     /// # Errors
     /// When it had to be killed.
     pub fn stop(mut self) -> anyhow::Result<()> {
-        self.end()
+        self.end(&FAST)
+    }
+
+    /// Ends at once, as in a crash: nothing is written, and the next start has to recover.
+    ///
+    /// # Errors
+    /// When it could not even be killed.
+    pub fn stop_immediately(mut self) -> anyhow::Result<()> {
+        self.end(&FAST[1..])
     }
 
     /// `false` if it has ended instead.
@@ -131,8 +141,8 @@ impl PrivatePostgres {
         bail!("PostgreSQL is not ready after {} s", START_DEADLINE.as_secs());
     }
 
-    fn end(&mut self) -> anyhow::Result<()> {
-        for signal in [Signal::INT, Signal::QUIT, Signal::KILL] {
+    fn end(&mut self, signals: &[Signal]) -> anyhow::Result<()> {
+        for signal in signals.iter().copied() {
             if self.child.try_wait()?.is_some() {
                 return Ok(());
             }
@@ -151,7 +161,7 @@ impl PrivatePostgres {
 
 impl Drop for PrivatePostgres {
     fn drop(&mut self) {
-        if let Err(error) = self.end() {
+        if let Err(error) = self.end(&FAST) {
             eprintln!("hapax: {error:#}");
         }
     }

@@ -10,6 +10,7 @@ use tracing::field::display;
 use crate::access::Caller;
 use crate::http::body::JsonBody;
 use crate::http::extractors::{Deadline, NoParameters, RequiredKey};
+use crate::http::quotas::charge;
 use crate::http::{App, Problem, SUBMIT};
 use crate::idempotency::{Fingerprint, Outcome, ScopedKey};
 use crate::ids::{JobId, RequestId};
@@ -31,13 +32,37 @@ pub async fn submit(
     let key = ScopedKey { tenant: caller.tenant, route: SUBMIT, key: key.0 };
     Span::current().record("idempotency.key_digest", display(key.log_digest()));
     let (job, fingerprint) = read(&request, body)?;
+    charge(&app.quotas.keys, &key, &request)?;
     let submission = Submission::mint(key, fingerprint, job, request_id);
-    let submitted = app.intake.submit(&submission, Deadline::of(&request)).await;
+    let submitted = submit_within_quota(&request, &app, &submission).await?;
     note(&request, &submitted);
     Ok(match submitted? {
         Submitted::Created(outcome) => answer(StatusCode::CREATED, "false", outcome),
         Submitted::Replayed(outcome) => answer(StatusCode::OK, "true", outcome),
     })
+}
+
+/// A tenant whose creations are used up still has its replays.
+async fn submit_within_quota(
+    request: &HttpRequest,
+    app: &App,
+    submission: &Submission,
+) -> Result<Result<Submitted, SubmitError>, Problem> {
+    let deadline = Deadline::of(request);
+    let exceeded = match charge(&app.quotas.creations, &submission.key.tenant, request) {
+        Err(exceeded) => exceeded,
+        Ok(charge) => {
+            let submitted = app.intake.submit(submission, deadline).await;
+            if !matches!(submitted, Ok(Submitted::Created(_)) | Err(SubmitError::OutcomeUnknown)) {
+                charge.give_back();
+            }
+            return Ok(submitted);
+        }
+    };
+    match app.intake.replay(submission, deadline).await.transpose() {
+        Some(replayed) => Ok(replayed),
+        None => Err(exceeded),
+    }
 }
 
 /// Takes the body by value: it may be large, and what is waited for next may take its time.
@@ -82,7 +107,9 @@ fn note(request: &HttpRequest, submitted: &Result<Submitted, SubmitError>) {
         Err(SubmitError::KeyReused { first, .. }) => (KeyedOutcome::Mismatch, Some(first.job_id)),
         Err(SubmitError::InFlight) => (KeyedOutcome::InFlight, None),
         Err(SubmitError::OutcomeUnknown) => (KeyedOutcome::Unknown, None),
-        Err(SubmitError::Unavailable(_) | SubmitError::Failed(_)) => (KeyedOutcome::Refused, None),
+        Err(SubmitError::Unavailable(_) | SubmitError::Shed(_) | SubmitError::Failed(_)) => {
+            (KeyedOutcome::Refused, None)
+        }
     };
     request.extensions_mut().insert(noted);
     let span = Span::current();

@@ -10,7 +10,6 @@ use crate::database::Lane;
 use crate::http::extractors::NoParameters;
 use crate::http::{App, KEYED_ROUTES, Problem};
 use crate::idempotency::{self, KEY_LENGTH_MAX};
-use crate::metrics::Metrics;
 
 const CONTRACT: &str = include_str!("../../../api-design/jobs-api.yaml");
 
@@ -47,21 +46,20 @@ pub async fn openapi(_: NoParameters) -> HttpResponse {
 
 /// What `/metrics` reads when it is asked.
 pub struct Watched {
-    pub metrics: Metrics,
-    /// By the name that their metrics bear.
-    pub lanes: Vec<(&'static str, Lane)>,
+    pub lanes: Vec<Lane>,
     pub probes: Lane,
 }
 
 /// `GET /metrics`, on an address of its own.
-pub async fn metrics(watched: web::Data<Watched>) -> HttpResponse {
-    for (name, lane) in &watched.lanes {
-        watched.metrics.read_connections(name, lane.count());
+pub async fn metrics(app: web::Data<App>, watched: web::Data<Watched>) -> HttpResponse {
+    let metrics = &app.metrics;
+    for lane in &watched.lanes {
+        metrics.read_connections(lane.name(), lane.count());
     }
-    watched.metrics.read_purge_lag(purge_lag(&watched.probes).await);
-    HttpResponse::Ok()
-        .content_type("application/openmetrics-text; version=1.0.0; charset=utf-8")
-        .body(watched.metrics.encode())
+    metrics.read_requests_in_flight(app.admission.level());
+    metrics.read_ready(app.readiness.check().await.is_ok());
+    metrics.read_purge_lag(purge_lag(&watched.probes).await);
+    HttpResponse::Ok().content_type("application/openmetrics-text; version=1.0.0; charset=utf-8").body(metrics.encode())
 }
 
 /// `None` where the database does not say: a scrape should not wait for one that is in trouble.

@@ -18,7 +18,7 @@ impl Contract {
     pub fn get() -> &'static Self {
         static CONTRACT: OnceLock<Contract> = OnceLock::new();
         CONTRACT.get_or_init(|| {
-            let text = include_str!("../../../api-design/jobs-api.yaml");
+            let text = include_str!("../../api-design/jobs-api.yaml");
             Self { document: yaml_serde::from_str(text).unwrap() }
         })
     }

@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use sqlx::postgres::PgConnectOptions;
@@ -25,6 +26,7 @@ pub enum Treatment {
 pub struct Proxy {
     address: SocketAddr,
     plan: Arc<Mutex<VecDeque<Plan>>>,
+    swallowing: Arc<AtomicBool>,
 }
 
 struct Plan {
@@ -43,14 +45,15 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let plan = Arc::<Mutex<VecDeque<Plan>>>::default();
-        let shared = Arc::clone(&plan);
+        let swallowing = Arc::<AtomicBool>::default();
+        let (shared, hole) = (Arc::clone(&plan), Arc::clone(&swallowing));
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let database = connect(&options).await;
-                tokio::spawn(pump(client, database, Arc::clone(&shared)));
+                tokio::spawn(pump(client, database, Arc::clone(&shared), Arc::clone(&hole)));
             }
         });
-        Self { address, plan }
+        Self { address, plan, swallowing }
     }
 
     /// Treats the next statement that carries `marker` so; those after it pass.
@@ -67,6 +70,16 @@ impl Proxy {
     /// The same, once what was planned before has been done.
     pub fn then_after(&self, spared: usize, marker: &str, treatment: Treatment) {
         self.plan.lock().unwrap().push_back(Plan { marker: marker.to_owned(), spared, treatment });
+    }
+
+    /// From now on nothing comes through, in either direction, and nobody is told: a network that drops packets.
+    pub fn swallow_everything(&self) {
+        self.swallowing.store(true, Ordering::Relaxed);
+    }
+
+    /// New connections come through again.
+    pub fn pass_everything(&self) {
+        self.swallowing.store(false, Ordering::Relaxed);
     }
 
     /// Whether the plan has been carried out.
@@ -95,12 +108,21 @@ async fn connect(options: &PgConnectOptions) -> Box<dyn Stream> {
     }
 }
 
-async fn pump(mut client: TcpStream, mut database: Box<dyn Stream>, plan: Arc<Mutex<VecDeque<Plan>>>) {
+async fn pump(
+    mut client: TcpStream,
+    mut database: Box<dyn Stream>,
+    plan: Arc<Mutex<VecDeque<Plan>>>,
+    swallowing: Arc<AtomicBool>,
+) {
     let (mut asked, mut answered) = (vec![0; 65536], vec![0; 65536]);
     loop {
         tokio::select! {
             read = client.read(&mut asked) => {
                 let Ok(length @ 1..) = read else { return };
+                if swallowing.load(Ordering::Relaxed) {
+                    while let Ok(1..) = client.read(&mut asked).await {}
+                    return;
+                }
                 let due = take_if_marked(&plan, &asked[..length]);
                 if due == Some(Treatment::CutBefore) {
                     return;

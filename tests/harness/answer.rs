@@ -24,6 +24,13 @@ impl Answer {
         value.to_str().unwrap()
     }
 
+    /// Demands that it says when to come again, soon and not to the second.
+    #[track_caller]
+    pub fn wants_a_retry(&self) {
+        let seconds: u64 = self.header("retry-after").parse().unwrap();
+        assert!((1..=3).contains(&seconds) && self.json()["retryable"] == true, "{self:?}");
+    }
+
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {self:?}"))
     }

@@ -23,6 +23,11 @@ impl Client {
         Self { token: token.to_owned(), ..self.clone() }
     }
 
+    /// The same caller at another address.
+    pub fn at(&self, address: SocketAddr) -> Self {
+        Self { address, ..self.clone() }
+    }
+
     /// A request as every well-behaved client sends it, for the test to change.
     pub fn post_jobs(&self, key: &str, body: impl ToString) -> reqwest::RequestBuilder {
         self.request("POST", "/jobs")
@@ -38,6 +43,17 @@ impl Client {
 
     pub async fn submit(&self, key: &str, body: impl ToString) -> Answer {
         self.send(self.post_jobs(key, body)).await
+    }
+
+    /// Submits as a client does that does not give up, without the pauses.
+    pub async fn submit_until_done(&self, key: &str, body: impl ToString) -> Answer {
+        let body = body.to_string();
+        loop {
+            let answer = self.submit(key, &body).await;
+            if answer.status != 503 {
+                return answer;
+            }
+        }
     }
 
     /// Submits while the test goes on.

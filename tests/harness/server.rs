@@ -15,17 +15,22 @@ use super::Client;
 pub struct Server {
     child: Child,
     client: Client,
-    metrics: SocketAddr,
+    operations: SocketAddr,
     log: Arc<Mutex<Vec<String>>>,
     _folder: tempfile::TempDir,
 }
 
 impl Server {
     pub async fn start(url: &str, token: &str, settings: &[(&str, &str)]) -> Self {
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), url, token, settings).await
+    }
+
+    pub async fn start_at(address: SocketAddr, url: &str, token: &str, settings: &[(&str, &str)]) -> Self {
         let mut command = hapax();
-        command.args(["serve", "--bind", "127.0.0.1:0"]).env("DATABASE_URL", url);
+        command.args(["serve", "--bind", &address.to_string()]).env("DATABASE_URL", url);
         command.env("HAPAX__DATABASE__ALLOW_LOSING_ACKNOWLEDGED_JOBS", "true");
-        command.env("HAPAX__METRICS__BIND", "127.0.0.1:0").envs(settings.iter().copied());
+        command.env("HAPAX__METRICS__BIND", "127.0.0.1:0").env("HAPAX__SERVER__DRAIN_DELAY", "0s");
+        command.envs(settings.iter().copied());
         Self::spawn(command, token).await
     }
 
@@ -48,7 +53,7 @@ impl Server {
         let serving = tokio::task::spawn_blocking(move || told.recv_timeout(Duration::from_secs(120)));
         let serving = serving.await.unwrap().unwrap_or_else(|_| panic!("it does not serve: {:?}", log.lock().unwrap()));
         let address = |name: &str| serving[name].as_str().unwrap().parse().unwrap();
-        Self { child, client: Client::new(address("api"), token), metrics: address("metrics"), log, _folder: folder }
+        Self { child, client: Client::new(address("api"), token), operations: address("metrics"), log, _folder: folder }
     }
 
     /// The same process, called with a token that it made itself.
@@ -70,8 +75,13 @@ impl Server {
         tokio::time::timeout(Duration::from_secs(60), asking).await.unwrap_or_else(|_| panic!("{name} < {reached}"));
     }
 
+    /// The server as operators reach it.
+    pub fn operations(&self) -> Client {
+        self.client.at(self.operations)
+    }
+
     pub async fn metrics_text(&self) -> String {
-        reqwest::get(format!("http://{}/metrics", self.metrics)).await.unwrap().text().await.unwrap()
+        reqwest::get(format!("http://{}/metrics", self.operations)).await.unwrap().text().await.unwrap()
     }
 
     /// The log lines so far, up to and including that of this request.
@@ -114,6 +124,10 @@ impl Server {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Waits for the process to end and says whether it ended well.
     pub async fn ended(mut self) -> bool {
         tokio::task::spawn_blocking(move || self.child.wait().unwrap().success()).await.unwrap()
@@ -145,7 +159,12 @@ pub async fn run_hapax(arguments: &[&str], environment: &[(&str, &str)]) -> Outp
 
 /// The binary, with nothing of the tester's own settings.
 pub fn hapax() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hapax"));
+    hapax_through(env!("CARGO_BIN_EXE_hapax"))
+}
+
+/// A program that will run the binary, likewise.
+pub fn hapax_through(program: &str) -> Command {
+    let mut command = Command::new(program);
     // But where PostgreSQL's programs are is the machine's business.
     let kept = ["PATH", "HAPAX_POSTGRES_BIN"].map(|name| (name, std::env::var_os(name).unwrap_or_default()));
     command.env_clear().envs(kept);

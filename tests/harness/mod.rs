@@ -1,20 +1,28 @@
 //! What the tests speak: a ledger (a database of its own), servers on it, and answers.
 
+mod addresses;
 mod answer;
+mod balancer;
 mod client;
 mod contract;
 mod ledger;
+mod load;
+mod postgres;
 mod proxy;
 mod raw;
 mod server;
 
+pub use addresses::free_address;
 pub use answer::Answer;
+pub use balancer::Balancer;
 pub use client::Client;
 pub use contract::Contract;
 pub use ledger::{HeldKey, Ledger};
+pub use load::{Load, Persistence};
+pub use postgres::OwnPostgres;
 pub use proxy::{Proxy, Treatment};
 pub use raw::RawConnection;
-pub use server::{Server, hapax, run_hapax};
+pub use server::{Server, hapax, hapax_through, run_hapax};
 
 use serde_json::{Value, json};
 

@@ -1,3 +1,4 @@
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -14,11 +15,18 @@ pub struct Ledger {
     pub name: String,
     pub url: String,
     pub token: String,
+    /// Where it was made, and is dropped.
+    server: String,
 }
 
 impl Ledger {
     pub async fn new() -> Self {
-        let mut ledger = Self::empty().await;
+        Self::on(&base_url()).await
+    }
+
+    /// On another server than the tests' common one.
+    pub async fn on(server: &str) -> Self {
+        let mut ledger = Self::empty_on(server).await;
         hapax::database::migrate(&mut ledger.connect().await).await.unwrap();
         ledger.token = ledger.token_for("acme", &Scope::ALL).await;
         ledger
@@ -26,12 +34,16 @@ impl Ledger {
 
     /// A database without any table.
     pub async fn empty() -> Self {
+        Self::empty_on(&base_url()).await
+    }
+
+    async fn empty_on(server: &str) -> Self {
         let name = format!("hapax_test_{}", uuid::Uuid::new_v4().simple());
-        let mut server = PgConnection::connect(&base_url()).await.unwrap();
-        sqlx::raw_sql(AssertSqlSafe(format!("create database {name}"))).execute(&mut server).await.unwrap();
-        let mut url = Url::parse(&base_url()).unwrap();
+        let mut connection = PgConnection::connect(server).await.unwrap();
+        sqlx::raw_sql(AssertSqlSafe(format!("create database {name}"))).execute(&mut connection).await.unwrap();
+        let mut url = Url::parse(server).unwrap();
         url.set_path(&name);
-        Self { name, url: url.into(), token: String::new() }
+        Self { name, url: url.into(), token: String::new(), server: server.to_owned() }
     }
 
     pub async fn connect(&self) -> PgConnection {
@@ -127,6 +139,19 @@ impl Ledger {
         self.end_sessions().await;
     }
 
+    /// How many connections the database takes at once, this one not counted; -1: no limit. Those that are open stay.
+    pub async fn limit_connections(&self, limit: i32) {
+        self.execute(&format!("alter database {} connection limit {limit}", self.name)).await;
+    }
+
+    /// Locks a table against every write until it is rolled back.
+    pub async fn lock_table(&self, table: &str) -> HeldKey {
+        let mut connection = self.connect().await;
+        let sql = format!("begin; lock table {table} in share mode");
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+        HeldKey { connection }
+    }
+
     /// Ends the servers' sessions, and says how many there were.
     pub async fn end_sessions(&self) -> i64 {
         let sql = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
@@ -151,6 +176,11 @@ impl Ledger {
         Server::start(&self.url, &self.token, settings).await
     }
 
+    /// A server at an address of the test's choice.
+    pub async fn serve_at(&self, address: SocketAddr, settings: &[(&str, &str)]) -> Server {
+        Server::start_at(address, &self.url, &self.token, settings).await
+    }
+
     /// A server that reaches the database through a proxy.
     pub async fn serve_through(&self, proxy: &Proxy, settings: &[(&str, &str)]) -> Server {
         Server::start(&proxy.url(self), &self.token, settings).await
@@ -160,11 +190,12 @@ impl Ledger {
 impl Drop for Ledger {
     fn drop(&mut self) {
         let sql = format!("drop database if exists {} with (force)", self.name);
+        let server = self.server.clone();
         let dropping = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let mut server = PgConnection::connect(&base_url()).await.unwrap();
-                sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut server).await.unwrap();
+                let mut connection = PgConnection::connect(&server).await.unwrap();
+                sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
             });
         });
         dropping.join().unwrap();

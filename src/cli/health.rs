@@ -1,0 +1,57 @@
+//! `hapax health`: the probes for a container, whose image has no curl.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use crate::configuration::Configuration;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Ask /readyz at server.bind instead of /healthz at metrics.bind: whether requests are welcome, and not only
+    /// whether the process is alive.
+    #[arg(long)]
+    ready: bool,
+}
+
+/// As long as the server's own look at the database may take.
+const DEADLINE: Duration = Duration::from_secs(2);
+
+pub fn run(arguments: &Arguments, configuration: &Configuration) -> anyhow::Result<()> {
+    let (bind, path) = match arguments.ready {
+        true => (configuration.server.bind, "/readyz"),
+        false => (configuration.metrics_bind().0, "/healthz"),
+    };
+    let address = SocketAddr::new(reachable(bind.ip()), bind.port());
+    let status = ask(address, path).with_context(|| format!("http://{address}{path} does not answer"))?;
+    if status != "200" {
+        bail!("http://{address}{path} answers {status}");
+    }
+    Ok(())
+}
+
+/// An address that is bound to all is reached at the loopback.
+fn reachable(bound: IpAddr) -> IpAddr {
+    match bound {
+        IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        address => address,
+    }
+}
+
+/// The status code of one GET.
+fn ask(address: SocketAddr, path: &str) -> anyhow::Result<String> {
+    const STATUS_LINE: usize = "HTTP/1.1 200".len();
+    let ends = Instant::now() + DEADLINE;
+    let left = || ends.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    let mut stream = TcpStream::connect_timeout(&address, left())?;
+    stream.set_write_timeout(Some(left()))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
+    stream.set_read_timeout(Some(left()))?;
+    let mut line = [0; STATUS_LINE];
+    stream.read_exact(&mut line)?;
+    let line = String::from_utf8_lossy(&line);
+    Ok(line.split(' ').nth(1).unwrap_or_default().to_owned())
+}

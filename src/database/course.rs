@@ -1,0 +1,101 @@
+//! How the attempts at one statement have gone so far, and what that makes of the next.
+
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::time::{Instant, sleep_until};
+
+use crate::metrics::Shed;
+
+/// Why a statement has no result.
+#[derive(Debug, Error)]
+pub enum DatabaseError {
+    /// It was not executed, or was rolled back: nothing has changed.
+    #[error("the database did not take the statement: {0}")]
+    Unavailable(String),
+    /// Nothing was sent, to keep the rest going.
+    #[error("{0}")]
+    Shed(Shed),
+    /// It was sent and no answer came before the deadline: it may have been committed.
+    #[error("the outcome of the statement is unknown")]
+    Unknown,
+    /// It waited for a lock as long as it was allowed to, and was rolled back.
+    #[error("a lock was held for too long")]
+    Locked {
+        /// An attempt before this one was lost under way, and may have been committed.
+        after_loss: bool,
+    },
+    /// PostgreSQL refused it and would again.
+    #[error("the statement failed")]
+    Statement(#[source] sqlx::Error),
+}
+
+pub struct Course {
+    deadline: Instant,
+    patience: Duration,
+    /// Up to when a connection is waited for.
+    patience_ends: Instant,
+    /// An attempt was sent whose end nobody knows.
+    pub unknown: bool,
+    /// An attempt has met stale prepared statements.
+    pub stale: bool,
+    /// The next attempt shall be on a connection that nobody has used before.
+    pub fresh: bool,
+    last_failure: Option<String>,
+    pause: Duration,
+}
+
+impl Course {
+    pub fn until(deadline: Instant, patience: Duration) -> Self {
+        Self {
+            deadline,
+            patience,
+            patience_ends: deadline.min(Instant::now() + patience),
+            unknown: false,
+            stale: false,
+            fresh: false,
+            last_failure: None,
+            pause: Duration::ZERO,
+        }
+    }
+
+    /// When to give up. With an attempt that may have succeeded, not before the deadline: the truth is worth waiting
+    /// for.
+    pub fn ends(&self) -> Instant {
+        if self.unknown { self.deadline } else { self.patience_ends }
+    }
+
+    /// Waits before the next attempt: not at all the first time, for a lost connection is replaced at once; then
+    /// growing, for a dead server is not hammered; never long, for its return is to be seen soon.
+    pub async fn pause_after(&mut self, error: &sqlx::Error) {
+        self.last_failure = Some(error.to_string());
+        sleep_until(self.ends().min(Instant::now() + self.pause)).await;
+        self.pause = (self.pause * 2).clamp(PAUSE_FIRST, PAUSE_LONGEST);
+    }
+
+    /// The database is there and did its part, so the waiting begins anew.
+    pub fn renew_patience(&mut self) {
+        self.patience_ends = self.deadline.min(Instant::now() + self.patience);
+    }
+
+    /// What a refusal means after all that went before.
+    pub fn refuse(&self, error: DatabaseError) -> DatabaseError {
+        if self.unknown {
+            tracing::error!(%error, "refused, after an attempt that may have succeeded");
+            return DatabaseError::Unknown;
+        }
+        error
+    }
+
+    /// What it means that there is no more time.
+    pub fn out_of_time(self) -> DatabaseError {
+        match self.last_failure {
+            _ if self.unknown => DatabaseError::Unknown,
+            Some(reason) => DatabaseError::Unavailable(reason),
+            None => DatabaseError::Shed(Shed::Waited),
+        }
+    }
+}
+
+const PAUSE_FIRST: Duration = Duration::from_millis(10);
+const PAUSE_LONGEST: Duration = Duration::from_millis(250);

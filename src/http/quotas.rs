@@ -1,0 +1,61 @@
+//! Quotas as clients see them: 429, and the header fields of draft-ietf-httpapi-ratelimit-headers-11.
+
+use std::fmt::Write;
+use std::hash::Hash;
+use std::time::Duration;
+
+use actix_web::HttpMessage;
+use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
+
+use super::Problem;
+use crate::access::{Charge, Quota, Standing};
+
+const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+
+/// What a request has been charged to, in order.
+#[derive(Default)]
+pub struct Standings(Vec<Standing>);
+
+/// Takes one unit of a quota for a request, whose answer will tell what is left.
+///
+/// # Errors
+/// [`Problem::QuotaExceeded`] if nothing is left.
+pub fn charge<S: Hash + Eq + Clone>(
+    quota: &Quota<S>,
+    subject: &S,
+    request: &impl HttpMessage,
+) -> Result<Charge, Problem> {
+    let taken = quota.take(subject);
+    let standing = taken.as_ref().map_or_else(|standing| Some(*standing), |charge| charge.standing);
+    if let Some(standing) = standing {
+        let mut extensions = request.extensions_mut();
+        match extensions.get_mut::<Standings>() {
+            Some(standings) => standings.0.push(standing),
+            None => drop(extensions.insert(Standings(vec![standing]))),
+        }
+    }
+    taken.map_err(Problem::QuotaExceeded)
+}
+
+/// `RateLimit-Policy` and `RateLimit`, one item for each quota that was charged.
+pub fn write_headers(standings: &Standings, headers: &mut HeaderMap) {
+    let (mut policies, mut limits) = (String::new(), String::new());
+    for (index, standing) in standings.0.iter().enumerate() {
+        let separator = if index == 0 { "" } else { ", " };
+        let (name, quota) = (standing.policy.name, standing.policy.quota);
+        let (window, reset) = (whole_seconds(standing.policy.window), whole_seconds(standing.reset));
+        let written = write!(policies, "{separator}\"{name}\";q={quota};w={window}")
+            .and_then(|()| write!(limits, "{separator}\"{name}\";r={};t={reset}", standing.remaining));
+        written.expect("writing to a string cannot fail");
+    }
+    for (name, value) in [(RATELIMIT_POLICY, policies), (RATELIMIT, limits)] {
+        let value = HeaderValue::try_from(value).expect("names and numbers are plain characters");
+        headers.insert(name, value);
+    }
+}
+
+/// Rounded up: whoever waits as long as he is told has waited long enough.
+pub fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}

@@ -1,0 +1,279 @@
+//! Every metric by name, and what it means. Metrics are registered from here, and `docs/metrics.md` is written from
+//! here.
+
+use std::fmt::Write;
+
+/// One metric, as Prometheus and a reader know it.
+pub struct Description {
+    /// Without the prefix, and without the `_total` that the exposition gives a counter.
+    pub(super) name: &'static str,
+    kind: Kind,
+    unit: &'static str,
+    labels: &'static [&'static str],
+    /// In a few words, for the exposition.
+    pub(super) help: &'static str,
+    /// What its values tell whoever looks at it.
+    meaning: &'static str,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Info,
+    Gauge,
+    Counter,
+    Histogram,
+}
+
+pub(super) const PREFIX: &str = "hapax";
+
+pub(super) const BUILD: Description = Description {
+    name: "build",
+    kind: Kind::Info,
+    unit: "none",
+    labels: &["version"],
+    help: "The release that runs",
+    meaning: "Always 1; the label tells the release. Two values at once: a deploy is under way.",
+};
+
+pub(super) const START_TIME: Description = Description {
+    name: "start_time_seconds",
+    kind: Kind::Gauge,
+    unit: "seconds since 1970",
+    labels: &[],
+    help: "When the process started",
+    meaning: "It changes when the process is replaced: more often than you deploy is a crash loop.",
+};
+
+pub(super) const READY: Description = Description {
+    name: "ready",
+    kind: Kind::Gauge,
+    unit: "0 or 1",
+    labels: &[],
+    help: "Whether requests are welcome",
+    meaning: "What `/readyz` would say at the moment of the scrape. 0: shutting down, or the database is away, \
+              read-only, too old in its schema or not durable.",
+};
+
+pub(super) const HTTP_REQUESTS: Description = Description {
+    name: "http_requests",
+    kind: Kind::Counter,
+    unit: "requests",
+    labels: &["method", "route", "status"],
+    help: "Requests answered, by method, route template and status",
+    meaning: "Traffic and errors. A path that does not exist has the route `(none)`, a method that nobody knows is \
+              `other`.",
+};
+
+pub(super) const HTTP_REQUEST_DURATION: Description = Description {
+    name: "http_request_duration_seconds",
+    kind: Kind::Histogram,
+    unit: "seconds",
+    labels: &["method", "route"],
+    help: "From a request's head to its answer",
+    meaning: "Latency as the server sees it; the time that a body takes to arrive is in it.",
+};
+
+pub(super) const HTTP_REQUESTS_IN_FLIGHT: Description = Description {
+    name: "http_requests_in_flight",
+    kind: Kind::Gauge,
+    unit: "requests",
+    labels: &[],
+    help: "Requests being worked on",
+    meaning: "Near its limit: the database is slower than what comes in.",
+};
+
+pub(super) const HTTP_REQUESTS_IN_FLIGHT_LIMIT: Description = Description {
+    name: "http_requests_in_flight_limit",
+    kind: Kind::Gauge,
+    unit: "requests",
+    labels: &[],
+    help: "How many requests may be worked on at once",
+    meaning: "`server.requests_in_flight`. One more is answered 503 `overloaded`.",
+};
+
+pub(super) const HTTP_CONNECTIONS: Description = Description {
+    name: "http_connections",
+    kind: Kind::Gauge,
+    unit: "connections",
+    labels: &[],
+    help: "Open connections from clients or the load balancer",
+    meaning: "Idle ones included. Near its limit, new ones wait in the system's queue.",
+};
+
+pub(super) const HTTP_CONNECTIONS_LIMIT: Description = Description {
+    name: "http_connections_limit",
+    kind: Kind::Gauge,
+    unit: "connections",
+    labels: &[],
+    help: "How many connections may be open at once",
+    meaning: "`server.connections`, or what the limit on file descriptors leaves.",
+};
+
+pub(super) const SHED_REQUESTS: Description = Description {
+    name: "shed_requests",
+    kind: Kind::Counter,
+    unit: "requests",
+    labels: &["reason"],
+    help: "Requests refused with 503 to keep the rest going, by why",
+    meaning: "`in_flight`: more than may be worked on at once. `waited`: no connection to the database came free within \
+              `database.patience`. `outage`: the database is away, and it was another request's turn to look. \
+              `unknown_tokens`: too many tokens never seen before.",
+};
+
+pub(super) const QUOTA_REFUSALS: Description = Description {
+    name: "quota_refusals",
+    kind: Kind::Counter,
+    unit: "requests",
+    labels: &["policy"],
+    help: "Requests refused with 429, by the quota that was used up",
+    meaning: "`requests`: of a token. `creations`: of a tenant. `key`: one key sent too often, a client that retries in a \
+              tight loop.",
+};
+
+pub(super) const IDEMPOTENCY_OUTCOMES: Description = Description {
+    name: "idempotency_outcomes",
+    kind: Kind::Counter,
+    unit: "requests",
+    labels: &["route", "outcome"],
+    help: "Requests on keyed routes, by what became of them",
+    meaning: "`created`, `replayed`: answered 2xx. `mismatch`: 422, a client's bug. `in_flight`: 409. `refused`: the key \
+              was not touched. `unknown`: 503 `outcome-unknown`, the deadline came before the database's answer.",
+};
+
+pub(super) const TOKEN_LOOKUPS: Description = Description {
+    name: "token_lookups",
+    kind: Kind::Counter,
+    unit: "look-ups",
+    labels: &["result"],
+    help: "Tokens that the database was asked about",
+    meaning: "`known`: one a token and `access.cache_life`. `unknown`: garbage, or a token that was revoked. `failed`: the \
+              database did not say.",
+};
+
+pub(super) const DATABASE_RETRIES: Description = Description {
+    name: "database_retries",
+    kind: Kind::Counter,
+    unit: "attempts",
+    labels: &["reason"],
+    help: "Statements sent again, by why",
+    meaning: "`connect`: no connection could be opened. `lost`: one broke under way. `stale`: a migration, a failover or \
+              a pooler made its prepared statements useless. `collided`: a deadlock or a serialization failure.",
+};
+
+pub(super) const DATABASE_CONNECTIONS: Description = Description {
+    name: "database_connections",
+    kind: Kind::Gauge,
+    unit: "connections",
+    labels: &["lane", "state"],
+    help: "Connections to PostgreSQL, by lane and state",
+    meaning: "`busy` at the lane's limit for long: requests wait for a connection. Lanes: intake, reads, access, purge, \
+              probes.",
+};
+
+pub(super) const DATABASE_CONNECTIONS_LIMIT: Description = Description {
+    name: "database_connections_limit",
+    kind: Kind::Gauge,
+    unit: "connections",
+    labels: &["lane"],
+    help: "How many connections a lane may have",
+    meaning: "`intake.connections` and `database.connections`; the others are fixed. Their sum, times the replicas, must \
+              fit PostgreSQL's `max_connections`.",
+};
+
+pub(super) const DATABASE_CONNECTION_WAIT: Description = Description {
+    name: "database_connection_wait_seconds",
+    kind: Kind::Histogram,
+    unit: "seconds",
+    labels: &["lane"],
+    help: "How long a statement waited for a connection that it got",
+    meaning: "The queue in front of the database; opening a new connection is in it.",
+};
+
+pub(super) const PURGED_KEYS: Description = Description {
+    name: "purged_keys",
+    kind: Kind::Counter,
+    unit: "keys",
+    labels: &[],
+    help: "Expired keys deleted",
+    meaning: "In the long run as many as are created.",
+};
+
+pub(super) const PURGE_FAILURES: Description = Description {
+    name: "purge_failures",
+    kind: Kind::Counter,
+    unit: "rounds",
+    labels: &[],
+    help: "Rounds of purging that failed",
+    meaning: "Harmless now and then; in a row, the table grows.",
+};
+
+pub(super) const PURGE_LAG: Description = Description {
+    name: "purge_lag_seconds",
+    kind: Kind::Gauge,
+    unit: "seconds",
+    labels: &[],
+    help: "How long the oldest expired key has waited for the purger",
+    meaning: "A few times `purge.interval` is well. NaN: the database could not be asked.",
+};
+
+const CATALOGUE: [&Description; 20] = [
+    &BUILD,
+    &START_TIME,
+    &READY,
+    &HTTP_REQUESTS,
+    &HTTP_REQUEST_DURATION,
+    &HTTP_REQUESTS_IN_FLIGHT,
+    &HTTP_REQUESTS_IN_FLIGHT_LIMIT,
+    &HTTP_CONNECTIONS,
+    &HTTP_CONNECTIONS_LIMIT,
+    &SHED_REQUESTS,
+    &QUOTA_REFUSALS,
+    &IDEMPOTENCY_OUTCOMES,
+    &TOKEN_LOOKUPS,
+    &DATABASE_RETRIES,
+    &DATABASE_CONNECTIONS,
+    &DATABASE_CONNECTIONS_LIMIT,
+    &DATABASE_CONNECTION_WAIT,
+    &PURGED_KEYS,
+    &PURGE_FAILURES,
+    &PURGE_LAG,
+];
+
+impl Description {
+    /// As it stands in the exposition.
+    fn exposed_name(&self) -> String {
+        let suffix = match self.kind {
+            Kind::Info => "_info",
+            Kind::Counter => "_total",
+            Kind::Gauge | Kind::Histogram => "",
+        };
+        format!("{PREFIX}_{}{suffix}", self.name)
+    }
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Gauge => "gauge",
+            Self::Counter => "counter",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// `docs/metrics.md`, which `hapax metrics` prints.
+pub fn document() -> String {
+    let mut text = "# Metrics\n\nWhat `/metrics` shows, at the address of `metrics.bind`. This page is what `hapax metrics` \
+                    prints; a test holds it to the code. Each series belongs to one replica: sum over `instance` for \
+                    the service.\n\n| metric | type | unit | labels | what it is | what it tells |\n|---|---|---|---|---|---|\n"
+        .to_owned();
+    for metric in CATALOGUE {
+        let labels: Vec<String> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
+        let (name, kind, unit) = (metric.exposed_name(), metric.kind.name(), metric.unit);
+        let (labels, help, meaning) = (labels.join(", "), metric.help, metric.meaning);
+        writeln!(text, "| `{name}` | {kind} | {unit} | {labels} | {help} | {meaning} |")
+            .expect("writing to a string cannot fail");
+    }
+    text
+}

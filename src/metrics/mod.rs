@@ -1,0 +1,401 @@
+//! Every metric that Hapax has, in one place.
+//!
+//! `catalogue` says what each is called and means; here they are moved. Counters and histograms are moved where things happen; gauges are read when Prometheus asks. No label holds
+//! anything that a client chooses.
+
+mod catalogue;
+
+pub use catalogue::document;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime};
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Metric, Registry};
+use thiserror::Error;
+
+use catalogue::*;
+
+/// A cheap handle on all metrics of the process.
+#[derive(Clone)]
+pub struct Metrics {
+    catalogue: Arc<Catalogue>,
+}
+
+struct Catalogue {
+    registry: Registry,
+    ready: Gauge,
+    http_requests: Family<RequestLabels, Counter>,
+    http_request_duration: Family<RouteLabels, Histogram>,
+    http_requests_in_flight: Gauge,
+    http_requests_in_flight_limit: Gauge,
+    http_connections: Gauge,
+    http_connections_limit: Gauge,
+    shed_requests: Family<ShedLabels, Counter>,
+    quota_refusals: Family<QuotaLabels, Counter>,
+    idempotency_outcomes: Family<OutcomeLabels, Counter>,
+    token_lookups: Family<LookupLabels, Counter>,
+    database_retries: Family<RetryLabels, Counter>,
+    database_connections: Family<ConnectionLabels, Gauge>,
+    database_connections_limit: Family<LaneLabels, Gauge>,
+    database_connection_wait: Family<LaneLabels, Histogram>,
+    purged_keys: Counter,
+    purge_failures: Counter,
+    purge_lag: Gauge<f64, AtomicU64>,
+}
+
+/// What became of a request under a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyedOutcome {
+    Created,
+    Replayed,
+    Mismatch,
+    InFlight,
+    /// Answered without touching the key.
+    Refused,
+    /// The deadline came before the database's answer.
+    Unknown,
+}
+
+/// What the database said of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenLookup {
+    Known,
+    Unknown,
+    Failed,
+}
+
+/// Why a statement was sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// No connection could be opened.
+    Connect,
+    /// The connection was lost under way.
+    Lost,
+    /// The session's prepared statements no longer fit.
+    Stale,
+    /// A deadlock or a serialization failure.
+    Collided,
+}
+
+/// Why a request is refused before anything is done for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Shed {
+    #[error("as many requests as may be are being worked on")]
+    InFlight,
+    #[error("no connection to the database came free in time")]
+    Waited,
+    #[error("the database is away, and another request is looking whether it is back")]
+    Outage,
+    #[error("too many tokens that nobody has seen before are waiting")]
+    UnknownTokens,
+}
+
+/// An open connection, counted until it is dropped.
+pub struct CountedConnection(Metrics);
+
+/// A gauge and its limit, as read at one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Level {
+    pub now: usize,
+    pub limit: usize,
+}
+
+/// One reading of a lane's connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Connections {
+    pub busy: usize,
+    pub idle: usize,
+    pub limit: usize,
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix(catalogue::PREFIX);
+        let mut catalogue = Catalogue {
+            registry: Registry::default(),
+            ready: Gauge::default(),
+            http_requests: Family::default(),
+            http_request_duration: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
+            http_requests_in_flight: Gauge::default(),
+            http_requests_in_flight_limit: Gauge::default(),
+            http_connections: Gauge::default(),
+            http_connections_limit: Gauge::default(),
+            shed_requests: Family::default(),
+            quota_refusals: Family::default(),
+            idempotency_outcomes: Family::default(),
+            token_lookups: Family::default(),
+            database_retries: Family::default(),
+            database_connections: Family::default(),
+            database_connections_limit: Family::default(),
+            database_connection_wait: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
+            purged_keys: Counter::default(),
+            purge_failures: Counter::default(),
+            purge_lag: Gauge::default(),
+        };
+        fn register(registry: &mut Registry, description: &Description, metric: impl Metric) {
+            registry.register(description.name, description.help, metric);
+        }
+        register(&mut registry, &BUILD, Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let start_time = Gauge::<f64, AtomicU64>::default();
+        start_time.set(started.as_secs_f64());
+        register(&mut registry, &START_TIME, start_time);
+        register(&mut registry, &READY, catalogue.ready.clone());
+        register(&mut registry, &HTTP_REQUESTS, catalogue.http_requests.clone());
+        register(&mut registry, &HTTP_REQUEST_DURATION, catalogue.http_request_duration.clone());
+        register(&mut registry, &HTTP_REQUESTS_IN_FLIGHT, catalogue.http_requests_in_flight.clone());
+        register(&mut registry, &HTTP_REQUESTS_IN_FLIGHT_LIMIT, catalogue.http_requests_in_flight_limit.clone());
+        register(&mut registry, &HTTP_CONNECTIONS, catalogue.http_connections.clone());
+        register(&mut registry, &HTTP_CONNECTIONS_LIMIT, catalogue.http_connections_limit.clone());
+        register(&mut registry, &SHED_REQUESTS, catalogue.shed_requests.clone());
+        register(&mut registry, &QUOTA_REFUSALS, catalogue.quota_refusals.clone());
+        register(&mut registry, &IDEMPOTENCY_OUTCOMES, catalogue.idempotency_outcomes.clone());
+        register(&mut registry, &TOKEN_LOOKUPS, catalogue.token_lookups.clone());
+        register(&mut registry, &DATABASE_RETRIES, catalogue.database_retries.clone());
+        register(&mut registry, &DATABASE_CONNECTIONS, catalogue.database_connections.clone());
+        register(&mut registry, &DATABASE_CONNECTIONS_LIMIT, catalogue.database_connections_limit.clone());
+        register(&mut registry, &DATABASE_CONNECTION_WAIT, catalogue.database_connection_wait.clone());
+        register(&mut registry, &PURGED_KEYS, catalogue.purged_keys.clone());
+        register(&mut registry, &PURGE_FAILURES, catalogue.purge_failures.clone());
+        register(&mut registry, &PURGE_LAG, catalogue.purge_lag.clone());
+        catalogue.registry = registry;
+        catalogue.begin_at_zero();
+        Self { catalogue: Arc::new(catalogue) }
+    }
+
+    /// Counts an answered request. `method` and `route` must come from a fixed set.
+    pub fn count_request(&self, method: &'static str, route: &'static str, status: u16, duration: Duration) {
+        let catalogue = &self.catalogue;
+        catalogue.http_requests.get_or_create(&RequestLabels { method, route, status }).inc();
+        let histogram = catalogue.http_request_duration.get_or_create(&RouteLabels { method, route });
+        histogram.observe(duration.as_secs_f64());
+    }
+
+    /// Counts what became of a request on a keyed route, such as `POST /jobs`.
+    pub fn count_outcome(&self, route: &'static str, outcome: KeyedOutcome) {
+        let labels = OutcomeLabels { route, outcome: outcome.name() };
+        self.catalogue.idempotency_outcomes.get_or_create(&labels).inc();
+    }
+
+    /// Says that there is a keyed route, so that all its outcomes are shown from the start.
+    pub fn expect_outcomes(&self, route: &'static str) {
+        for outcome in KeyedOutcome::ALL {
+            let labels = OutcomeLabels { route, outcome: outcome.name() };
+            drop(self.catalogue.idempotency_outcomes.get_or_create(&labels));
+        }
+    }
+
+    /// Likewise for a quota.
+    pub fn expect_quota_refusals(&self, policy: &'static str) {
+        drop(self.catalogue.quota_refusals.get_or_create(&QuotaLabels { policy }));
+    }
+
+    pub fn count_token_lookup(&self, result: TokenLookup) {
+        self.catalogue.token_lookups.get_or_create(&LookupLabels { result: result.name() }).inc();
+    }
+
+    pub fn count_database_retry(&self, reason: Retry) {
+        self.catalogue.database_retries.get_or_create(&RetryLabels { reason: reason.name() }).inc();
+    }
+
+    pub fn count_shed_request(&self, reason: Shed) {
+        self.catalogue.shed_requests.get_or_create(&ShedLabels { reason: reason.name() }).inc();
+    }
+
+    /// `policy` must come from a fixed set.
+    pub fn count_quota_refusal(&self, policy: &'static str) {
+        self.catalogue.quota_refusals.get_or_create(&QuotaLabels { policy }).inc();
+    }
+
+    /// How long a statement waited for a connection of this lane.
+    pub fn observe_connection_wait(&self, lane: &'static str, wait: Duration) {
+        self.catalogue.database_connection_wait.get_or_create(&LaneLabels { lane }).observe(wait.as_secs_f64());
+    }
+
+    /// Counts a connection of a client until the answer is dropped.
+    pub fn count_connection(&self) -> CountedConnection {
+        self.catalogue.http_connections.inc();
+        CountedConnection(self.clone())
+    }
+
+    pub fn set_connections_limit(&self, limit: usize) {
+        self.catalogue.http_connections_limit.set(gauge(limit));
+    }
+
+    pub fn read_ready(&self, ready: bool) {
+        self.catalogue.ready.set(i64::from(ready));
+    }
+
+    pub fn read_requests_in_flight(&self, level: Level) {
+        self.catalogue.http_requests_in_flight.set(gauge(level.now));
+        self.catalogue.http_requests_in_flight_limit.set(gauge(level.limit));
+    }
+
+    pub fn count_purged_keys(&self, keys: u64) {
+        self.catalogue.purged_keys.inc_by(keys);
+    }
+
+    pub fn count_purge_failure(&self) {
+        self.catalogue.purge_failures.inc();
+    }
+
+    pub fn read_connections(&self, lane: &'static str, reading: Connections) {
+        let by_state =
+            |state| self.catalogue.database_connections.get_or_create_owned(&ConnectionLabels { lane, state });
+        by_state("busy").set(gauge(reading.busy));
+        by_state("idle").set(gauge(reading.idle));
+        self.catalogue.database_connections_limit.get_or_create(&LaneLabels { lane }).set(gauge(reading.limit));
+    }
+
+    /// `None` where the database could not be asked: no number is better than an old one.
+    pub fn read_purge_lag(&self, lag: Option<Duration>) {
+        self.catalogue.purge_lag.set(lag.map_or(f64::NAN, |lag| lag.as_secs_f64()));
+    }
+
+    /// The OpenMetrics text.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        text::encode(&mut text, &self.catalogue.registry).expect("writing to a string cannot fail");
+        text
+    }
+}
+
+impl Catalogue {
+    /// Prometheus sees no increase in a series that was not there before.
+    fn begin_at_zero(&self) {
+        for reason in [Shed::InFlight, Shed::Waited, Shed::Outage, Shed::UnknownTokens] {
+            drop(self.shed_requests.get_or_create(&ShedLabels { reason: reason.name() }));
+        }
+        for result in [TokenLookup::Known, TokenLookup::Unknown, TokenLookup::Failed] {
+            drop(self.token_lookups.get_or_create(&LookupLabels { result: result.name() }));
+        }
+        for reason in [Retry::Connect, Retry::Lost, Retry::Stale, Retry::Collided] {
+            drop(self.database_retries.get_or_create(&RetryLabels { reason: reason.name() }));
+        }
+    }
+}
+
+impl Drop for CountedConnection {
+    fn drop(&mut self) {
+        self.0.catalogue.http_connections.dec();
+    }
+}
+
+fn gauge(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl KeyedOutcome {
+    const ALL: [Self; 6] =
+        [Self::Created, Self::Replayed, Self::Mismatch, Self::InFlight, Self::Refused, Self::Unknown];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Replayed => "replayed",
+            Self::Mismatch => "mismatch",
+            Self::InFlight => "in_flight",
+            Self::Refused => "refused",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl TokenLookup {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Known => "known",
+            Self::Unknown => "unknown",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl Retry {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Lost => "lost",
+            Self::Stale => "stale",
+            Self::Collided => "collided",
+        }
+    }
+}
+
+impl Shed {
+    fn name(self) -> &'static str {
+        match self {
+            Self::InFlight => "in_flight",
+            Self::Waited => "waited",
+            Self::Outage => "outage",
+            Self::UnknownTokens => "unknown_tokens",
+        }
+    }
+}
+
+/// Seconds. From an answer out of memory to a request deadline.
+const DURATION_BUCKETS: [f64; 15] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    method: &'static str,
+    route: &'static str,
+    status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabels {
+    method: &'static str,
+    route: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    route: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ShedLabels {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct QuotaLabels {
+    policy: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LookupLabels {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RetryLabels {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ConnectionLabels {
+    lane: &'static str,
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LaneLabels {
+    lane: &'static str,
+}

@@ -1,0 +1,174 @@
+//! What operators run, look at, and rely on when a replica goes away.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use rustix::process::Signal;
+
+use crate::harness::{Answer, Ledger, Server, job, run_hapax};
+
+const PAGE: &str = include_str!("../../docs/metrics.md");
+
+/// Name, type and labels of each metric, as the page says.
+fn documented() -> BTreeMap<String, (String, BTreeSet<String>)> {
+    let rows = PAGE.lines().filter(|line| line.starts_with("| `"));
+    rows.map(|row| {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        let labels = cells[3].split(", ").map(|label| label.trim_matches('`').to_owned());
+        let labels = labels.filter(|label| !label.is_empty()).collect();
+        (cells[0].trim_matches('`').to_owned(), (cells[1].to_owned(), labels))
+    })
+    .collect()
+}
+
+/// The same, as a server shows them.
+fn exposed(text: &str) -> BTreeMap<String, (String, BTreeSet<String>)> {
+    let mut metrics = BTreeMap::new();
+    for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (name, kind) = line.split_once(' ').unwrap();
+        let suffix = match kind {
+            "counter" => "_total",
+            "info" => "_info",
+            _ => "",
+        };
+        let exposed = format!("{name}{suffix}");
+        let sample = if kind == "histogram" { format!("{name}_bucket") } else { exposed.clone() };
+        let labels = text.lines().find_map(|line| line.strip_prefix(&sample)?.strip_prefix('{')?.split('}').next());
+        let labels = labels.unwrap_or_default().split("\",").filter_map(|pair| pair.split('=').next());
+        let labels = labels.filter(|label| !label.is_empty() && *label != "le").map(str::to_owned).collect();
+        metrics.insert(exposed, (kind.to_owned(), labels));
+    }
+    metrics
+}
+
+#[tokio::test]
+async fn the_page_of_metrics_is_what_the_program_prints() {
+    let printed = run_hapax(&["metrics"], &[]).await.stdout;
+    assert!(String::from_utf8(printed).unwrap() == PAGE, "make metrics-page writes it anew");
+}
+
+#[tokio::test]
+async fn every_metric_is_on_the_page_with_its_type_and_labels() {
+    let ledger = Ledger::new().await;
+    let settings = [("HAPAX__QUOTA__REPLAYS_PER_SECOND", "1"), ("HAPAX__QUOTA__REPLAYS_BURST", "1")];
+    let server = ledger.serve_with(&[&settings[..], &[("HAPAX__SERVER__REQUESTS_IN_FLIGHT", "1")]].concat()).await;
+    // Something for each family that has labels.
+    server.submit("k", job(1)).await;
+    server.submit("k", job(1)).await;
+    ledger.end_sessions().await;
+    let held = ledger.hold_key("held").await;
+    let waiting = server.submit_meanwhile("held", job(2));
+    ledger.until_waiting(1).await;
+    server.submit("one-more", job(3)).await.is_problem(503, "overloaded");
+    held.roll_back().await;
+    waiting.await.unwrap();
+    assert_eq!(exposed(&server.metrics_text().await), documented());
+}
+
+#[tokio::test]
+async fn the_operations_address_answers_probes_and_metrics_and_nothing_else() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let operations = server.operations();
+    assert_eq!(operations.get("/healthz").await.status, 200);
+    assert_eq!(operations.get("/readyz").await.status, 200);
+    let metrics = Answer::of(operations.request("GET", "/metrics").send().await.unwrap()).await;
+    assert_eq!(metrics.header("content-type"), "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    for (method, path, status, code) in
+        [("POST", "/metrics", 405, "method-not-allowed"), ("GET", "/jobs/x", 404, "route-not-found")]
+    {
+        let answer = Answer::of(operations.request(method, path).send().await.unwrap()).await;
+        answer.is_problem(status, code);
+    }
+    assert_eq!(server.metric("hapax_ready").await, 1.0);
+}
+
+async fn health(server: &Server, arguments: &[&str]) -> Result<(), String> {
+    let any = |address: SocketAddr| format!("0.0.0.0:{}", address.port());
+    let (api, operations) = (any(server.address), any(server.operations().address));
+    let environment = [("HAPAX__SERVER__BIND", api.as_str()), ("HAPAX__METRICS__BIND", operations.as_str())];
+    let output = run_hapax(&[&["health"], arguments].concat(), &environment).await;
+    if output.status.success() { Ok(()) } else { Err(String::from_utf8(output.stderr).unwrap()) }
+}
+
+#[tokio::test]
+async fn hapax_health_tells_alive_from_ready_from_gone() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__DATABASE__PATIENCE", "200ms")]).await;
+    assert_eq!((health(&server, &[]).await, health(&server, &["--ready"]).await), (Ok(()), Ok(())));
+    let away = format!("{}_away", ledger.name);
+    ledger.rename_to(&away).await;
+    while server.metric("hapax_ready").await == 1.0 {}
+    assert_eq!(health(&server, &[]).await, Ok(()));
+    let unready = health(&server, &["--ready"]).await.unwrap_err();
+    assert!(unready.contains("/readyz answers 503"), "{unready}");
+    ledger.rename_back_from(&away).await;
+    server.signal(Signal::STOP);
+    let silent = health(&server, &[]).await.unwrap_err();
+    assert!(silent.contains("/healthz does not answer"), "{silent}");
+}
+
+#[tokio::test]
+async fn a_server_told_to_stop_fails_its_readiness_first_and_serves_on() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__SERVER__DRAIN_DELAY", "4s")]).await;
+    let before = server.submit("key-1", job(1)).await;
+    assert!(!before.headers.contains_key("connection"), "{before:?}");
+    let mut kept_alive = server.raw().await;
+    kept_alive.write_head("GET /healthz", &[]).await;
+    assert_eq!(kept_alive.answer().await.status, 200);
+
+    server.signal(Signal::TERM);
+    server.until_logged("no longer ready").await;
+    server.get("/readyz").await.is_problem(503, "not-ready");
+    server.operations().get("/readyz").await.is_problem(503, "not-ready");
+    // New connections, and old ones, are served; each is told to go elsewhere next time.
+    let during = server.submit("key-2", job(2)).await;
+    assert_eq!((during.status, during.header("connection")), (201, "close"));
+    kept_alive.write_head("GET /healthz", &[]).await;
+    assert_eq!(kept_alive.answer().await.header("connection"), "close");
+
+    let held = ledger.hold_key("key-3").await;
+    let under_way = server.submit_meanwhile("key-3", job(3));
+    ledger.until_waiting(1).await;
+    held.roll_back().await;
+    assert_eq!(under_way.await.unwrap().status, 201);
+    assert!(server.ended().await);
+    ledger.is_whole_with(3).await;
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_the_drain_at_once() {
+    let ledger = Ledger::new().await;
+    let patient = [("HAPAX__SERVER__DRAIN_DELAY", "10m"), ("HAPAX__SERVER__SHUTDOWN_DEADLINE", "20m")];
+    let mut server = ledger.serve_with(&patient).await;
+    server.signal(Signal::TERM);
+    server.until_logged("no longer ready").await;
+    // One that follows within a second may be an echo of the first, and is not taken for a second.
+    while !server.has_ended() {
+        server.signal(Signal::TERM);
+        tokio::task::yield_now().await;
+    }
+    assert!(!server.ended().await);
+}
+
+#[tokio::test]
+async fn what_probes_ask_is_not_in_the_log_unless_it_fails() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__DATABASE__PATIENCE", "200ms")]).await;
+    server.get("/healthz").await;
+    server.get("/readyz").await;
+    server.metrics_text().await;
+    let away = format!("{}_away", ledger.name);
+    ledger.rename_to(&away).await;
+    let failed = loop {
+        let answer = server.get("/readyz").await;
+        if answer.status == 503 {
+            break answer;
+        }
+    };
+    let lines = server.log_until(failed.header("x-request-id")).await;
+    let answered = lines.iter().filter(|line| line["message"] == "answered");
+    assert!(answered.into_iter().all(|line| line["status"] == 503));
+    ledger.rename_back_from(&away).await;
+}

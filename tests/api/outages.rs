@@ -1,0 +1,134 @@
+//! The database away, silent, full, or without room: refused at once, nothing lost, back by itself.
+
+use crate::harness::{Ledger, Load, OwnPostgres, Persistence, Proxy, Treatment, job};
+
+const QUICK: [(&str, &str); 5] = [
+    ("HAPAX__SERVER__REQUEST_DEADLINE", "2s"),
+    ("HAPAX__DATABASE__STATEMENT_TIMEOUT", "1s"),
+    ("HAPAX__DATABASE__PATIENCE", "200ms"),
+    ("HAPAX__INTAKE__LOCK_WAIT", "500ms"),
+    ("HAPAX__ACCESS__CACHE_LIFE", "1h"),
+];
+
+#[tokio::test]
+async fn a_postgresql_stopped_immediately_and_started_again_loses_nothing_and_doubles_nothing() {
+    let postgres = OwnPostgres::start().await;
+    let ledger = postgres.ledger().await;
+    let server = ledger.serve_with(&[("HAPAX__DATABASE__ALLOW_LOSING_ACKNOWLEDGED_JOBS", "false")]).await;
+    let load = Load::start(&server, 16, Persistence::Retries);
+    load.until_more(201, 100).await;
+    postgres.stop_immediately().await;
+    load.until_more(503, 50).await;
+    assert_eq!(server.get("/healthz").await.status, 200);
+    server.get("/readyz").await.is_problem(503, "not-ready");
+    postgres.start_again().await;
+    load.until_more(201, 100).await;
+    let mut tally = load.stop().await;
+    let done = tally.jobs.len();
+    tally.jobs.sort_unstable();
+    tally.jobs.dedup();
+    assert_eq!(tally.jobs.len(), done, "no job was answered for twice");
+    assert!(tally.answers.keys().all(|status| [200, 201, 503].contains(status)), "{:?}", tally.answers);
+    // Each client went on until its job was done: as many jobs as requests, and every key names its own.
+    ledger.is_whole_with(done.try_into().unwrap()).await;
+    while server.get("/readyz").await.status != 200 {}
+}
+
+#[tokio::test]
+async fn an_outage_that_has_lasted_is_not_waited_for_and_its_end_is_seen() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&QUICK).await;
+    assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
+    let away = format!("{}_away", ledger.name);
+    ledger.rename_to(&away).await;
+    // The first to come wait, and learn that it is away; then nearly all are refused without a look.
+    let mut asked = 0_u32;
+    while server.metric(r#"hapax_shed_requests_total{reason="outage"}"#).await < 20.0 {
+        let answer = server.submit("key-1", job(1)).await;
+        assert_eq!(answer.status, 503);
+        answer.wants_a_retry();
+        asked += 1;
+    }
+    let looks = server.metric(r#"hapax_database_retries_total{reason="connect"}"#).await;
+    println!("{asked} asked, {looks} attempts to connect");
+    ledger.rename_back_from(&away).await;
+    assert_eq!(server.submit_until_done("key-1", job(1)).await.status, 201);
+    assert_eq!(server.submit("key-2", job(2)).await.status, 201);
+    ledger.is_whole_with(3).await;
+}
+
+#[tokio::test]
+async fn a_database_that_swallows_everything_keeps_nobody_beyond_the_deadline() {
+    let ledger = Ledger::new().await;
+    let proxy = Proxy::before(&ledger).await;
+    let server = ledger.serve_through(&proxy, &QUICK).await;
+    let location = server.submit("warm-up", job(0)).await.header("location").to_owned();
+    proxy.swallow_everything();
+    let requests: Vec<_> = (0..40).map(|n| server.submit_meanwhile(&format!("key-{n}"), job(n))).collect();
+    assert_eq!(server.get("/healthz").await.status, 200);
+    server.get(&location).await.wants_a_retry();
+    for request in requests {
+        let answer = request.await.unwrap();
+        assert_eq!(answer.status, 503);
+        let code = answer.problem();
+        assert!(["database-unavailable", "overloaded", "outcome-unknown"].contains(&code.as_str()), "{code}");
+        answer.wants_a_retry();
+    }
+    // Long before the deadline, nearly all: they never had a connection to lose.
+    assert!(server.metric(r#"hapax_shed_requests_total{reason="waited"}"#).await > 0.0);
+    proxy.pass_everything();
+    for n in 0..40 {
+        let answer = server.submit_until_done(&format!("key-{n}"), job(n)).await;
+        assert!([200, 201].contains(&answer.status), "{answer:?}");
+    }
+    ledger.is_whole_with(41).await;
+}
+
+#[tokio::test]
+async fn a_postgresql_without_room_for_more_connections_is_used_with_those_that_are_open() {
+    let ledger = Ledger::new().await;
+    // Room for the probes, the verifier and a few of intake's eight.
+    let server = ledger.serve_with(&[("HAPAX__DATABASE__PATIENCE", "5s")]).await;
+    assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
+    ledger.limit_connections(3).await;
+    let requests: Vec<_> = (0..60).map(|n| server.submit_meanwhile(&format!("key-{n}"), job(n))).collect();
+    for request in requests {
+        assert_eq!(request.await.unwrap().status, 201);
+    }
+    ledger.limit_connections(-1).await;
+    ledger.is_whole_with(61).await;
+}
+
+#[tokio::test]
+async fn a_database_that_is_slow_refuses_in_time_and_serves_whom_it_can() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[&QUICK[..], &[("HAPAX__INTAKE__CONNECTIONS", "2")]].concat()).await;
+    assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
+    // Every statement takes its time, as on a disk that has no more to give.
+    let blocked = ledger.lock_table("jobs").await;
+    let requests: Vec<_> = (0..10).map(|n| server.submit_meanwhile(&format!("key-{n}"), job(n))).collect();
+    for request in requests {
+        let answer = request.await.unwrap();
+        assert!([409, 503].contains(&answer.status), "{answer:?}");
+    }
+    blocked.roll_back().await;
+    for n in 0..10 {
+        assert_eq!(server.submit_until_done(&format!("key-{n}"), job(n)).await.status, 201);
+    }
+    ledger.is_whole_with(11).await;
+}
+
+#[tokio::test]
+async fn a_swallowed_statement_is_not_taken_for_an_outage() {
+    let ledger = Ledger::new().await;
+    let proxy = Proxy::before(&ledger).await;
+    let server = ledger.serve_through(&proxy, &QUICK).await;
+    assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
+    proxy.treat_next("the-key", Treatment::Swallow);
+    let swallowed = server.submit_meanwhile("the-key", job(1));
+    for n in 0..20 {
+        assert_eq!(server.submit(&format!("key-{n}"), job(n)).await.status, 201);
+    }
+    assert_eq!(swallowed.await.unwrap().status, 201);
+    ledger.is_whole_with(22).await;
+}

@@ -1,0 +1,135 @@
+//! Three replicas behind the load balancer of `deploy/`, as operators run them.
+
+use std::net::SocketAddr;
+
+use rustix::process::Signal;
+
+use crate::harness::{Answer, Balancer, Ledger, Load, Persistence, Server, free_address, job};
+
+/// Longer than the load balancer's two checks, half a second apart.
+const DRAIN: [(&str, &str); 2] = [("HAPAX__SERVER__DRAIN_DELAY", "2s"), ("HAPAX__DATABASE__PATIENCE", "5s")];
+
+struct Replicas {
+    balancer: Balancer,
+    servers: Vec<Server>,
+    addresses: [SocketAddr; 3],
+}
+
+async fn replicas(ledger: &Ledger) -> Replicas {
+    let addresses = [free_address(), free_address(), free_address()];
+    let mut servers = Vec::new();
+    for address in addresses {
+        servers.push(ledger.serve_at(address, &DRAIN).await);
+    }
+    let balancer = Balancer::start(addresses, &ledger.token).await;
+    balancer.until_ready(3).await;
+    Replicas { balancer, servers, addresses }
+}
+
+#[tokio::test]
+async fn copies_that_meet_on_three_replicas_make_one_job() {
+    let ledger = Ledger::new().await;
+    let replicas = replicas(&ledger).await;
+    let copies: Vec<_> = (0..60).map(|_| replicas.balancer.submit_meanwhile("the-key", job(1))).collect();
+    let mut answers = Vec::new();
+    for copy in copies {
+        answers.push(copy.await.unwrap());
+    }
+    answers.sort_by_key(|answer| std::cmp::Reverse(answer.status));
+    assert_eq!(answers[0].status, 201);
+    assert!(answers[1..].iter().all(|answer| answer.status == 200 && answer.body == answers[0].body));
+    for server in &replicas.servers {
+        assert!(server.metric(r#"hapax_http_requests_total{method="POST",route="/jobs",status="200"}"#).await > 0.0);
+    }
+    ledger.is_whole_with(1).await;
+}
+
+#[tokio::test]
+async fn a_rolling_restart_under_load_fails_no_request() {
+    let ledger = Ledger::new().await;
+    let Replicas { balancer, mut servers, addresses } = replicas(&ledger).await;
+    let load = Load::start(&balancer, 8, Persistence::GivesUp);
+    load.until_more(201, 50).await;
+    for (number, address) in addresses.into_iter().enumerate() {
+        let old = servers.remove(0);
+        old.signal(Signal::TERM);
+        assert!(old.ended().await);
+        balancer.until_ready(2).await;
+        load.until_more(201, 50).await;
+        servers.push(ledger.serve_at(address, &DRAIN).await);
+        balancer.until_ready(3).await;
+        load.until_more(201, 50).await;
+        println!("replica {number} replaced: {:?}", load.tally().answers);
+    }
+    let tally = load.stop().await;
+    assert_eq!(tally.failed(), 0, "{:?}", tally.answers);
+    assert_eq!(balancer.hidden_failures().await, 0);
+    ledger.is_whole_with(tally.created().try_into().unwrap()).await;
+}
+
+#[tokio::test]
+async fn a_replica_killed_under_load_loses_nothing_and_doubles_nothing() {
+    let ledger = Ledger::new().await;
+    let Replicas { balancer, mut servers, .. } = replicas(&ledger).await;
+    let load = Load::start(&balancer, 8, Persistence::Retries);
+    load.until_more(201, 50).await;
+    servers.remove(0).signal(Signal::KILL);
+    load.until_more(201, 200).await;
+    let mut tally = load.stop().await;
+    tally.jobs.sort_unstable();
+    tally.jobs.dedup();
+    // Each client went on until its job was done, so there is one for each.
+    let done = tally.created() + tally.answers.get(&200).copied().unwrap_or_default();
+    assert_eq!(tally.jobs.len(), done);
+    ledger.is_whole_with(done.try_into().unwrap()).await;
+}
+
+#[tokio::test]
+async fn the_load_balancer_says_who_calls_and_hides_what_is_not_for_clients() {
+    let ledger = Ledger::new().await;
+    let replicas = replicas(&ledger).await;
+    let spoofed = replicas.balancer.post_jobs("k", job(1)).header("x-forwarded-for", "192.0.2.1, 192.0.2.2");
+    let answer = replicas.balancer.send(spoofed.header("x-request-id", "from-the-client")).await;
+    assert_eq!((answer.status, answer.header("x-request-id")), (201, "from-the-client"));
+    let mut lines = Vec::new();
+    for server in &replicas.servers {
+        lines.extend(server.log_text().lines().filter(|line| line.contains("from-the-client")).map(str::to_owned));
+    }
+    assert!(lines.len() == 1 && lines[0].contains(r#""forwarded_for":"127.0.0.1""#), "{lines:?}");
+    replicas.balancer.get("/metrics").await.is_problem(404, "route-not-found");
+    assert!(!replicas.balancer.get("/healthz").await.header("x-request-id").is_empty());
+}
+
+#[tokio::test]
+async fn without_any_replica_the_load_balancer_speaks_as_the_service_does() {
+    let ledger = Ledger::new().await;
+    let balancer = Balancer::start([free_address(), free_address(), free_address()], &ledger.token).await;
+    // Not an answer of the service, so not one of its contract.
+    let answer = Answer::of(balancer.post_jobs("k", job(1)).send().await.unwrap()).await;
+    answer.is_problem(503, "not-ready");
+    answer.wants_a_retry();
+}
+
+#[tokio::test]
+async fn with_the_database_away_the_replicas_answer_themselves_and_are_back_at_once() {
+    let ledger = Ledger::new().await;
+    let addresses = [free_address(), free_address(), free_address()];
+    let mut servers = Vec::new();
+    for address in addresses {
+        servers.push(ledger.serve_at(address, &[]).await);
+    }
+    let balancer = Balancer::start(addresses, &ledger.token).await;
+    balancer.until_ready(3).await;
+    assert_eq!(balancer.submit("key-1", job(1)).await.status, 201);
+    let away = format!("{}_away", ledger.name);
+    ledger.rename_to(&away).await;
+    balancer.until_ready(0).await;
+    let refused = balancer.submit("key-2", job(2)).await;
+    // A connection that was lost while idle leaves it open whether the statement arrived.
+    assert!(["database-unavailable", "outcome-unknown"].contains(&refused.problem().as_str()), "{refused:?}");
+    refused.wants_a_retry();
+    ledger.rename_back_from(&away).await;
+    let answer = balancer.submit_until_done("key-2", job(2)).await;
+    assert_eq!(answer.status, 201);
+    ledger.is_whole_with(2).await;
+}

@@ -1,0 +1,118 @@
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinHandle;
+
+use super::{Client, job};
+
+/// Clients that submit one job after the other, each under a key of its own, while the test goes on.
+pub struct Load {
+    clients: Vec<JoinHandle<()>>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    stop: AtomicBool,
+    next: AtomicU64,
+    tally: Mutex<Tally>,
+}
+
+/// What became of the attempts under load.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// By status; 0 stands for no answer at all.
+    pub answers: BTreeMap<u16, usize>,
+    /// The ids in the 2xx.
+    pub jobs: Vec<String>,
+    /// When the last attempts began that got a 201.
+    pub last_created: Option<Instant>,
+    pub slowest: Duration,
+}
+
+/// What a client does with an answer that is not 2xx.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Persistence {
+    /// Goes on to the next job, so that every failure shows.
+    GivesUp,
+    /// Sends the same again until it is done, as a client should.
+    Retries,
+}
+
+impl Load {
+    pub fn start(client: &Client, clients: usize, persistence: Persistence) -> Self {
+        let shared =
+            Arc::new(Shared { stop: AtomicBool::new(false), next: AtomicU64::new(0), tally: Mutex::default() });
+        let run = |_| tokio::spawn(submit_until_stopped(client.clone(), Arc::clone(&shared), persistence));
+        Self { clients: (0..clients).map(run).collect(), shared }
+    }
+
+    pub fn tally(&self) -> Tally {
+        self.shared.tally.lock().unwrap().clone()
+    }
+
+    /// Returns once so many more attempts have been answered with this status.
+    pub async fn until_more(&self, status: u16, more: usize) {
+        let count = || self.shared.tally.lock().unwrap().answers.get(&status).copied().unwrap_or_default();
+        let reached = count() + more;
+        let waiting = async {
+            while count() < reached {
+                tokio::task::yield_now().await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(60), waiting).await;
+        waited.unwrap_or_else(|_| panic!("{more} more times {status}: {:?}", self.tally().answers));
+    }
+
+    /// Lets every client finish what it has begun.
+    pub async fn stop(self) -> Tally {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for client in self.clients {
+            client.await.unwrap();
+        }
+        std::mem::take(&mut *self.shared.tally.lock().unwrap())
+    }
+}
+
+async fn submit_until_stopped(client: Client, shared: Arc<Shared>, persistence: Persistence) {
+    while !shared.stop.load(Ordering::Relaxed) {
+        let n = shared.next.fetch_add(1, Ordering::Relaxed);
+        while !shared.attempt(&client, n).await && persistence == Persistence::Retries {}
+    }
+}
+
+impl Shared {
+    /// Whether it was answered 2xx.
+    async fn attempt(&self, client: &Client, n: u64) -> bool {
+        let began = Instant::now();
+        let sent = client.post_jobs(&format!("load-{n}"), job(n)).send().await;
+        let (status, body) = match sent {
+            Ok(response) => (response.status().as_u16(), response.bytes().await.unwrap_or_default()),
+            Err(_) => (0, bytes::Bytes::new()),
+        };
+        let mut tally = self.tally.lock().unwrap();
+        *tally.answers.entry(status).or_default() += 1;
+        tally.slowest = tally.slowest.max(began.elapsed());
+        if status == 201 {
+            tally.last_created = Some(began);
+        }
+        let done = [200, 201].contains(&status);
+        if done {
+            let job: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            tally.jobs.push(job["id"].as_str().unwrap().to_owned());
+        }
+        done
+    }
+}
+
+impl Tally {
+    pub fn created(&self) -> usize {
+        self.answers.get(&201).copied().unwrap_or_default()
+    }
+
+    /// Attempts that were not answered 2xx.
+    pub fn failed(&self) -> usize {
+        self.answers.iter().filter(|(status, _)| ![200, 201].contains(*status)).map(|(_, count)| count).sum()
+    }
+}

@@ -1,0 +1,71 @@
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::mpsc::{Sender, channel};
+
+use hapax::cli::private_postgres::{Durability, Place, PrivatePostgres};
+
+use super::Ledger;
+
+/// A PostgreSQL that a test may stop and start.
+pub struct OwnPostgres {
+    /// For the thread that it was started on, which it does not outlive.
+    orders: Sender<Order>,
+    pub url: String,
+    _folder: tempfile::TempDir,
+}
+
+enum Order {
+    /// `pg_ctl stop -m immediate`: nothing is finished, as in a crash.
+    StopImmediately(Sender<()>),
+    Start(Sender<()>),
+}
+
+impl OwnPostgres {
+    pub async fn start() -> Self {
+        let folder = tempfile::Builder::new().prefix("hapax-").tempdir().unwrap();
+        // As root, PostgreSQL's user must be able to pass.
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+        let place = folder.path().to_owned();
+        let (orders, received) = channel();
+        let (tell, told) = channel();
+        std::thread::spawn(move || {
+            let start =
+                |place: &PathBuf| PrivatePostgres::start(&Place::Exactly(place.clone()), Durability::Full).unwrap();
+            let mut running = Some(start(&place));
+            tell.send(running.as_ref().unwrap().url("postgres")).unwrap();
+            for order in received {
+                let done = match order {
+                    Order::StopImmediately(done) => {
+                        running.take().unwrap().stop_immediately().unwrap();
+                        done
+                    }
+                    Order::Start(done) => {
+                        running = Some(start(&place));
+                        done
+                    }
+                };
+                done.send(()).unwrap();
+            }
+        });
+        let url = tokio::task::spawn_blocking(move || told.recv().unwrap()).await.unwrap();
+        Self { orders, url, _folder: folder }
+    }
+
+    pub async fn ledger(&self) -> Ledger {
+        Ledger::on(&self.url).await
+    }
+
+    pub async fn stop_immediately(&self) {
+        self.order(Order::StopImmediately).await;
+    }
+
+    pub async fn start_again(&self) {
+        self.order(Order::Start).await;
+    }
+
+    async fn order(&self, order: impl FnOnce(Sender<()>) -> Order) {
+        let (tell, told) = channel();
+        self.orders.send(order(tell)).unwrap();
+        tokio::task::spawn_blocking(move || told.recv().unwrap()).await.unwrap();
+    }
+}
