@@ -12,7 +12,7 @@ WITH_DATABASE = $(WITH_BINARIES); [ -n "$$DATABASE_URL" ] && with="" || with="ta
 # The load balancer that the tests put in front of replicas.
 WITH_BALANCER = haproxy="$$(scripts/debian-program haproxy haproxy)" && export HAPAX_HAPROXY="$$haproxy"
 
-.PHONY: run test check fmt lint api docs supply-chain sqlx-check sqlx-prepare metrics-page build
+.PHONY: run test demo drill release check fmt lint api contract alerts load-balancer containers docs supply-chain sqlx-check sqlx-prepare metrics-page build
 
 ## run: the service on http://127.0.0.1:8080, with a PostgreSQL of its own in .hapax/
 run: build
@@ -22,11 +22,22 @@ run: build
 test: build $(TOOLS)/bin/sqlx
 	@$(WITH_BALANCER); $(WITH_DATABASE) cargo test --locked
 
+## demo: three release replicas behind a load balancer: copies, different requests, a rolling restart under load
+demo: release
+	@$(WITH_BINARIES); $(WITH_BALANCER); HAPAX_BINARY="$(CURDIR)/target/release/hapax" cargo test --locked --quiet --test demo
+
+## drill: the database killed and silenced, and ten times the load, with figures; about a minute
+drill: release
+	@$(WITH_BINARIES); $(WITH_BALANCER); HAPAX_BINARY="$(CURDIR)/target/release/hapax" cargo test --locked --quiet --test demo -- drill
+
+release:
+	cargo build --locked --release --bin hapax
+
 build:
 	cargo build --locked
 
 ## check: everything that .ci/run checks besides the tests
-check: fmt lint docs sqlx-check supply-chain api
+check: fmt lint docs sqlx-check supply-chain api contract alerts load-balancer containers
 
 fmt:
 	cargo fmt --all --check
@@ -58,6 +69,25 @@ api:
 	npm ci --prefix api-design --no-audit --no-fund --loglevel=error
 	npm --prefix api-design run lint
 	npm --prefix api-design test
+
+## contract: a running server keeps to the contract, asked by schemathesis; about a minute
+contract: build
+	scripts/contract-check
+
+## alerts: the alert rules are well formed, and fire when they should
+alerts:
+	@promtool="$$(scripts/debian-program prometheus promtool)"; \
+	    "$$promtool" check rules deploy/prometheus-alerts.yaml && \
+	    "$$promtool" test rules deploy/prometheus-alerts-test.yaml
+
+## load-balancer: its file is well formed
+load-balancer:
+	@$(WITH_BALANCER); HAPAX_LB_BIND=:8080 HAPAX_LB_OPERATIONS_BIND=:8404 HAPAX_REPLICA_1=127.0.0.1:8081 \
+	    HAPAX_REPLICA_2=127.0.0.1:8082 HAPAX_REPLICA_3=127.0.0.1:8083 "$$haproxy" -c -V -f deploy/haproxy.cfg
+
+## containers: the Dockerfile and docker-compose.yml, without an engine
+containers:
+	scripts/container-check
 
 $(TOOLS)/bin/sqlx: Makefile
 	@echo "Installing sqlx-cli $(SQLX_CLI_VERSION) into $(TOOLS); once, about two minutes"

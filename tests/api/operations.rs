@@ -66,6 +66,25 @@ async fn every_metric_is_on_the_page_with_its_type_and_labels() {
 }
 
 #[tokio::test]
+async fn alerts_and_dashboard_use_no_metric_that_is_not_on_the_page() {
+    let known = documented();
+    for (file, text) in [
+        ("alerts", include_str!("../../deploy/prometheus-alerts.yaml")),
+        ("dashboard", include_str!("../../deploy/grafana-dashboard.json")),
+        ("runbook", include_str!("../../docs/runbook.md")),
+    ] {
+        let words = text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+        let used: BTreeSet<&str> = words.filter(|word| word.starts_with("hapax_")).collect();
+        assert!(!used.is_empty(), "{file} uses some");
+        for name in used {
+            let series = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix));
+            let known = known.contains_key(name) || series.is_some_and(|series| known.contains_key(series));
+            assert!(known, "{file} uses {name}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_operations_address_answers_probes_and_metrics_and_nothing_else() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;

@@ -26,8 +26,6 @@ pub struct Tally {
     pub answers: BTreeMap<u16, usize>,
     /// The ids in the 2xx.
     pub jobs: Vec<String>,
-    /// When the last attempts began that got a 201.
-    pub last_created: Option<Instant>,
     pub slowest: Duration,
 }
 
@@ -94,9 +92,6 @@ impl Shared {
         let mut tally = self.tally.lock().unwrap();
         *tally.answers.entry(status).or_default() += 1;
         tally.slowest = tally.slowest.max(began.elapsed());
-        if status == 201 {
-            tally.last_created = Some(began);
-        }
         let done = [200, 201].contains(&status);
         if done {
             let job: serde_json::Value = serde_json::from_slice(&body).unwrap();

@@ -159,7 +159,9 @@ pub async fn run_hapax(arguments: &[&str], environment: &[(&str, &str)]) -> Outp
 
 /// The binary, with nothing of the tester's own settings.
 pub fn hapax() -> Command {
-    hapax_through(env!("CARGO_BIN_EXE_hapax"))
+    // `make demo` shows the release.
+    let named = std::env::var("HAPAX_BINARY");
+    hapax_through(named.as_deref().unwrap_or(env!("CARGO_BIN_EXE_hapax")))
 }
 
 /// A program that will run the binary, likewise.

@@ -1,0 +1,36 @@
+//! `make demo` and `make drill`: what Hapax promises, before your eyes, with the release binary on a PostgreSQL that
+//! writes to the disk.
+
+#![expect(clippy::unwrap_used, reason = "a demonstration that cannot go on has failed")]
+
+#[expect(dead_code, unused_imports, reason = "the tests use the rest")]
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod drill;
+mod replicas;
+
+use std::process::ExitCode;
+
+use harness::OwnPostgres;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let postgres = OwnPostgres::start().await;
+    let kept = match std::env::args().nth(1).as_deref() {
+        None => replicas::show(&postgres).await,
+        Some("drill") => drill::show(&postgres).await,
+        Some(other) => {
+            eprintln!("there is no {other}; say drill, or nothing");
+            return ExitCode::FAILURE;
+        }
+    };
+    println!("\n{}", if kept { "Every promise was kept." } else { "A PROMISE WAS BROKEN: see above." });
+    if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Prints a line with its verdict, and passes that on.
+fn verdict(holds: bool, what: &str) -> bool {
+    println!("  {} {what}", if holds { "ok    " } else { "BROKEN" });
+    holds
+}
