@@ -132,3 +132,20 @@ async fn a_swallowed_statement_is_not_taken_for_an_outage() {
     assert_eq!(swallowed.await.unwrap().status, 201);
     ledger.is_whole_with(22).await;
 }
+
+#[tokio::test]
+async fn a_full_disk_is_refused_at_once_and_its_end_is_noticed() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
+    let full = "create function full_disk() returns trigger language plpgsql as \
+                $$ begin raise exception using errcode = '53100', message = 'No space left on device'; end $$; \
+                create trigger full_disk before insert on jobs execute function full_disk()";
+    ledger.execute(full).await;
+    let refused = server.submit("key-1", job(1)).await;
+    refused.is_problem(503, "database-unavailable");
+    refused.wants_a_retry();
+    ledger.execute("drop function full_disk cascade").await;
+    assert_eq!(server.submit("key-1", job(1)).await.status, 201);
+    ledger.is_whole_with(2).await;
+}
