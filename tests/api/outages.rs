@@ -1,6 +1,6 @@
 //! The database away, silent, full, or without room: refused at once, nothing lost, back by itself.
 
-use crate::harness::{Ledger, Load, OwnPostgres, Persistence, Proxy, Treatment, job};
+use crate::harness::{Ledger, Load, NO_QUOTAS, OwnPostgres, Persistence, Proxy, Server, Treatment, job};
 
 const QUICK: [(&str, &str); 5] = [
     ("HAPAX__SERVER__REQUEST_DEADLINE", "2s"),
@@ -14,7 +14,8 @@ const QUICK: [(&str, &str); 5] = [
 async fn a_postgresql_stopped_immediately_and_started_again_loses_nothing_and_doubles_nothing() {
     let postgres = OwnPostgres::start().await;
     let ledger = postgres.ledger().await;
-    let server = ledger.serve_with(&[("HAPAX__DATABASE__ALLOW_LOSING_ACKNOWLEDGED_JOBS", "false")]).await;
+    let durable = [("HAPAX__DATABASE__ALLOW_LOSING_ACKNOWLEDGED_JOBS", "false")];
+    let server = ledger.serve_with(&[&durable[..], &NO_QUOTAS].concat()).await;
     let load = Load::start(&server, 16, Persistence::Retries);
     load.until_more(201, 100).await;
     postgres.stop_immediately().await;
@@ -87,14 +88,16 @@ async fn a_database_that_swallows_everything_keeps_nobody_beyond_the_deadline() 
 #[tokio::test]
 async fn a_postgresql_without_room_for_more_connections_is_used_with_those_that_are_open() {
     let ledger = Ledger::new().await;
-    // Room for the probes, the verifier and a few of intake's eight.
-    let server = ledger.serve_with(&[("HAPAX__DATABASE__PATIENCE", "5s")]).await;
+    let url = ledger.url_of_ordinary_user().await;
+    let server = Server::start(&url, &ledger.token, &[("HAPAX__DATABASE__PATIENCE", "9s")]).await;
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
-    ledger.limit_connections(3).await;
+    // One is the verifier's, one intake's, which would like to have eight.
+    ledger.limit_connections(2).await;
     let requests: Vec<_> = (0..60).map(|n| server.submit_meanwhile(&format!("key-{n}"), job(n))).collect();
     for request in requests {
         assert_eq!(request.await.unwrap().status, 201);
     }
+    assert!(server.metric(r#"hapax_database_retries_total{reason="connect"}"#).await > 0.0);
     ledger.limit_connections(-1).await;
     ledger.is_whole_with(61).await;
 }

@@ -1,6 +1,6 @@
 //! How much each may have, and that nobody else notices.
 
-use crate::harness::{Answer, Ledger, job};
+use crate::harness::{Answer, Ledger, NO_QUOTAS, job};
 
 /// The value after `name;…;r=` in `RateLimit`.
 fn remaining(answer: &Answer, policy: &str) -> u64 {
@@ -155,9 +155,7 @@ async fn an_answer_tells_what_is_left_and_without_quotas_nothing() {
     let shown = server.get(answer.header("location")).await;
     assert_eq!(shown.header("ratelimit-policy"), r#""requests";q=2000;w=2"#);
 
-    let off = ["REQUESTS", "CREATIONS", "REPLAYS"].map(|name| format!("HAPAX__QUOTA__{name}_PER_SECOND"));
-    let off: Vec<(&str, &str)> = off.iter().map(|name| (name.as_str(), "0")).collect();
-    let unlimited = ledger.serve_with(&off).await;
+    let unlimited = ledger.serve_with(&NO_QUOTAS).await;
     let answer = unlimited.submit("key-1", job(1)).await;
     assert!(answer.status == 200 && !answer.headers.contains_key("ratelimit-policy"), "{answer:?}");
 }

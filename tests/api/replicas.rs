@@ -4,10 +4,13 @@ use std::net::SocketAddr;
 
 use rustix::process::Signal;
 
-use crate::harness::{Answer, Balancer, Ledger, Load, Persistence, Server, free_address, job};
+use crate::harness::{Answer, Balancer, Ledger, Load, NO_QUOTAS, Persistence, Server, free_address, job};
 
-/// Longer than the load balancer's two checks, half a second apart.
-const DRAIN: [(&str, &str); 2] = [("HAPAX__SERVER__DRAIN_DELAY", "2s"), ("HAPAX__DATABASE__PATIENCE", "5s")];
+/// With a drain that is longer than the load balancer's two checks, half a second apart.
+async fn serve(ledger: &Ledger, address: SocketAddr) -> Server {
+    let settings = [("HAPAX__SERVER__DRAIN_DELAY", "2s"), ("HAPAX__DATABASE__PATIENCE", "5s")];
+    ledger.serve_at(address, &[&settings[..], &NO_QUOTAS].concat()).await
+}
 
 struct Replicas {
     balancer: Balancer,
@@ -19,7 +22,7 @@ async fn replicas(ledger: &Ledger) -> Replicas {
     let addresses = [free_address(), free_address(), free_address()];
     let mut servers = Vec::new();
     for address in addresses {
-        servers.push(ledger.serve_at(address, &DRAIN).await);
+        servers.push(serve(ledger, address).await);
     }
     let balancer = Balancer::start(addresses, &ledger.token).await;
     balancer.until_ready(3).await;
@@ -56,7 +59,7 @@ async fn a_rolling_restart_under_load_fails_no_request() {
         assert!(old.ended().await);
         balancer.until_ready(2).await;
         load.until_more(201, 50).await;
-        servers.push(ledger.serve_at(address, &DRAIN).await);
+        servers.push(serve(&ledger, address).await);
         balancer.until_ready(3).await;
         load.until_more(201, 50).await;
         println!("replica {number} replaced: {:?}", load.tally().answers);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::verdict;
-use crate::harness::{Client, Ledger, Load, OwnPostgres, Persistence, Proxy, Server, job};
+use crate::harness::{Client, Ledger, Load, NO_QUOTAS, OwnPostgres, Persistence, Proxy, Server, job};
 
 const CLIENTS: usize = 64;
 /// The default, which the drills leave as it is.
@@ -22,9 +22,7 @@ pub async fn show(postgres: &OwnPostgres) -> bool {
 
 /// No quotas: it is not a caller that is drilled here.
 async fn serve(ledger: &Ledger, url: &str) -> Server {
-    let settings = ["REQUESTS", "CREATIONS", "REPLAYS"].map(|name| format!("HAPAX__QUOTA__{name}_PER_SECOND"));
-    let settings: Vec<(&str, &str)> = settings.iter().map(|name| (name.as_str(), "0")).collect();
-    Server::start(url, &ledger.token, &settings).await
+    Server::start(url, &ledger.token, &NO_QUOTAS).await
 }
 
 async fn killed(postgres: &OwnPostgres) -> bool {

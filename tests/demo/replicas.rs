@@ -6,7 +6,7 @@ use std::time::Instant;
 use rustix::process::Signal;
 
 use super::verdict;
-use crate::harness::{Answer, Balancer, Ledger, Load, OwnPostgres, Persistence, Server, free_address, job};
+use crate::harness::{Answer, Balancer, Ledger, Load, NO_QUOTAS, OwnPostgres, Persistence, Server, free_address, job};
 
 const REQUESTS: u64 = 200;
 const CLIENTS: usize = 16;
@@ -61,8 +61,9 @@ pub async fn show(postgres: &OwnPostgres) -> bool {
 }
 
 async fn start(ledger: &Ledger, address: std::net::SocketAddr) -> Server {
-    // As operators run it, but for what a demonstration would have to wait for.
-    ledger.serve_at(address, &[("HAPAX__SERVER__DRAIN_DELAY", "2s")]).await
+    // As operators run it, but for what a demonstration would have to wait for, and for what stops one caller alone from
+    // being the whole load.
+    ledger.serve_at(address, &[&[("HAPAX__SERVER__DRAIN_DELAY", "2s")][..], &NO_QUOTAS].concat()).await
 }
 
 async fn copies(balancer: &Balancer, ledger: &Ledger) -> bool {

@@ -139,9 +139,23 @@ impl Ledger {
         self.end_sessions().await;
     }
 
-    /// How many connections the database takes at once, this one not counted; -1: no limit. Those that are open stay.
+    /// The URL for an ordinary user of the database's own, whose connections can be limited, as a superuser's cannot.
+    pub async fn url_of_ordinary_user(&self) -> String {
+        let (name, password) = (&self.name, uuid::Uuid::new_v4().simple());
+        let sql = format!(
+            "create role {name} login password '{password}'; \
+             grant select, insert, update, delete on all tables in schema public to {name}"
+        );
+        self.execute(&sql).await;
+        let mut url = Url::parse(&self.url).unwrap();
+        url.set_username(name).unwrap();
+        url.set_password(Some(&password.to_string())).unwrap();
+        url.into()
+    }
+
+    /// How many connections the ordinary user may have at once; -1: no limit. Those that are open stay.
     pub async fn limit_connections(&self, limit: i32) {
-        self.execute(&format!("alter database {} connection limit {limit}", self.name)).await;
+        self.execute(&format!("alter role {} connection limit {limit}", self.name)).await;
     }
 
     /// Locks a table against every write until it is rolled back.
@@ -190,12 +204,14 @@ impl Ledger {
 impl Drop for Ledger {
     fn drop(&mut self) {
         let sql = format!("drop database if exists {} with (force)", self.name);
+        let user = format!("drop role if exists {}", self.name);
         let server = self.server.clone();
         let dropping = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let mut connection = PgConnection::connect(&server).await.unwrap();
                 sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+                sqlx::raw_sql(AssertSqlSafe(user)).execute(&mut connection).await.unwrap();
             });
         });
         dropping.join().unwrap();

@@ -22,7 +22,7 @@ pub use load::{Load, Persistence};
 pub use postgres::OwnPostgres;
 pub use proxy::{Proxy, Treatment};
 pub use raw::RawConnection;
-pub use server::{Server, hapax, hapax_through, run_hapax};
+pub use server::{NO_QUOTAS, Server, hapax, hapax_through, run_hapax};
 
 use serde_json::{Value, json};
 

@@ -11,6 +11,13 @@ use serde_json::Value;
 
 use super::Client;
 
+/// For tests that send more than one caller should, which is not what they are about.
+pub const NO_QUOTAS: [(&str, &str); 3] = [
+    ("HAPAX__QUOTA__REQUESTS_PER_SECOND", "0"),
+    ("HAPAX__QUOTA__CREATIONS_PER_SECOND", "0"),
+    ("HAPAX__QUOTA__REPLAYS_PER_SECOND", "0"),
+];
+
 /// A `hapax` process that serves, killed with the test.
 pub struct Server {
     child: Child,
