@@ -23,6 +23,9 @@ use crate::idempotency::purger::{self, Pace};
 use crate::intake::{Intake, Terms};
 use crate::metrics::Metrics;
 
+/// For saying goodbye to the database, when nothing but a statement of the probes can still be under way.
+const LAST_CALL: Duration = Duration::from_secs(2);
+
 /// What the database may take to be looked at before anything is served from it.
 const FIRST_LOOK: Duration = Duration::from_secs(30);
 
@@ -115,12 +118,10 @@ pub async fn run(
     };
     let served = served.await;
     shutdown.cancel();
-    served.context("the HTTP server ended by itself")?;
+    served.context("the HTTP server failed")?;
     if let Some(handle) = operations_handle {
         handle.stop(false).await;
     }
-    /// Nothing but a statement of the probes can still be under way.
-    const LAST_CALL: Duration = Duration::from_secs(5);
     let closing = async {
         tasks.wait().await;
         for lane in lanes.all() {
@@ -185,19 +186,19 @@ fn compose(configuration: &Configuration, lanes: &Lanes, metrics: &Metrics) -> A
             body_deadline: server.body_deadline,
             request_deadline: server.request_deadline,
         },
-        admission: Admission::new(server.requests_in_flight),
+        admission: Admission::new(server.requests_in_flight, server.requests_in_flight_per_tenant),
         time_to_live: idempotency.time_to_live,
     }
 }
 
 fn quotas(settings: &configuration::Quota, metrics: &Metrics) -> Quotas {
-    let (requests, creations, key) = ("requests", "creations", "key");
-    [requests, creations, key].into_iter().for_each(|policy| metrics.expect_quota_refusals(policy));
+    let (requests, creations, replays) = ("requests", "creations", "replays");
+    [requests, creations, replays].into_iter().for_each(|policy| metrics.expect_quota_refusals(policy));
     let rate = |per_second, burst| Rate { per_second, burst };
     Quotas {
         requests: Quota::new(requests, rate(settings.requests_per_second, settings.requests_burst)),
         creations: Quota::new(creations, rate(settings.creations_per_second, settings.creations_burst)),
-        keys: Quota::new(key, rate(settings.replays_per_second, settings.replays_burst)),
+        replays: Quota::new(replays, rate(settings.replays_per_second, settings.replays_burst)),
     }
 }
 
@@ -258,32 +259,38 @@ fn serve_api(configuration: &Configuration, listener: TcpListener, app: web::Dat
         0 => std::thread::available_parallelism().map_or(1, NonZero::get),
         workers => workers,
     };
-    let connections = connections(configuration)?;
-    app.metrics.set_connections_limit(connections);
+    let connections = connections(configuration, workers)?;
+    let workers = workers.min(connections);
+    let worker_connections = connections / workers;
+    app.metrics.set_connections_limit(worker_connections * workers);
     let metrics = app.metrics.clone();
     let http = HttpServer::new(move || {
         HttpApp::new().app_data(app.clone()).wrap(from_fn(http::observe)).configure(http::routes)
     });
+    // The framework looks once a second whether it is over.
+    let finish = server.shutdown_deadline.saturating_sub(server.drain_delay + LAST_CALL + Duration::from_secs(1));
     Ok(http
         .workers(workers)
-        .max_connections((connections / workers).max(1))
+        .max_connections(worker_connections)
         .on_connect(move |_, extensions| drop(extensions.insert(metrics.count_connection())))
         .disable_signals()
         .client_request_timeout(HEAD_DEADLINE)
         .keep_alive(KEEP_ALIVE)
-        .shutdown_timeout(server.shutdown_deadline.saturating_sub(server.drain_delay).as_secs().max(1))
+        .shutdown_timeout(finish.as_secs().max(1))
         .listen(listener)?
         .run())
 }
 
 /// As many connections as are asked for, or as the limit on file descriptors leaves: with none left, nobody could be
 /// answered, not even the probes.
-fn connections(configuration: &Configuration) -> anyhow::Result<usize> {
-    /// Logs, listeners, event queues, and what a library may open.
+fn connections(configuration: &Configuration, workers: usize) -> anyhow::Result<usize> {
+    /// Logs, listeners, and what a library may open.
     const RESERVE: usize = 64;
+    /// A runtime of its own: event queues and the like.
+    const OF_A_WORKER: usize = 4;
     let (server, to_database) =
         (&configuration.server, configuration.intake.connections + configuration.database.connections);
-    let reserve = RESERVE + OPERATIONS_CONNECTIONS + Verifier::CONNECTIONS + 2 + to_database;
+    let reserve = RESERVE + OF_A_WORKER * workers + OPERATIONS_CONNECTIONS + Verifier::CONNECTIONS + 2 + to_database;
     let left = raise_descriptor_limit().saturating_sub(reserve);
     let wanted = if server.connections == 0 { Server::CONNECTIONS_MAX.min(left) } else { server.connections };
     if left < wanted.max(1) {

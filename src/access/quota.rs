@@ -118,12 +118,13 @@ impl<S: Hash + Eq + Clone> Quota<S> {
 }
 
 impl Charge {
-    /// As if it had not been taken.
-    pub fn give_back(self) {
-        if let Some((bucket, interval)) = self.taken {
-            let given_back = |full_at: u64| Some(full_at.saturating_sub(interval));
-            let _always_done = bucket.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, given_back);
-        }
+    /// As if it had not been taken; says what is left then.
+    pub fn give_back(self) -> Option<Standing> {
+        let ((bucket, interval), standing) = (self.taken?, self.standing?);
+        let given_back = |full_at: u64| Some(full_at.saturating_sub(interval));
+        let _always_done = bucket.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, given_back);
+        let reset = standing.reset.saturating_sub(Duration::from_nanos(interval));
+        Some(Standing { remaining: standing.remaining + 1, reset, ..standing })
     }
 }
 
@@ -152,7 +153,8 @@ mod tests {
     async fn what_is_given_back_can_be_taken_again_and_no_more_than_that() {
         let quota = Quota::new("some", RATE);
         for _ in 0..100 {
-            quota.take(&1).map_err(drop).unwrap().give_back();
+            let standing = quota.take(&1).map_err(drop).unwrap().give_back().unwrap();
+            assert_eq!((standing.remaining, standing.reset), (3, Duration::ZERO));
         }
         assert_eq!(taken(&quota, 1, 9), 3);
         tokio::time::advance(Duration::from_millis(100)).await;

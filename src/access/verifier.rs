@@ -110,7 +110,7 @@ impl Verifier {
     async fn look_up(&self, digest: TokenDigest, deadline: Instant) -> Result<Caller, Rejection> {
         // Taken before the question is asked: the answer may be as old as that.
         let since = Instant::now();
-        let found = self.lane.run(deadline, async |connection| queries::find_caller(connection, &digest).await).await;
+        let found = self.lane.read(deadline, async |connection| queries::find_caller(connection, &digest).await).await;
         match found {
             Ok(Some(caller)) => {
                 self.metrics.count_token_lookup(TokenLookup::Known);

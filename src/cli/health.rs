@@ -10,8 +10,7 @@ use crate::configuration::Configuration;
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Ask /readyz at server.bind instead of /healthz at metrics.bind: whether requests are welcome, and not only
-    /// whether the process is alive.
+    /// Ask /readyz instead of /healthz: whether requests are welcome, and not only whether the process is alive.
     #[arg(long)]
     ready: bool,
 }
@@ -20,9 +19,11 @@ pub struct Arguments {
 const DEADLINE: Duration = Duration::from_secs(2);
 
 pub fn run(arguments: &Arguments, configuration: &Configuration) -> anyhow::Result<()> {
-    let (bind, path) = match arguments.ready {
-        true => (configuration.server.bind, "/readyz"),
-        false => (configuration.metrics_bind().0, "/healthz"),
+    let (bind, path) = match configuration.metrics.bind {
+        _ if arguments.ready => (configuration.server.bind, "/readyz"),
+        // Where it answers even if every connection to the API is taken.
+        Some(operations) => (operations, "/healthz"),
+        None => (configuration.server.bind, "/healthz"),
     };
     let address = SocketAddr::new(reachable(bind.ip()), bind.port());
     let status = ask(address, path).with_context(|| format!("http://{address}{path} does not answer"))?;

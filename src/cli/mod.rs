@@ -15,6 +15,7 @@ use std::future::Future;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
@@ -85,7 +86,11 @@ pub fn run() -> anyhow::Result<ExitCode> {
 
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(work)
+    let done = runtime.block_on(work);
+    /// For what cannot be cancelled, such as a name that is being resolved.
+    const LEFT_BEHIND: Duration = Duration::from_secs(1);
+    runtime.shutdown_timeout(LEFT_BEHIND);
+    done
 }
 
 /// Writes a line for whoever called, and says so if nobody can read it.

@@ -51,6 +51,8 @@ pub struct Server {
     pub connections: usize,
     /// Requests worked on at once; one more is answered 503 at once.
     pub requests_in_flight: usize,
+    /// How many of them may be one tenant's.
+    pub requests_in_flight_per_tenant: usize,
     /// How long the server serves on, no longer ready, when it is told to stop: longer than a load balancer takes to
     /// see it.
     #[serde(with = "humantime_serde")]
@@ -162,6 +164,7 @@ impl Default for Server {
             request_deadline: Duration::from_secs(10),
             connections: 0,
             requests_in_flight: 1000,
+            requests_in_flight_per_tenant: 750,
             drain_delay: Duration::from_secs(5),
             shutdown_deadline: Duration::from_secs(25),
         }
@@ -265,7 +268,7 @@ impl Configuration {
     fn check(&self) -> anyhow::Result<()> {
         let (server, database) = (&self.server, &self.database);
         let year = Duration::from_secs(366 * 24 * 60 * 60);
-        let millisecond = Duration::from_millis(1);
+        let (millisecond, hour) = (Duration::from_millis(1), Duration::from_secs(60 * 60));
         let lock_wait = self.intake.lock_wait;
         const RATE_MAX: u32 = 1_000_000;
         let quota = &self.quota;
@@ -283,13 +286,15 @@ impl Configuration {
             (server.body_deadline >= millisecond, "server.body_deadline: more than nothing"),
             (server.request_deadline >= millisecond, "server.request_deadline: more than nothing"),
             (
-                server.shutdown_deadline >= server.drain_delay + Duration::from_secs(1),
-                "server.shutdown_deadline: at least 1s longer than server.drain_delay",
+                server.shutdown_deadline >= server.drain_delay.saturating_add(Duration::from_secs(5)),
+                "server.shutdown_deadline: at least 5s longer than server.drain_delay",
             ),
             (server.requests_in_flight >= 1, "server.requests_in_flight: at least 1"),
+            (server.requests_in_flight_per_tenant >= 1, "server.requests_in_flight_per_tenant: at least 1"),
             ((1..=1000).contains(&database.connections), "database.connections: from 1 to 1000"),
             (database.connect_timeout >= millisecond, "database.connect_timeout: more than nothing"),
-            (database.patience >= millisecond, "database.patience: more than nothing"),
+            ((millisecond..=hour).contains(&database.patience), "database.patience: more than nothing, at most 1h"),
+            (server.drain_delay <= hour, "server.drain_delay: at most 1h"),
             (database.statement_timeout >= millisecond, "database.statement_timeout: more than nothing"),
             (
                 database.statement_timeout < server.request_deadline,

@@ -1,5 +1,6 @@
 //! How the attempts at one statement have gone so far, and what that makes of the next.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -30,13 +31,21 @@ pub enum DatabaseError {
     Statement(#[source] sqlx::Error),
 }
 
+/// What it means that an attempt was sent and its answer lost.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    ChangesNothing,
+    MustBecomeKnown,
+}
+
 pub struct Course {
+    loss: Loss,
     deadline: Instant,
     patience: Duration,
     /// Up to when a connection is waited for.
     patience_ends: Instant,
-    /// An attempt was sent whose end nobody knows.
-    pub unknown: bool,
+    /// An attempt was sent whose end nobody knows, and matters.
+    unknown: bool,
     /// An attempt has met stale prepared statements.
     pub stale: bool,
     /// The next attempt shall be on a connection that nobody has used before.
@@ -46,8 +55,9 @@ pub struct Course {
 }
 
 impl Course {
-    pub fn until(deadline: Instant, patience: Duration) -> Self {
+    pub fn of(loss: Loss, deadline: Instant, patience: Duration) -> Self {
         Self {
+            loss,
             deadline,
             patience,
             patience_ends: deadline.min(Instant::now() + patience),
@@ -59,6 +69,19 @@ impl Course {
         }
     }
 
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    pub fn is_unknown(&self) -> bool {
+        self.unknown
+    }
+
+    /// An attempt was lost under way.
+    pub fn lose_attempt(&mut self) {
+        self.unknown |= self.loss == Loss::MustBecomeKnown;
+    }
+
     /// When to give up. With an attempt that may have succeeded, not before the deadline: the truth is worth waiting
     /// for.
     pub fn ends(&self) -> Instant {
@@ -68,9 +91,14 @@ impl Course {
     /// Waits before the next attempt: not at all the first time, for a lost connection is replaced at once; then
     /// growing, for a dead server is not hammered; never long, for its return is to be seen soon.
     pub async fn pause_after(&mut self, error: &sqlx::Error) {
-        self.last_failure = Some(error.to_string());
+        self.fail(error);
         sleep_until(self.ends().min(Instant::now() + self.pause)).await;
         self.pause = (self.pause * 2).clamp(PAUSE_FIRST, PAUSE_LONGEST);
+    }
+
+    /// An attempt has failed, for this reason.
+    pub fn fail(&mut self, reason: impl Display) {
+        self.last_failure = Some(reason.to_string());
     }
 
     /// The database is there and did its part, so the waiting begins anew.
@@ -85,6 +113,12 @@ impl Course {
             return DatabaseError::Unknown;
         }
         error
+    }
+
+    /// What it means that the database is away and others are looking for it.
+    pub fn shed_by_outage(self) -> DatabaseError {
+        // Whoever has looked himself knows why.
+        self.last_failure.map_or(DatabaseError::Shed(Shed::Outage), DatabaseError::Unavailable)
     }
 
     /// What it means that there is no more time.

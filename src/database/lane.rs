@@ -9,11 +9,11 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use super::course::{Course, DatabaseError};
+use super::course::{Course, DatabaseError, Loss};
 use super::failure::Failure;
 use super::outage::Outage;
 use super::{Settings, connect};
-use crate::metrics::{Connections, Metrics, Retry, Shed};
+use crate::metrics::{Connections, Metrics, Retry};
 
 /// A bounded number of connections, opened when needed.
 ///
@@ -67,30 +67,54 @@ impl Lane {
     }
 
     /// Runs `work` on a connection, and all of it again on another when the first was lost. So it must be one statement
-    /// that may be repeated: a read (or several), or a write that recognises its own earlier attempt.
+    /// that may be repeated, such as a write that recognises its own earlier attempt. Once an attempt was lost it goes on
+    /// until it knows.
     ///
     /// # Errors
     /// [`DatabaseError`], at `deadline` at the latest; after `Settings::patience` if no attempt could even begin.
-    pub async fn run<T>(
+    pub async fn complete<T>(
         &self,
         deadline: Instant,
+        work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
+    ) -> Result<T, DatabaseError> {
+        self.run(Course::of(Loss::MustBecomeKnown, deadline, self.shared.settings.patience), work).await
+    }
+
+    /// The same for what only reads, several statements maybe: an attempt that is lost leaves nothing unknown.
+    ///
+    /// # Errors
+    /// As [`Lane::complete`], but never [`DatabaseError::Unknown`].
+    pub async fn read<T>(
+        &self,
+        deadline: Instant,
+        work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
+    ) -> Result<T, DatabaseError> {
+        self.run(Course::of(Loss::ChangesNothing, deadline, self.shared.settings.patience), work).await
+    }
+
+    async fn run<T>(
+        &self,
+        mut course: Course,
         mut work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
     ) -> Result<T, DatabaseError> {
-        let patience = self.shared.settings.patience;
-        let mut course = Course::until(deadline, patience);
         while Instant::now() < course.ends() {
-            if !course.unknown && !self.shared.outage.admits(patience) {
-                return Err(DatabaseError::Shed(Shed::Outage));
+            if !course.is_unknown() && !self.shared.outage.admits(self.shared.settings.patience) {
+                return Err(course.shed_by_outage());
             }
             let waiting_since = Instant::now();
-            let mut lease = match timeout_at(course.ends(), self.lease(course.fresh)).await {
+            let place = match timeout_at(course.ends(), Arc::clone(&self.shared.places).acquire_owned()).await {
                 Err(_) => break,
-                Ok(Err(sqlx::Error::PoolClosed)) => {
+                Ok(Err(_)) => {
                     return Err(course.refuse(DatabaseError::Unavailable("the service is shutting down".to_owned())));
                 }
+                Ok(Ok(place)) => place,
+            };
+            let mut lease = match timeout_at(course.ends(), self.lease(place, course.fresh)).await {
+                Err(_) => {
+                    course.fail("no connection could be opened in time");
+                    break;
+                }
                 Ok(Err(error)) => {
-                    self.shared.outage.start();
-                    self.shared.metrics.count_database_retry(Retry::Connect);
                     tracing::debug!(%error, "no connection to the database; trying again");
                     course.pause_after(&error).await;
                     continue;
@@ -98,7 +122,7 @@ impl Lane {
                 Ok(Ok(lease)) => lease,
             };
             self.shared.metrics.observe_connection_wait(self.shared.name, waiting_since.elapsed());
-            let attempt_ends = deadline.min(Instant::now() + self.shared.attempt_limit);
+            let attempt_ends = course.deadline().min(Instant::now() + self.shared.attempt_limit);
             let error = match timeout_at(attempt_ends, work(&mut lease)).await {
                 Ok(Ok(done)) => {
                     self.shared.outage.end();
@@ -111,14 +135,14 @@ impl Lane {
             };
             let failure = Failure::of(&error);
             self.settle(lease, &failure, &error);
-            course.fresh = failure != Failure::Collided;
+            course.fresh = matches!(failure, Failure::Stale | Failure::ReadOnly);
             match failure {
-                Failure::Lost => course.unknown = true,
+                Failure::Lost => course.lose_attempt(),
                 Failure::Stale if course.stale => return Err(course.refuse(DatabaseError::Statement(error))),
                 Failure::Stale => course.stale = true,
                 Failure::ReadOnly => self.shared.outage.start(),
                 Failure::Collided => course.renew_patience(),
-                Failure::Locked => return Err(DatabaseError::Locked { after_loss: course.unknown }),
+                Failure::Locked => return Err(DatabaseError::Locked { after_loss: course.is_unknown() }),
                 Failure::Refused => return Err(course.refuse(DatabaseError::Unavailable(error.to_string()))),
                 Failure::Other => return Err(course.refuse(DatabaseError::Statement(error))),
             }
@@ -152,8 +176,7 @@ impl Lane {
     }
 
     /// `fresh`: a connection that nobody has used before.
-    async fn lease(&self, fresh: bool) -> sqlx::Result<Lease> {
-        let place = Arc::clone(&self.shared.places).acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
+    async fn lease(&self, place: OwnedSemaphorePermit, fresh: bool) -> sqlx::Result<Lease> {
         // One that is not wanted is closed, not left: there are never more than there are places.
         let idle = self.take_idle().filter(|_| !fresh);
         let (connection, place) = match idle {
@@ -169,6 +192,10 @@ impl Lane {
         let lane = self.clone();
         self.shared.runtime.spawn(async move {
             let opening = connect(&lane.shared.settings).await.map(|connection| (connection, place));
+            if opening.is_err() {
+                lane.shared.outage.start();
+                lane.shared.metrics.count_database_retry(Retry::Connect);
+            }
             if let Err(Ok((connection, _place))) = hand_over.send(opening) {
                 lane.put_back(connection);
             }
@@ -189,6 +216,10 @@ impl Lane {
 
     /// Keeps the connection or closes it, and counts what made the work start over.
     fn settle(&self, lease: Lease, failure: &Failure, error: &sqlx::Error) {
+        if !matches!(failure, Failure::Lost | Failure::ReadOnly) {
+            // It was there to say so.
+            self.shared.outage.end();
+        }
         let retry = match failure {
             Failure::Lost => Retry::Lost,
             Failure::Stale | Failure::ReadOnly => Retry::Stale,

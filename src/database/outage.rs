@@ -26,13 +26,15 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 impl Outage {
     pub fn start(&self) {
         let now = Instant::now();
-        self.course().get_or_insert(Course { since: now, next_look: now });
+        let mut course = self.course();
+        course.get_or_insert(Course { since: now, next_look: now });
         self.on.store(true, Ordering::Release);
     }
 
     pub fn end(&self) {
         if self.on.load(Ordering::Acquire) {
-            *self.course() = None;
+            let mut course = self.course();
+            *course = None;
             self.on.store(false, Ordering::Release);
         }
     }

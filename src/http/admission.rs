@@ -1,26 +1,45 @@
 //! How many requests are worked on at once.
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use quick_cache::sync::Cache;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use super::Problem;
+use crate::ids::TenantId;
 use crate::metrics::{Level, Shed};
 
-/// A place for each request that may be worked on; one more is told so at once.
+/// A place for each request that may be worked on; one more is told so at once. A tenant has a share of them, so that one
+/// whose bodies take their time does not take everybody's.
 pub struct Admission {
     places: Semaphore,
     limit: usize,
+    tenants: Cache<TenantId, Arc<Semaphore>>,
+    tenant_limit: usize,
 }
 
+/// Tenants remembered. One that is forgotten with requests under way may have more than its share for a moment.
+const TENANTS_MAX: usize = 10_000;
+
 impl Admission {
-    pub fn new(limit: usize) -> Self {
-        let limit = limit.min(Semaphore::MAX_PERMITS);
-        Self { places: Semaphore::new(limit), limit }
+    pub fn new(limit: usize, tenant_limit: usize) -> Self {
+        let (limit, tenant_limit) = (limit.min(Semaphore::MAX_PERMITS), tenant_limit.min(Semaphore::MAX_PERMITS));
+        Self { places: Semaphore::new(limit), limit, tenants: Cache::new(TENANTS_MAX), tenant_limit }
     }
 
     /// # Errors
     /// [`Problem::Shed`] if every place is taken.
     pub fn enter(&self) -> Result<SemaphorePermit<'_>, Problem> {
         self.places.try_acquire().map_err(|_| Problem::Shed(Shed::InFlight))
+    }
+
+    /// # Errors
+    /// [`Problem::Shed`] if the tenant has its share already.
+    pub fn enter_as(&self, tenant: TenantId) -> Result<OwnedSemaphorePermit, Problem> {
+        let new = || Ok::<_, Infallible>(Arc::new(Semaphore::new(self.tenant_limit)));
+        let Ok(places) = self.tenants.get_or_insert_with(&tenant, new);
+        places.try_acquire_owned().map_err(|_| Problem::Shed(Shed::TenantInFlight))
     }
 
     pub fn level(&self) -> Level {

@@ -7,7 +7,7 @@ use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
 use actix_web::http::header::{AUTHORIZATION, HeaderMap};
 use actix_web::middleware::Next;
 use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
-use tokio::sync::SemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, SemaphorePermit};
 
 use super::extractors::Deadline;
 use super::quotas::charge;
@@ -23,7 +23,7 @@ pub async fn authorize<B: MessageBody + 'static>(
 ) -> Result<ServiceResponse<EitherBody<B>>, actix_web::Error> {
     let app = request.app_data::<web::Data<App>>().expect("the server registers it").clone();
     match admit(&app, scope, &request).await {
-        Ok((caller, _place)) => {
+        Ok((caller, _places)) => {
             request.extensions_mut().insert(caller);
             next.call(request).await.map(ServiceResponse::map_into_left_body)
         }
@@ -31,12 +31,12 @@ pub async fn authorize<B: MessageBody + 'static>(
     }
 }
 
-/// The caller, and the place among the requests in flight: taken before anything is waited for.
+/// The caller, and the places among the requests in flight: taken before anything is waited for.
 async fn admit<'a>(
     app: &'a App,
     scope: Scope,
     request: &ServiceRequest,
-) -> Result<(Caller, SemaphorePermit<'a>), Problem> {
+) -> Result<(Caller, (SemaphorePermit<'a>, OwnedSemaphorePermit)), Problem> {
     let digest = bearer(request.headers()).map_err(Problem::Unauthenticated)?.digest();
     let place = app.admission.enter()?;
     let caller = app.verifier.verify(digest, Deadline::of(request)).await?;
@@ -45,7 +45,8 @@ async fn admit<'a>(
         return Err(Problem::MissingScope(scope));
     }
     charge(&app.quotas.requests, &digest, request)?;
-    Ok((caller, place))
+    let places = (place, app.admission.enter_as(caller.tenant)?);
+    Ok((caller, places))
 }
 
 /// `Authorization: Bearer hpx_…`, once (RFC 6750, section 2.1).

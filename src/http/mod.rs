@@ -56,7 +56,7 @@ pub struct Quotas {
     /// Jobs of a tenant.
     pub creations: Quota<TenantId>,
     /// Requests that bear one key.
-    pub keys: Quota<ScopedKey>,
+    pub replays: Quota<ScopedKey>,
 }
 
 /// What one request may take.

@@ -102,7 +102,7 @@ impl Problem {
             Self::KeyReused { .. } => (422, "idempotency-key-reused", "The key stands for another request", false),
             Self::QuotaExceeded(_) => (429, "quota-exceeded", "A quota is used up", true),
             Self::Internal(_) => (500, "internal-error", "The service failed", true),
-            Self::Shed(Shed::InFlight | Shed::Waited | Shed::UnknownTokens) => {
+            Self::Shed(Shed::InFlight | Shed::TenantInFlight | Shed::Waited | Shed::UnknownTokens) => {
                 (503, "overloaded", "The service has as much to do as it can", true)
             }
             Self::Unavailable(_) | Self::Shed(Shed::Outage) => {
@@ -155,7 +155,7 @@ impl Problem {
                     whole_seconds(window)
                 )
             }
-            Self::Shed(Shed::InFlight | Shed::Waited | Shed::UnknownTokens) => {
+            Self::Shed(Shed::InFlight | Shed::TenantInFlight | Shed::Waited | Shed::UnknownTokens) => {
                 "Nothing was written. Send the same request again, a little later.".to_owned()
             }
             Self::Unavailable(_) | Self::Shed(Shed::Outage) => {

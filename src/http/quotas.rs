@@ -27,15 +27,24 @@ pub fn charge<S: Hash + Eq + Clone>(
     request: &impl HttpMessage,
 ) -> Result<Charge, Problem> {
     let taken = quota.take(subject);
-    let standing = taken.as_ref().map_or_else(|standing| Some(*standing), |charge| charge.standing);
-    if let Some(standing) = standing {
-        let mut extensions = request.extensions_mut();
-        match extensions.get_mut::<Standings>() {
-            Some(standings) => standings.0.push(standing),
-            None => drop(extensions.insert(Standings(vec![standing]))),
-        }
-    }
+    note(taken.as_ref().map_or_else(|standing| Some(*standing), |charge| charge.standing), request);
     taken.map_err(Problem::QuotaExceeded)
+}
+
+/// Gives a unit back that the request turned out not to need.
+pub fn give_back(charge: Charge, request: &impl HttpMessage) {
+    note(charge.give_back(), request);
+}
+
+/// For the answer's header fields; the last standing counts.
+fn note(standing: Option<Standing>, request: &impl HttpMessage) {
+    let Some(standing) = standing else { return };
+    let mut extensions = request.extensions_mut();
+    let standings = extensions.get_or_insert(Standings::default());
+    match standings.0.iter_mut().find(|known| known.policy == standing.policy) {
+        Some(known) => *known = standing,
+        None => standings.0.push(standing),
+    }
 }
 
 /// `RateLimit-Policy` and `RateLimit`, one item for each quota that was charged.

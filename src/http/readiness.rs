@@ -57,7 +57,7 @@ impl Readiness {
     }
 
     async fn look(&self) -> Result<(), String> {
-        let looking = self.lane.run(Instant::now() + DEADLINE, async |connection| {
+        let looking = self.lane.read(Instant::now() + DEADLINE, async |connection| {
             Ok((database::schema(connection).await?, database::durability(connection).await?))
         });
         match looking.await {

@@ -28,24 +28,24 @@ const BATCH_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Purges until `shutdown`.
 pub async fn run(lane: Lane, pace: Pace, metrics: Metrics, shutdown: CancellationToken) {
-    let mut batch = pace.batch;
+    let mut first = pace.batch;
     loop {
         let wait = pace.interval.mul_f64(rand::rng().random_range(0.75..1.25));
         if shutdown.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
             return;
         }
-        match purge(&lane, Pace { batch, ..pace }, &metrics, &shutdown).await {
+        match purge_from(first, &lane, pace, &metrics, &shutdown).await {
             Ok(deleted) => {
-                batch = pace.batch;
+                first = pace.batch;
                 if deleted > 0 {
                     tracing::info!(deleted, "expired keys purged");
                 }
             }
             Err(error) => {
                 // A batch that PostgreSQL cannot finish in its time must not fail for ever.
-                batch = (batch / 2).max(1);
+                first = (first / 2).max(1);
                 metrics.count_purge_failure();
-                tracing::warn!(%error, next_batch = batch, "expired keys could not be purged; the next round tries again");
+                tracing::warn!(%error, next_batch = first, "expired keys could not be purged; the next round tries again");
             }
         }
     }
@@ -61,17 +61,29 @@ pub async fn purge(
     metrics: &Metrics,
     shutdown: &CancellationToken,
 ) -> Result<u64, DatabaseError> {
+    purge_from(pace.batch, lane, pace, metrics, shutdown).await
+}
+
+/// Begins with a batch of `limit`, which grows to the full one while all goes well.
+async fn purge_from(
+    mut limit: u32,
+    lane: &Lane,
+    pace: Pace,
+    metrics: &Metrics,
+    shutdown: &CancellationToken,
+) -> Result<u64, DatabaseError> {
     let mut deleted = 0;
     loop {
         let deadline = Instant::now() + BATCH_DEADLINE;
-        let limit = i64::from(pace.batch);
-        let deleting = lane.run(deadline, async move |connection| queries::purge(connection, limit).await);
+        let rows = i64::from(limit);
+        let deleting = lane.complete(deadline, async move |connection| queries::purge(connection, rows).await);
         let Some(batch) = shutdown.run_until_cancelled(deleting).await.transpose()? else {
             return Ok(deleted);
         };
         deleted += batch;
         metrics.count_purged_keys(batch);
-        let done = batch < u64::from(pace.batch);
+        let done = batch < u64::from(limit);
+        limit = limit.saturating_mul(2).min(pace.batch);
         if done || shutdown.run_until_cancelled(tokio::time::sleep(pace.pause)).await.is_none() {
             return Ok(deleted);
         }

@@ -104,13 +104,9 @@ impl Intake {
     /// As [`Intake::submit`].
     pub async fn replay(&self, submission: &Submission, deadline: Instant) -> Result<Option<Submitted>, SubmitError> {
         let key = &submission.key;
-        let found = self.lane.run(deadline, async |connection| idempotency::queries::find(connection, key).await).await;
-        let stored = found.map_err(|error| match error {
-            // A read that was lost has changed nothing.
-            DatabaseError::Unknown => SubmitError::Unavailable(error.to_string()),
-            _ => error.into(),
-        })?;
-        match stored.filter(|stored| !stored.expired) {
+        let found =
+            self.lane.read(deadline, async |connection| idempotency::queries::find(connection, key).await).await;
+        match found?.filter(|stored| !stored.expired) {
             Some(stored) => self.judge(submission, stored.outcome, deadline).await.map(Some),
             None => Ok(None),
         }
@@ -150,7 +146,7 @@ impl Intake {
     ) -> Result<Option<DateTime<Utc>>, DatabaseError> {
         let terms = Terms { lock_wait, ..self.terms };
         self.lane
-            .run(deadline, async |connection| queries::submit(connection, submission, on_conflict, terms).await)
+            .complete(deadline, async |connection| queries::submit(connection, submission, on_conflict, terms).await)
             .await
     }
 
@@ -162,7 +158,8 @@ impl Intake {
         deadline: Instant,
     ) -> Result<Option<idempotency::queries::Stored>, SubmitError> {
         let key = &submission.key;
-        let found = self.lane.run(deadline, async |connection| idempotency::queries::find(connection, key).await).await;
+        let found =
+            self.lane.complete(deadline, async |connection| idempotency::queries::find(connection, key).await).await;
         found.map_err(|error| match error {
             DatabaseError::Statement(error) => {
                 tracing::error!(%error, "what stands under a key could not be read");
@@ -185,7 +182,7 @@ impl Intake {
         let (tenant, job_id) = (submission.key.tenant, first.job_id);
         let read = self
             .lane
-            .run(deadline, async |connection| jobs::queries::find_submitted(connection, tenant, job_id).await)
+            .read(deadline, async |connection| jobs::queries::find_submitted(connection, tenant, job_id).await)
             .await;
         // Where they differ is a courtesy; that they differ is certain.
         let job = read.unwrap_or_else(|error| {

@@ -115,8 +115,9 @@ pub(super) const SHED_REQUESTS: Description = Description {
     unit: "requests",
     labels: &["reason"],
     help: "Requests refused with 503 to keep the rest going, by why",
-    meaning: "`in_flight`: more than may be worked on at once. `waited`: no connection to the database came free within \
-              `database.patience`. `outage`: the database is away, and it was another request's turn to look. \
+    meaning: "`in_flight`: more than may be worked on at once. `tenant_in_flight`: more than one tenant's share of them. \
+              `waited`: no connection to the database came free within \
+              `database.patience`. `outage`: the database has been away for longer than that, and it was another request's turn to look. \
               `unknown_tokens`: too many tokens never seen before.",
 };
 
@@ -126,7 +127,7 @@ pub(super) const QUOTA_REFUSALS: Description = Description {
     unit: "requests",
     labels: &["policy"],
     help: "Requests refused with 429, by the quota that was used up",
-    meaning: "`requests`: of a token. `creations`: of a tenant. `key`: one key sent too often, a client that retries in a \
+    meaning: "`requests`: of a token. `creations`: of a tenant. `replays`: one key sent too often, a client that retries in a \
               tight loop.",
 };
 
@@ -137,7 +138,8 @@ pub(super) const IDEMPOTENCY_OUTCOMES: Description = Description {
     labels: &["route", "outcome"],
     help: "Requests on keyed routes, by what became of them",
     meaning: "`created`, `replayed`: answered 2xx. `mismatch`: 422, a client's bug. `in_flight`: 409. `refused`: the key \
-              was not touched. `unknown`: 503 `outcome-unknown`, the deadline came before the database's answer.",
+              was not touched. `unknown`: 503 `outcome-unknown`, an attempt was lost and what became of it could not be \
+              found out in time.",
 };
 
 pub(super) const TOKEN_LOOKUPS: Description = Description {

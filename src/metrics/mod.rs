@@ -89,6 +89,8 @@ pub enum Retry {
 pub enum Shed {
     #[error("as many requests as may be are being worked on")]
     InFlight,
+    #[error("as many requests of one tenant as may be are being worked on")]
+    TenantInFlight,
     #[error("no connection to the database came free in time")]
     Waited,
     #[error("the database is away, and another request is looking whether it is back")]
@@ -97,7 +99,7 @@ pub enum Shed {
     UnknownTokens,
 }
 
-/// An open connection, counted until it is dropped.
+/// An open connection, counted until this is dropped.
 pub struct CountedConnection(Metrics);
 
 /// A gauge and its limit, as read at one moment.
@@ -219,7 +221,7 @@ impl Metrics {
         self.catalogue.database_connection_wait.get_or_create(&LaneLabels { lane }).observe(wait.as_secs_f64());
     }
 
-    /// Counts a connection of a client until the answer is dropped.
+    /// Counts a client's connection until what is returned is dropped.
     pub fn count_connection(&self) -> CountedConnection {
         self.catalogue.http_connections.inc();
         CountedConnection(self.clone())
@@ -270,7 +272,7 @@ impl Metrics {
 impl Catalogue {
     /// Prometheus sees no increase in a series that was not there before.
     fn begin_at_zero(&self) {
-        for reason in [Shed::InFlight, Shed::Waited, Shed::Outage, Shed::UnknownTokens] {
+        for reason in [Shed::InFlight, Shed::TenantInFlight, Shed::Waited, Shed::Outage, Shed::UnknownTokens] {
             drop(self.shed_requests.get_or_create(&ShedLabels { reason: reason.name() }));
         }
         for result in [TokenLookup::Known, TokenLookup::Unknown, TokenLookup::Failed] {
@@ -339,6 +341,7 @@ impl Shed {
     fn name(self) -> &'static str {
         match self {
             Self::InFlight => "in_flight",
+            Self::TenantInFlight => "tenant_in_flight",
             Self::Waited => "waited",
             Self::Outage => "outage",
             Self::UnknownTokens => "unknown_tokens",

@@ -133,3 +133,17 @@ async fn every_server_purges_by_itself_and_counts_it() {
     server.until_metric("hapax_purged_keys_total", 1000.0).await;
     assert_eq!(server.metric("hapax_purge_lag_seconds").await, 0.0);
 }
+
+#[tokio::test]
+async fn a_purger_that_failed_for_long_is_soon_as_quick_as_before() {
+    let ledger = Ledger::new().await;
+    fill_with_expired_keys(&ledger, 5000).await;
+    ledger.execute("alter table idempotency_keys rename to away").await;
+    let settings =
+        [("HAPAX__PURGE__INTERVAL", "10ms"), ("HAPAX__PURGE__BATCH", "1000"), ("HAPAX__PURGE__PAUSE", "200ms")];
+    let server = ledger.serve_with(&settings).await;
+    // By then it tries with one key at a time, which would take a quarter of an hour.
+    server.until_metric("hapax_purge_failures_total", 12.0).await;
+    ledger.execute("alter table away rename to idempotency_keys").await;
+    ledger.until("select count(*) from idempotency_keys", |keys| keys == 0).await;
+}

@@ -117,7 +117,7 @@ async fn hapax_health_tells_alive_from_ready_from_gone() {
     assert_eq!((health(&server, &[]).await, health(&server, &["--ready"]).await), (Ok(()), Ok(())));
     let away = format!("{}_away", ledger.name);
     ledger.rename_to(&away).await;
-    while server.metric("hapax_ready").await == 1.0 {}
+    server.until_status("/readyz", 503).await;
     assert_eq!(health(&server, &[]).await, Ok(()));
     let unready = health(&server, &["--ready"]).await.unwrap_err();
     assert!(unready.contains("/readyz answers 503"), "{unready}");
@@ -130,7 +130,8 @@ async fn hapax_health_tells_alive_from_ready_from_gone() {
 #[tokio::test]
 async fn a_server_told_to_stop_fails_its_readiness_first_and_serves_on() {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&[("HAPAX__SERVER__DRAIN_DELAY", "4s")]).await;
+    let patient = [("HAPAX__SERVER__DRAIN_DELAY", "10m"), ("HAPAX__SERVER__SHUTDOWN_DEADLINE", "20m")];
+    let server = ledger.serve_with(&patient).await;
     let before = server.submit("key-1", job(1)).await;
     assert!(!before.headers.contains_key("connection"), "{before:?}");
     let mut kept_alive = server.raw().await;
@@ -152,7 +153,6 @@ async fn a_server_told_to_stop_fails_its_readiness_first_and_serves_on() {
     ledger.until_waiting(1).await;
     held.roll_back().await;
     assert_eq!(under_way.await.unwrap().status, 201);
-    assert!(server.ended().await);
     ledger.is_whole_with(3).await;
 }
 
@@ -180,12 +180,7 @@ async fn what_probes_ask_is_not_in_the_log_unless_it_fails() {
     server.metrics_text().await;
     let away = format!("{}_away", ledger.name);
     ledger.rename_to(&away).await;
-    let failed = loop {
-        let answer = server.get("/readyz").await;
-        if answer.status == 503 {
-            break answer;
-        }
-    };
+    let failed = server.until_status("/readyz", 503).await;
     let lines = server.log_until(failed.header("x-request-id")).await;
     let answered = lines.iter().filter(|line| line["message"] == "answered");
     assert!(answered.into_iter().all(|line| line["status"] == 503));

@@ -32,26 +32,26 @@ async fn a_postgresql_stopped_immediately_and_started_again_loses_nothing_and_do
     assert!(tally.answers.keys().all(|status| [200, 201, 503].contains(status)), "{:?}", tally.answers);
     // Each client went on until its job was done: as many jobs as requests, and every key names its own.
     ledger.is_whole_with(done.try_into().unwrap()).await;
-    while server.get("/readyz").await.status != 200 {}
+    server.until_status("/readyz", 200).await;
 }
 
 #[tokio::test]
 async fn an_outage_that_has_lasted_is_not_waited_for_and_its_end_is_seen() {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&QUICK).await;
+    let server = ledger.serve_with(&[&QUICK[..], &NO_QUOTAS].concat()).await;
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
     let away = format!("{}_away", ledger.name);
     ledger.rename_to(&away).await;
     // The first to come wait, and learn that it is away; then nearly all are refused without a look.
-    let mut asked = 0_u32;
-    while server.metric(r#"hapax_shed_requests_total{reason="outage"}"#).await < 20.0 {
+    let shed = r#"hapax_shed_requests_total{reason="outage"}"#;
+    for _ in 0..400 {
         let answer = server.submit("key-1", job(1)).await;
         assert_eq!(answer.status, 503);
         answer.wants_a_retry();
-        asked += 1;
     }
-    let looks = server.metric(r#"hapax_database_retries_total{reason="connect"}"#).await;
-    println!("{asked} asked, {looks} attempts to connect");
+    let shed = server.metric(shed).await;
+    assert!(shed > 200.0, "{shed} of 400 were refused without a look");
+    assert!(server.log_text().contains("does not exist"), "those who looked say why");
     ledger.rename_back_from(&away).await;
     assert_eq!(server.submit_until_done("key-1", job(1)).await.status, 201);
     assert_eq!(server.submit("key-2", job(2)).await.status, 201);
@@ -75,8 +75,6 @@ async fn a_database_that_swallows_everything_keeps_nobody_beyond_the_deadline() 
         assert!(["database-unavailable", "overloaded", "outcome-unknown"].contains(&code.as_str()), "{code}");
         answer.wants_a_retry();
     }
-    // Long before the deadline, nearly all: they never had a connection to lose.
-    assert!(server.metric(r#"hapax_shed_requests_total{reason="waited"}"#).await > 0.0);
     proxy.pass_everything();
     for n in 0..40 {
         let answer = server.submit_until_done(&format!("key-{n}"), job(n)).await;
@@ -151,4 +149,27 @@ async fn a_full_disk_is_refused_at_once_and_its_end_is_noticed() {
     ledger.execute("drop function full_disk cascade").await;
     assert_eq!(server.submit("key-1", job(1)).await.status, 201);
     ledger.is_whole_with(2).await;
+}
+
+#[tokio::test]
+async fn a_database_whose_network_swallows_the_first_connection_is_away_and_not_busy() {
+    let ledger = Ledger::new().await;
+    let proxy = Proxy::before(&ledger).await;
+    let settings = [&QUICK[..], &[("HAPAX__DATABASE__CONNECT_TIMEOUT", "300ms")]].concat();
+    let server = ledger.serve_through(&proxy, &settings).await;
+    // Nobody has been here yet: there is no connection to be lost.
+    proxy.swallow_everything();
+    let shed = r#"hapax_shed_requests_total{reason="outage"}"#;
+    server.submit("key-1", job(1)).await.is_problem(503, "database-unavailable");
+    let asking = async {
+        while server.metric(shed).await < 1.0 {
+            let requests: Vec<_> = (0..10).map(|n| server.submit_meanwhile(&format!("key-{n}"), job(n))).collect();
+            for request in requests {
+                assert_eq!(request.await.unwrap().status, 503);
+            }
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), asking).await.expect("it is taken for away");
+    proxy.pass_everything();
+    assert_eq!(server.submit_until_done("key-1", job(1)).await.status, 201);
 }

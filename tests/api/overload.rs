@@ -57,3 +57,23 @@ async fn a_descriptor_limit_that_leaves_no_room_is_refused_at_the_start() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success() && said.contains("server.connections"), "{said}");
 }
+
+#[tokio::test]
+async fn a_tenant_whose_requests_take_their_time_leaves_room_for_others() {
+    let ledger = Ledger::new().await;
+    let share = [("HAPAX__SERVER__REQUESTS_IN_FLIGHT", "4"), ("HAPAX__SERVER__REQUESTS_IN_FLIGHT_PER_TENANT", "2")];
+    let server = ledger.serve_with(&share).await;
+    let mut slow = Vec::new();
+    for n in 0..2 {
+        let mut connection = server.raw().await;
+        let key = format!("idempotency-key: slow-{n}");
+        let head: [&[u8]; 3] = [key.as_bytes(), b"content-type: application/json", b"content-length: 1000"];
+        connection.write_head("POST /jobs", &head).await;
+        slow.push(connection);
+    }
+    server.until_metric("hapax_http_requests_in_flight", 2.0).await;
+    server.submit("one-more", job(1)).await.is_problem(503, "overloaded");
+    assert_eq!(server.metric(r#"hapax_shed_requests_total{reason="tenant_in_flight"}"#).await, 1.0);
+    let other = server.as_caller(&ledger.token_for("another-tenant", &hapax::access::Scope::ALL).await);
+    assert_eq!(other.submit("key", job(1)).await.status, 201);
+}

@@ -1,4 +1,5 @@
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
@@ -48,12 +49,15 @@ impl Client {
     /// Submits as a client does that does not give up, without the pauses.
     pub async fn submit_until_done(&self, key: &str, body: impl ToString) -> Answer {
         let body = body.to_string();
-        loop {
-            let answer = self.submit(key, &body).await;
-            if answer.status != 503 {
-                return answer;
+        let submitting = async {
+            loop {
+                let answer = self.submit(key, &body).await;
+                if ![429, 503].contains(&answer.status) {
+                    return answer;
+                }
             }
-        }
+        };
+        tokio::time::timeout(Duration::from_secs(60), submitting).await.expect("it is done at last")
     }
 
     /// Submits while the test goes on.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::Client;
+use super::{Answer, Client};
 
 /// For tests that send more than one caller should, which is not what they are about.
 pub const NO_QUOTAS: [(&str, &str); 3] = [
@@ -80,6 +80,19 @@ impl Server {
     pub async fn until_metric(&self, name: &str, reached: f64) {
         let asking = async { while self.metric(name).await < reached {} };
         tokio::time::timeout(Duration::from_secs(60), asking).await.unwrap_or_else(|_| panic!("{name} < {reached}"));
+    }
+
+    /// Asks until it is answered so.
+    pub async fn until_status(&self, path: &str, status: u16) -> Answer {
+        let asking = async {
+            loop {
+                let answer = self.client.get(path).await;
+                if answer.status == status {
+                    return answer;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), asking).await.unwrap_or_else(|_| panic!("{path} never {status}"))
     }
 
     /// The server as operators reach it.

@@ -10,7 +10,7 @@ use tracing::field::display;
 use crate::access::Caller;
 use crate::http::body::JsonBody;
 use crate::http::extractors::{Deadline, NoParameters, RequiredKey};
-use crate::http::quotas::charge;
+use crate::http::quotas::{charge, give_back};
 use crate::http::{App, Problem, SUBMIT};
 use crate::idempotency::{Fingerprint, Outcome, ScopedKey};
 use crate::ids::{JobId, RequestId};
@@ -32,7 +32,7 @@ pub async fn submit(
     let key = ScopedKey { tenant: caller.tenant, route: SUBMIT, key: key.0 };
     Span::current().record("idempotency.key_digest", display(key.log_digest()));
     let (job, fingerprint) = read(&request, body)?;
-    charge(&app.quotas.keys, &key, &request)?;
+    charge(&app.quotas.replays, &key, &request)?;
     let submission = Submission::mint(key, fingerprint, job, request_id);
     let submitted = submit_within_quota(&request, &app, &submission).await?;
     note(&request, &submitted);
@@ -54,7 +54,7 @@ async fn submit_within_quota(
         Ok(charge) => {
             let submitted = app.intake.submit(submission, deadline).await;
             if !matches!(submitted, Ok(Submitted::Created(_)) | Err(SubmitError::OutcomeUnknown)) {
-                charge.give_back();
+                give_back(charge, request);
             }
             return Ok(submitted);
         }
@@ -82,7 +82,7 @@ pub async fn show(
     let id = JobId::parse(&id).ok_or(Problem::JobNotFound)?;
     let found = app
         .reads
-        .run(Deadline::of(&request), async |connection| jobs::queries::find(connection, caller.tenant, id).await);
+        .read(Deadline::of(&request), async |connection| jobs::queries::find(connection, caller.tenant, id).await);
     let job = found.await?.ok_or(Problem::JobNotFound)?;
     Ok(HttpResponse::Ok().content_type("application/json").body(job.to_json()))
 }

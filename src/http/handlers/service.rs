@@ -66,5 +66,5 @@ pub async fn metrics(app: web::Data<App>, watched: web::Data<Watched>) -> HttpRe
 async fn purge_lag(probes: &Lane) -> Option<Duration> {
     const DEADLINE: Duration = Duration::from_secs(1);
     let deadline = Instant::now() + DEADLINE;
-    probes.run(deadline, async |connection| idempotency::queries::purge_lag(connection).await).await.ok()
+    probes.read(deadline, async |connection| idempotency::queries::purge_lag(connection).await).await.ok()
 }
