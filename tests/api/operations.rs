@@ -172,6 +172,20 @@ async fn a_second_signal_ends_the_drain_at_once() {
 }
 
 #[tokio::test]
+async fn the_deadline_ends_what_does_not_end_by_itself() {
+    let ledger = Ledger::new().await;
+    let settings = [("HAPAX__SERVER__SHUTDOWN_DEADLINE", "5s"), ("HAPAX__SERVER__BODY_DEADLINE", "10m")];
+    let server = ledger.serve_with(&settings).await;
+    let mut slow = server.raw().await;
+    let head: [&[u8]; 3] = [b"idempotency-key: k", b"content-type: application/json", b"content-length: 1000"];
+    slow.write_head("POST /jobs", &head).await;
+    server.until_metric("hapax_http_requests_in_flight", 1.0).await;
+    server.signal(Signal::TERM);
+    assert!(server.ended().await);
+    ledger.is_whole_with(0).await;
+}
+
+#[tokio::test]
 async fn what_probes_ask_is_not_in_the_log_unless_it_fails() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__DATABASE__PATIENCE", "200ms")]).await;

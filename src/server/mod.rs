@@ -1,71 +1,34 @@
 //! The composition: everything that lives as long as the process is made, started and stopped here.
 
-use std::net::{SocketAddr, TcpListener};
-use std::num::NonZero;
+mod listeners;
+mod serving;
+
+pub use listeners::Listeners;
+
 use std::time::Duration;
 
 use actix_web::dev::{Server as HttpTask, ServerHandle};
-use actix_web::middleware::from_fn;
-use actix_web::{App as HttpApp, HttpServer, web};
+use actix_web::web;
 use anyhow::{Context, bail};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sqlx::postgres::PgConnectOptions;
-use tokio::net::TcpSocket;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access::{Quota, Rate, Verifier};
-use crate::configuration::{self, Configuration, Server};
+use crate::configuration::{self, Configuration};
 use crate::database::{self, Durability, Lane, Schema};
 use crate::http::{self, Admission, App, Limits, Quotas, Readiness, Watched};
 use crate::idempotency::purger::{self, Pace};
 use crate::intake::{Intake, Terms};
 use crate::metrics::Metrics;
+use serving::{serve_api, serve_operations};
 
 /// For saying goodbye to the database, when nothing but a statement of the probes can still be under way.
 const LAST_CALL: Duration = Duration::from_secs(2);
 
 /// What the database may take to be looked at before anything is served from it.
 const FIRST_LOOK: Duration = Duration::from_secs(30);
-
-/// The addresses that a server has.
-pub struct Listeners {
-    pub api: TcpListener,
-    /// For metrics and probes. `None` where the default address was taken: a second server on one machine starts without
-    /// further ado.
-    operations: Option<TcpListener>,
-}
-
-impl Listeners {
-    /// # Errors
-    /// When an address that was asked for cannot be had.
-    pub fn bind(configuration: &Configuration) -> anyhow::Result<Self> {
-        let bind = configuration.server.bind;
-        let api = listen(bind).with_context(|| format!("setting server.bind: {bind} cannot be had"))?;
-        let (bind, asked_for) = configuration.metrics_bind();
-        let operations = match listen(bind) {
-            Ok(listener) => Some(listener),
-            Err(error) if asked_for => {
-                return Err(error).with_context(|| format!("setting metrics.bind: {bind} cannot be had"));
-            }
-            Err(error) => {
-                tracing::warn!(%bind, %error, "metrics are not served; set metrics.bind to a free address");
-                None
-            }
-        };
-        Ok(Self { api, operations })
-    }
-}
-
-/// With room for a burst of connections, where the standard library leaves it at 128.
-fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
-    const BACKLOG: u32 = 4096;
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)?.into_std()
-}
 
 /// Serves until `shutdown`, then lets accepted requests finish.
 ///
@@ -87,7 +50,7 @@ pub async fn run(
     let lanes = Lanes::new(&settings, configuration, &metrics);
     let app = web::Data::new(compose(configuration, &lanes, &metrics));
 
-    let (address, operations_address) = (listeners.api.local_addr()?, operations_address(&listeners)?);
+    let (address, operations_address) = (listeners.api.local_addr()?, listeners.operations_address()?);
     let watched = Watched { lanes: lanes.all().to_vec(), probes: lanes.probes.clone() };
     let operations =
         listeners.operations.map(|listener| serve_operations(listener, app.clone(), watched)).transpose()?;
@@ -106,8 +69,8 @@ pub async fn run(
             ended = &mut api => return ended,
             () = shutdown.cancelled() => {}
         }
-        tracing::info!(serving_on_for = ?configuration.server.drain_delay, "stopping: no longer ready");
         app.readiness.drain();
+        tracing::info!(serving_on_for = ?configuration.server.drain_delay, "stopping: no longer ready");
         tokio::select! {
             ended = &mut api => return ended,
             () = sleep(configuration.server.drain_delay) => {}
@@ -246,86 +209,6 @@ async fn check_database(settings: &database::Settings, allow_loss: bool) -> anyh
         ),
     }
     Ok(())
-}
-
-/// By when a request's head must have arrived, and how long an idle connection is kept: longer than the usual load
-/// balancer keeps it, so that it is not closed under a request.
-const HEAD_DEADLINE: Duration = Duration::from_secs(10);
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
-
-fn serve_api(configuration: &Configuration, listener: TcpListener, app: web::Data<App>) -> anyhow::Result<HttpTask> {
-    let server = &configuration.server;
-    let workers = match server.workers {
-        0 => std::thread::available_parallelism().map_or(1, NonZero::get),
-        workers => workers,
-    };
-    let connections = connections(configuration, workers)?;
-    let workers = workers.min(connections);
-    let worker_connections = connections / workers;
-    app.metrics.set_connections_limit(worker_connections * workers);
-    let metrics = app.metrics.clone();
-    let http = HttpServer::new(move || {
-        HttpApp::new().app_data(app.clone()).wrap(from_fn(http::observe)).configure(http::routes)
-    });
-    // The framework looks once a second whether it is over.
-    let finish = server.shutdown_deadline.saturating_sub(server.drain_delay + LAST_CALL + Duration::from_secs(1));
-    Ok(http
-        .workers(workers)
-        .max_connections(worker_connections)
-        .on_connect(move |_, extensions| drop(extensions.insert(metrics.count_connection())))
-        .disable_signals()
-        .client_request_timeout(HEAD_DEADLINE)
-        .keep_alive(KEEP_ALIVE)
-        .shutdown_timeout(finish.as_secs().max(1))
-        .listen(listener)?
-        .run())
-}
-
-/// As many connections as are asked for, or as the limit on file descriptors leaves: with none left, nobody could be
-/// answered, not even the probes.
-fn connections(configuration: &Configuration, workers: usize) -> anyhow::Result<usize> {
-    /// Logs, listeners, and what a library may open.
-    const RESERVE: usize = 64;
-    /// A runtime of its own: event queues and the like.
-    const OF_A_WORKER: usize = 4;
-    let (server, to_database) =
-        (&configuration.server, configuration.intake.connections + configuration.database.connections);
-    let reserve = RESERVE + OF_A_WORKER * workers + OPERATIONS_CONNECTIONS + Verifier::CONNECTIONS + 2 + to_database;
-    let left = raise_descriptor_limit().saturating_sub(reserve);
-    let wanted = if server.connections == 0 { Server::CONNECTIONS_MAX.min(left) } else { server.connections };
-    if left < wanted.max(1) {
-        bail!(
-            "setting server.connections: {wanted} and {reserve} for other purposes are more than the limit on file \
-             descriptors; raise it (ulimit -n, LimitNOFILE)"
-        );
-    }
-    Ok(wanted)
-}
-
-/// Takes as many file descriptors as the system allows without asking, and says how many that is.
-fn raise_descriptor_limit() -> usize {
-    let limit = getrlimit(Resource::Nofile);
-    let _kept_as_it_is = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-    getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
-}
-
-/// Prometheus, a few probes, and somebody with curl.
-const OPERATIONS_CONNECTIONS: usize = 64;
-
-fn serve_operations(listener: TcpListener, app: web::Data<App>, watched: Watched) -> anyhow::Result<HttpTask> {
-    let watched = web::Data::new(watched);
-    let http = HttpServer::new(move || {
-        HttpApp::new()
-            .app_data(app.clone())
-            .app_data(watched.clone())
-            .wrap(from_fn(http::observe))
-            .configure(http::operations_routes)
-    });
-    Ok(http.workers(1).max_connections(OPERATIONS_CONNECTIONS).disable_signals().listen(listener)?.run())
-}
-
-fn operations_address(listeners: &Listeners) -> anyhow::Result<Option<String>> {
-    Ok(listeners.operations.as_ref().map(TcpListener::local_addr).transpose()?.map(|address| address.to_string()))
 }
 
 fn spawn_server(tasks: &TaskTracker, server: HttpTask) -> ServerHandle {
