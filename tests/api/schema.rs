@@ -1,12 +1,11 @@
 //! Migrations, what a server demands of its database, and that an index serves every query.
 
 use std::path::Path;
-use std::time::Duration;
 
 use rustix::process::Signal;
 use sqlx::{AssertSqlSafe, Row};
 
-use crate::harness::{Ledger, Server, job, run_hapax};
+use crate::harness::{Ledger, job, run_hapax};
 
 const LOSSY: (&str, &str) = ("HAPAX__DATABASE__ALLOW_LOSING_ACKNOWLEDGED_JOBS", "true");
 
@@ -93,27 +92,13 @@ async fn a_server_that_may_lose_acknowledged_jobs_is_refused_unless_told_so_in_s
     assert!(server.log_text().contains("may lose jobs"), "{}", server.log_text());
 }
 
-/// One look at the database counts for half a second.
-async fn until_not_ready(server: &Server) {
-    let asking = async {
-        loop {
-            let answer = server.get("/readyz").await;
-            if answer.status != 200 {
-                return answer;
-            }
-        }
-    };
-    let answer = tokio::time::timeout(Duration::from_secs(60), asking).await.expect("it never notices");
-    answer.is_problem(503, "not-ready");
-}
-
 #[tokio::test]
 async fn readiness_follows_the_schema_and_liveness_does_not() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     assert_eq!(server.get("/readyz").await.json()["status"], "ready");
     ledger.execute("alter table _sqlx_migrations rename to gone").await;
-    until_not_ready(&server).await;
+    server.until_status("/readyz", 503).await;
     assert_eq!(server.get("/healthz").await.status, 200);
 }
 
@@ -129,7 +114,7 @@ async fn a_database_that_takes_no_writes_is_not_ready_and_its_return_is_noticed(
     server.submit("key-2", job(2)).await.is_problem(503, "outcome-unknown");
     server.submit("key-2", job(2)).await.is_problem(503, "database-unavailable");
     assert_eq!(server.get(&location).await.status, 200);
-    until_not_ready(&server).await;
+    server.until_status("/readyz", 503).await;
     ledger.set("default_transaction_read_only", "off").await;
     // A connection that is read-only for good is not used a second time.
     assert_eq!(server.submit_until_done("key-2", job(2)).await.status, 201);
