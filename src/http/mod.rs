@@ -111,3 +111,20 @@ fn resource(template: &'static str, allow: &'static str) -> Resource {
     let refuse = move || async move { Err::<String, _>(Problem::MethodNotAllowed { allow }) };
     web::resource(template).default_service(web::to(refuse))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::{METRICS, TEMPLATES};
+
+    #[test]
+    fn the_contract_has_every_path_and_no_other() {
+        let contract = include_str!("../../api-design/jobs-api.yaml");
+        let contract: serde_json::Value = yaml_serde::from_str(contract).unwrap();
+        let documented: BTreeSet<&str> = contract["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+        // Metrics are for the operator, at another address.
+        let ours: BTreeSet<&str> = TEMPLATES.into_iter().filter(|template| *template != METRICS).collect();
+        assert_eq!(documented, ours);
+    }
+}
