@@ -15,12 +15,11 @@ pub struct Contract {
 const UNSAID: [&str; 5] = ["content-length", "content-type", "date", "connection", "transfer-encoding"];
 
 impl Contract {
+    pub const TEXT: &str = include_str!("../../api-design/jobs-api.yaml");
+
     pub fn get() -> &'static Self {
         static CONTRACT: OnceLock<Contract> = OnceLock::new();
-        CONTRACT.get_or_init(|| {
-            let text = include_str!("../../api-design/jobs-api.yaml");
-            Self { document: yaml_serde::from_str(text).unwrap() }
-        })
+        CONTRACT.get_or_init(|| Self { document: yaml_serde::from_str(Self::TEXT).unwrap() })
     }
 
     /// Demands that the contract has this answer: its status, its header fields, its body.
@@ -43,6 +42,12 @@ impl Contract {
         assert!(response.is_object(), "the status is not in the contract: {case}");
         self.header_fields(response, answer, &case);
         self.body(pointer, response, answer, &case);
+    }
+
+    /// The codes that a problem may have.
+    pub fn codes(&self) -> BTreeSet<String> {
+        let codes = self.document.pointer("/components/schemas/Problem/properties/code/enum").unwrap();
+        codes.as_array().unwrap().iter().map(|code| code.as_str().unwrap().to_owned()).collect()
     }
 
     fn operations(&self, path: &str) -> Option<(&str, &Map<String, Value>)> {

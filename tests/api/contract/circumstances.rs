@@ -1,0 +1,147 @@
+//! Answers that depend on how a server is set up, or on what happens around it.
+
+use hapax::access::Scope;
+use rustix::process::Signal;
+
+use super::examples::Answers;
+use crate::harness::{Answer, Ledger, OwnPostgres, Proxy, Treatment, job};
+
+/// Limits, each set so low that it is reached.
+pub async fn limits() -> Answers {
+    let ledger = Ledger::new().await;
+    let mut answers = Answers::default();
+    quotas(&ledger, &mut answers).await;
+    crowd(&ledger, &mut answers).await;
+    slowness(&ledger, &mut answers).await;
+    answers
+}
+
+/// What is wrong with the database, or with the server.
+pub async fn troubles() -> Answers {
+    let mut answers = Answers::default();
+    database_away(&mut answers).await;
+    outcome_unknown(&mut answers).await;
+    database_unfit(&mut answers).await;
+    database_forgetful(&mut answers).await;
+    shutdown(&mut answers).await;
+    answers
+}
+
+async fn quotas(ledger: &Ledger, answers: &mut Answers) {
+    let rates = ["REQUESTS", "CREATIONS", "REPLAYS"].map(|name| format!("HAPAX__QUOTA__{name}_PER_SECOND"));
+    let bursts = ["REQUESTS", "CREATIONS", "REPLAYS"].map(|name| format!("HAPAX__QUOTA__{name}_BURST"));
+    let settings = rates.iter().map(|name| (name.as_str(), "1"));
+    let settings: Vec<_> = settings.chain(bursts.iter().map(String::as_str).zip(["60", "40", "20"])).collect();
+    let server = ledger.serve_with(&settings).await;
+    // Each in a tenant of its own, so that one quota is used up and no other.
+    let caller = async |tenant| server.as_caller(&ledger.token_for(tenant, &Scope::ALL).await);
+    let (one, two, three) = (caller("one").await, caller("two").await, caller("three").await);
+    let of_a_key = until_refused(async |_| one.submit("the-key", job(0)).await).await;
+    answers.got("submitJob 429 replays", of_a_key);
+    let of_creations = until_refused(async |n| two.submit(&format!("key-{n}"), job(n)).await).await;
+    answers.got("submitJob 429 creations", of_creations);
+    // A body that is none is charged to no other quota.
+    answers.got("submitJob 429 requests", until_refused(async |_| three.submit("k", "").await).await);
+    answers.got("showJob 429", until_refused(async |_| three.get("/jobs/x").await).await);
+}
+
+/// A second lets one more through and has time for far more, so a refusal comes.
+async fn until_refused(request: impl AsyncFn(u64) -> Answer) -> Answer {
+    let mut n = 0;
+    loop {
+        let answer = request(n).await;
+        if answer.status == 429 {
+            return answer;
+        }
+        n += 1;
+    }
+}
+
+async fn crowd(ledger: &Ledger, answers: &mut Answers) {
+    let settings = [("HAPAX__SERVER__REQUESTS_IN_FLIGHT", "1"), ("HAPAX__SERVER__BODY_DEADLINE", "1h")];
+    let server = ledger.serve_with(&settings).await;
+    let mut waiting = server.raw().await;
+    waiting.write_head("POST /jobs", &UNFINISHED).await;
+    server.until_metric("hapax_http_requests_in_flight", 1.0).await;
+    answers.got("submitJob 503 overloaded", server.submit("k", job(1)).await);
+    answers.got("showJob 503 overloaded", server.get("/jobs/x").await);
+}
+
+/// Header fields of a body that does not come.
+const UNFINISHED: [&[u8]; 3] = [b"idempotency-key: k", b"content-type: application/json", b"content-length: 100"];
+
+async fn slowness(ledger: &Ledger, answers: &mut Answers) {
+    let settings = [("HAPAX__SERVER__BODY_DEADLINE", "1s"), ("HAPAX__INTAKE__LOCK_WAIT", "100ms")];
+    let server = ledger.serve_with(&settings).await;
+    let mut slow = server.raw().await;
+    slow.write_head("POST /jobs", &UNFINISHED).await;
+    answers.got("submitJob 408", slow.answer().await);
+    let held = ledger.hold_key("held").await;
+    answers.got("submitJob 409", server.submit("held", job(1)).await);
+    held.roll_back().await;
+}
+
+/// Deadlines that are run into: an attempt is given up after one and a half seconds, a request after two.
+const QUICK: [(&str, &str); 4] = [
+    ("HAPAX__SERVER__REQUEST_DEADLINE", "2s"),
+    ("HAPAX__DATABASE__STATEMENT_TIMEOUT", "1s"),
+    ("HAPAX__INTAKE__LOCK_WAIT", "500ms"),
+    ("HAPAX__ACCESS__CACHE_LIFE", "1h"),
+];
+
+async fn database_away(answers: &mut Answers) {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&QUICK).await;
+    // The token is known from now on, and no connection that could be lost under a submission is open.
+    server.get("/jobs/x").await.is_problem(404, "job-not-found");
+    let away = format!("{}_away", ledger.name);
+    ledger.rename_to(&away).await;
+    answers.got("submitJob 503 database-unavailable", server.submit("k", job(1)).await);
+    answers.got("showJob 503 database-unavailable", server.get(&some_job()).await);
+    answers.got("readiness 503 database", server.until_status("/readyz", 503).await);
+    ledger.rename_back_from(&away).await;
+}
+
+fn some_job() -> String {
+    format!("/jobs/{}", uuid::Uuid::now_v7())
+}
+
+async fn outcome_unknown(answers: &mut Answers) {
+    let ledger = Ledger::new().await;
+    let proxy = Proxy::before(&ledger).await;
+    let server = ledger.serve_through(&proxy, &QUICK).await;
+    assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
+    proxy.treat_next("the-key", Treatment::Swallow);
+    proxy.then_after(0, "the-key", Treatment::Swallow);
+    answers.got("submitJob 503 outcome-unknown", server.submit("the-key", job(1)).await);
+}
+
+async fn database_unfit(answers: &mut Answers) {
+    let ledger = Ledger::new().await;
+    let (server, other) = (ledger.serve().await, ledger.serve().await);
+    ledger.execute("alter table job_queue rename column queue to gone").await;
+    answers.got("submitJob 500", server.submit("k", job(1)).await);
+    answers.got("showJob 500", server.get(&some_job()).await);
+    ledger.execute("alter table _sqlx_migrations rename to gone").await;
+    answers.got("readiness 503 schema", server.until_status("/readyz", 503).await);
+    ledger.execute("alter table gone rename to _sqlx_migrations").await;
+    // As after a failover that left us on the old primary, now a standby.
+    ledger.set("default_transaction_read_only", "on").await;
+    answers.got("readiness 503 read-only", other.until_status("/readyz", 503).await);
+}
+
+async fn database_forgetful(answers: &mut Answers) {
+    let postgres = OwnPostgres::start().await;
+    let ledger = postgres.ledger().await;
+    let server = ledger.serve_with(&[("HAPAX__DATABASE__ALLOW_LOSING_ACKNOWLEDGED_JOBS", "false")]).await;
+    ledger.set("synchronous_commit", "off").await;
+    answers.got("readiness 503 durability", server.until_status("/readyz", 503).await);
+}
+
+async fn shutdown(answers: &mut Answers) {
+    let ledger = Ledger::new().await;
+    let patient = [("HAPAX__SERVER__DRAIN_DELAY", "10m"), ("HAPAX__SERVER__SHUTDOWN_DEADLINE", "20m")];
+    let server = ledger.serve_with(&patient).await;
+    server.signal(Signal::TERM);
+    answers.got("readiness 503 shutdown", server.until_status("/readyz", 503).await);
+}

@@ -1,0 +1,172 @@
+use std::collections::BTreeSet;
+
+use serde_json::Value as Json;
+use yaml_serde::{Mapping, Value};
+
+use super::{Answer, Contract};
+
+/// What the contract lists under one status of one operation.
+pub struct Response {
+    /// Such as `submitJob 400`.
+    pub name: String,
+    pub method: String,
+    /// The path template.
+    pub path: String,
+    pub status: u16,
+    /// The problems that its schema lists.
+    pub codes: BTreeSet<String>,
+    pub examples: Vec<Example>,
+}
+
+/// Something that the contract shows, with its members in the order in which they stand there.
+pub struct Example {
+    /// Such as `submitJob 400 invalid-job`, or `submitJob 409` where it is the only one.
+    pub name: String,
+    value: Value,
+}
+
+/// A path of the contract, with the methods that it takes.
+pub struct Path {
+    pub template: String,
+    pub methods: BTreeSet<String>,
+}
+
+/// All of the contract's paths.
+pub fn paths() -> Vec<Path> {
+    let document = document();
+    let mut paths: Vec<Path> = Vec::new();
+    for (template, method, _) in operations(&document) {
+        match paths.last_mut().filter(|path| path.template == template) {
+            Some(path) => drop(path.methods.insert(method)),
+            None => paths.push(Path { template, methods: [method].into() }),
+        }
+    }
+    paths
+}
+
+/// The responses of all operations.
+pub fn responses() -> Vec<Response> {
+    let document = document();
+    let mut responses = Vec::new();
+    for (path, method, operation) in operations(&document) {
+        for (status, response) in operation["responses"].as_mapping().unwrap() {
+            let status = status.as_str().unwrap();
+            let name = format!("{} {status}", operation["operationId"].as_str().unwrap());
+            let content = resolve(&document, response)["content"].as_mapping().unwrap();
+            assert_eq!(content.len(), 1, "one media type: {name}");
+            let content = content.values().next().unwrap();
+            responses.push(Response {
+                method: method.clone(),
+                path: path.clone(),
+                status: status.parse().unwrap(),
+                codes: codes(&content["schema"]),
+                examples: examples(&name, content),
+                name,
+            });
+        }
+    }
+    responses
+}
+
+/// The bodies that the contract shows for an operation's request.
+pub fn request_examples(operation_id: &str) -> Vec<Example> {
+    let document = document();
+    let (_, _, operation) =
+        operations(&document).into_iter().find(|(.., operation)| operation["operationId"] == *operation_id).unwrap();
+    examples("", &operation["requestBody"]["content"]["application/json"])
+}
+
+/// The keys that the contract shows, as they are sent.
+pub fn key_examples() -> Vec<String> {
+    let document = document();
+    let keys = examples("", &document["components"]["parameters"]["IdempotencyKey"]);
+    keys.iter().map(|key| key.value.as_str().unwrap().to_owned()).collect()
+}
+
+impl Example {
+    /// As a client or the server would send it.
+    pub fn text(&self) -> String {
+        serde_json::to_string(&self.value).unwrap()
+    }
+
+    /// The code, if it is a problem.
+    pub fn code(&self) -> Option<&str> {
+        self.value["code"].as_str()
+    }
+
+    /// In what an answer's body is another, but for what is another in each run.
+    pub fn difference(&self, answer: &Answer) -> Option<String> {
+        let body = if answer.header("content-type") == "application/yaml" {
+            let whole: Value = yaml_serde::from_slice(&answer.body).unwrap();
+            serde_json::to_string(&excerpt(&whole, &self.value)).unwrap()
+        } else {
+            String::from_utf8(answer.body.to_vec()).unwrap()
+        };
+        let (shown, answered) = (of_any_run(&self.text()), of_any_run(&body));
+        (shown != answered).then(|| format!("{}\n  is shown as {shown}\n  and answered {answered}", self.name))
+    }
+}
+
+fn document() -> Value {
+    yaml_serde::from_str(Contract::TEXT).unwrap()
+}
+
+/// Path template, method and operation.
+fn operations(document: &Value) -> Vec<(String, String, &Value)> {
+    let paths = document["paths"].as_mapping().unwrap();
+    let items = paths.iter().map(|(template, item)| (template.as_str().unwrap(), item.as_mapping().unwrap()));
+    let operation = |template: &str, method: &Value| (template.to_owned(), method.as_str().unwrap().to_uppercase());
+    items
+        .flat_map(|(template, item)| item.iter().map(move |(method, value)| (operation(template, method), value)))
+        .filter(|(_, value)| value.get("operationId").is_some())
+        .map(|((template, method), value)| (template, method, value))
+        .collect()
+}
+
+fn resolve<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
+    let Some(reference) = value.get("$ref") else { return value };
+    let steps = reference.as_str().unwrap().strip_prefix("#/").unwrap().split('/');
+    steps.fold(document, |value, step| &value[step])
+}
+
+fn codes(schema: &Value) -> BTreeSet<String> {
+    let Some(code) = schema.get("properties").and_then(|members| members.get("code")) else { return BTreeSet::new() };
+    let several = code.get("enum").and_then(Value::as_sequence).into_iter().flatten();
+    code.get("const").into_iter().chain(several).map(|code| code.as_str().unwrap().to_owned()).collect()
+}
+
+fn examples(name: &str, content: &Value) -> Vec<Example> {
+    let only = content.get("example").map(|value| Example { name: name.to_owned(), value: value.clone() });
+    let several = content.get("examples").and_then(Value::as_mapping).into_iter().flatten();
+    let named = several.map(|(called, example)| Example {
+        name: format!("{name} {}", called.as_str().unwrap()).trim_start().to_owned(),
+        value: example["value"].clone(),
+    });
+    only.into_iter().chain(named).collect()
+}
+
+/// The members of a document that another has; an empty one stands for any.
+fn excerpt(whole: &Value, like: &Value) -> Value {
+    match like.as_mapping() {
+        None => whole.clone(),
+        Some(members) => {
+            let member = |(name, like): (&Value, &Value)| {
+                let value = whole.get(name).unwrap_or_else(|| panic!("no {name:?}"));
+                (name.clone(), excerpt(value, like))
+            };
+            Value::Mapping(members.iter().map(member).collect::<Mapping>())
+        }
+    }
+}
+
+/// A JSON text with the ids and the time that the server made up replaced by the names of their members, wherever else
+/// they occur in it.
+fn of_any_run(text: &str) -> String {
+    let members: Json = serde_json::from_str(text).unwrap();
+    let made_up = ["id", "job_id", "created_at", "instance"].map(|name| (name, members[name].as_str()));
+    let made_up = made_up.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    made_up.fold(text.to_owned(), |text, (name, value)| {
+        let value = value.strip_prefix("urn:hapax:request:").unwrap_or(value);
+        text.replace(value, &format!("<{name}>"))
+    })
+}
