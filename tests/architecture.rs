@@ -14,7 +14,7 @@ const MAY_IMPORT: [(&str, &[&str]); 11] = [
     ("json", &[]),
     ("metrics", &[]),
     ("telemetry", &[]),
-    ("configuration", &["telemetry"]),
+    ("configuration", &["telemetry", "database"]),
     ("database", &["metrics"]),
     ("jobs", &["ids", "json"]),
     ("idempotency", &["ids", "json", "database", "metrics"]),

@@ -13,7 +13,7 @@ use super::serve::{serve_until_signalled, start_logging};
 use super::{block_on, print};
 use crate::access::{Scopes, TenantName, Token, queries};
 use crate::configuration::{Configuration, Overrides};
-use crate::database;
+use crate::database::{self, Pooler};
 use crate::server::{self, Listeners};
 
 #[derive(clap::Args)]
@@ -63,7 +63,8 @@ fn lock(folder: &Path) -> anyhow::Result<File> {
 
 fn serve(folder: &Path, postgres: &mut PrivatePostgres, overrides: Overrides) -> anyhow::Result<()> {
     let url = postgres.url(DATABASE);
-    let configuration = Configuration::load(&Overrides { database_url: Some(url.clone()), ..overrides })?;
+    let mut configuration = Configuration::load(&Overrides { database_url: Some(url.clone()), ..overrides })?;
+    configuration.database.pooler = Pooler::None;
     block_on(async {
         let listeners = Listeners::bind(&configuration)?;
         prepare(folder, postgres, &configuration).await?;

@@ -101,14 +101,9 @@ fn print(line: &str) -> anyhow::Result<()> {
 
 /// One connection to a database whose schema fits.
 async fn connect(configuration: &Configuration) -> anyhow::Result<PgConnection> {
-    let mut connection = connect_to_any(configuration).await?;
+    let mut connection = server::connect(&server::database_settings(configuration)?).await?;
     if database::schema(&mut connection).await? == Schema::Unfit {
         bail!("the database's schema is not the one this release needs; run `hapax migrate` first");
     }
     Ok(connection)
-}
-
-async fn connect_to_any(configuration: &Configuration) -> anyhow::Result<PgConnection> {
-    let settings = server::database_settings(configuration)?;
-    database::connect(&settings).await.context("the database cannot be reached")
 }

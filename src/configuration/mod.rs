@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::database::Pooler;
 use crate::telemetry::LogFormat;
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -68,6 +69,8 @@ pub struct Database {
     /// The PostgreSQL to serve from. `DATABASE_URL` sets it, too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<DatabaseUrl>,
+    /// What the URL leads to: PostgreSQL itself, or a pooler.
+    pub pooler: Pooler,
     /// Connections that jobs are read on.
     pub connections: usize,
     #[serde(with = "humantime_serde")]
@@ -180,6 +183,7 @@ impl Default for Database {
     fn default() -> Self {
         Self {
             url: None,
+            pooler: Pooler::None,
             connections: 4,
             connect_timeout: Duration::from_secs(1),
             patience: Duration::from_secs(1),

@@ -133,6 +133,7 @@ mod tests {
             ("HAPAX__INTAKE__LOCK_WAIT", "0s", "intake.lock_wait"),
             ("HAPAX__INTAKE__LOCK_WAIT", "1h", "intake.lock_wait"),
             ("HAPAX__LOG__FORMAT", "xml", "log.format"),
+            ("HAPAX__DATABASE__POOLER", "statement", "database.pooler"),
             ("HAPAX__PURGE__BATCH", "0", "purge.batch"),
         ] {
             let error = load(&[(name, value)]).unwrap_err().to_string();

@@ -7,6 +7,8 @@ use sqlx::postgres::{PgDatabaseError, PgSeverity};
 pub enum Failure {
     /// The connection is gone, and with it the answer: the statement may have been committed.
     Lost,
+    /// A pooler had no server to send it to. Not executed.
+    Away,
     /// The session's prepared statements no longer fit the schema or the server behind a pooler. Not executed.
     Stale,
     /// The server takes no writes, as after a failover that this connection has missed. Not executed.
@@ -39,7 +41,7 @@ impl Failure {
     fn of_database(error: &dyn DatabaseError) -> Self {
         let severity = error.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::severity);
         if let Some(PgSeverity::Fatal | PgSeverity::Panic) = severity {
-            return Self::Lost;
+            return if is_from_before_a_session(error) { Self::Away } else { Self::Lost };
         }
         match error.code().unwrap_or_default().as_ref() {
             "55P03" => Self::Locked,
@@ -53,4 +55,13 @@ impl Failure {
             _ => Self::Other,
         }
     }
+}
+
+/// Whether it ended the making of a session, which a pooler tells to the statement that waited for one. PostgreSQL's
+/// codes for that (no such database, too many connections, starting up or going down) and PgBouncer's own words, which
+/// all bear one code.
+fn is_from_before_a_session(error: &dyn DatabaseError) -> bool {
+    let code = error.code().unwrap_or_default();
+    let (words, pooler_s) = (error.message(), ["server login has been failing", "query_wait_timeout"]);
+    matches!(code.as_ref(), "3D000" | "53300" | "57P03") || pooler_s.iter().any(|own| words.starts_with(own))
 }

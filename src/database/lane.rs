@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use super::course::{Course, DatabaseError, Loss};
 use super::failure::Failure;
 use super::outage::Outage;
-use super::{Settings, connect};
+use super::{Pooler, Settings, connect, queries};
 use crate::metrics::{Connections, Metrics, Retry};
 
 /// A bounded number of connections, opened when needed.
@@ -134,11 +134,14 @@ impl Lane {
                 Err(_) => sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()),
             };
             let failure = Failure::of(&error);
-            self.settle(lease, &failure, &error);
+            self.settle(lease, &failure, &error, course.ends()).await;
             course.fresh = matches!(failure, Failure::Stale | Failure::ReadOnly);
             match failure {
                 Failure::Lost => course.lose_attempt(),
-                Failure::Stale if course.stale => return Err(course.refuse(DatabaseError::Statement(error))),
+                Failure::Away => self.shared.outage.start(),
+                Failure::Stale if course.stale && !self.shares_sessions() => {
+                    return Err(course.refuse(DatabaseError::Statement(error)));
+                }
                 Failure::Stale => course.stale = true,
                 Failure::ReadOnly => self.shared.outage.start(),
                 Failure::Collided => course.renew_patience(),
@@ -214,14 +217,15 @@ impl Lane {
         None
     }
 
-    /// Keeps the connection or closes it, and counts what made the work start over.
-    fn settle(&self, lease: Lease, failure: &Failure, error: &sqlx::Error) {
-        if !matches!(failure, Failure::Lost | Failure::ReadOnly) {
+    /// Keeps the connection or closes it, by `ends` at the latest, and counts what made the work start over.
+    async fn settle(&self, mut lease: Lease, failure: &Failure, error: &sqlx::Error, ends: Instant) {
+        if !matches!(failure, Failure::Lost | Failure::Away | Failure::ReadOnly) {
             // It was there to say so.
             self.shared.outage.end();
         }
         let retry = match failure {
             Failure::Lost => Retry::Lost,
+            Failure::Away => Retry::Connect,
             Failure::Stale | Failure::ReadOnly => Retry::Stale,
             Failure::Collided => Retry::Collided,
             Failure::Locked | Failure::Refused | Failure::Other => return lease.give_back(),
@@ -230,10 +234,22 @@ impl Lane {
         if *failure == Failure::Collided {
             return lease.give_back();
         }
+        if *failure == Failure::Away {
+            tracing::debug!(%error, "no session for a statement; trying again");
+            return;
+        }
+        if self.shares_sessions() && matches!(failure, Failure::Stale | Failure::ReadOnly) {
+            // Closing our end leaves the session to the pooler, which would give it to us again.
+            let _ended = timeout_at(ends, queries::end_session(&mut lease)).await;
+        }
         drop(lease);
         // What has happened to one connection has probably happened to all.
         self.idle().clear();
         tracing::info!(%error, "a connection is of no more use; starting over on another");
+    }
+
+    fn shares_sessions(&self) -> bool {
+        self.shared.settings.pooler == Pooler::Transaction
     }
 
     fn put_back(&self, connection: PgConnection) {

@@ -1,6 +1,7 @@
 //! Connections, and what an error on one means.
 //!
-//! Owns the [`Lane`], the classification of PostgreSQL's errors, and the checks of a server's schema and durability.
+//! Owns the [`Lane`], the classification of PostgreSQL's errors, and the checks of a server's schema and durability and
+//! of the sessions that a pooler gives.
 //! It never begins a transaction: every statement of Hapax is one of its own, so nothing is ever held open across a
 //! network round trip.
 
@@ -10,10 +11,12 @@ mod lane;
 mod outage;
 mod queries;
 mod schema;
+mod session;
 
 pub use course::DatabaseError;
 pub use lane::Lane;
 pub use schema::{Durability, Schema, create_if_missing, durability, migrate, schema};
+pub use session::{Pooler, Sessions, is_refused_by_pooler, sessions, statement_timeout};
 
 use std::time::Duration;
 
@@ -24,28 +27,35 @@ use sqlx::{ConnectOptions, PgConnection};
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub options: PgConnectOptions,
+    pub pooler: Pooler,
     /// A connection that is not open by then is given up.
     pub connect_timeout: Duration,
     /// How long a statement waits for a connection: for one to come free, or for the database to be there.
     pub patience: Duration,
-    /// The server ends a statement that takes longer.
+    /// The server ends a statement that takes longer; behind a pooler, only if the operator has told it so.
     pub statement_timeout: Duration,
     /// The server ends a session that leaves a transaction open for longer. Hapax opens none.
     pub idle_in_transaction_timeout: Duration,
 }
 
-/// Opens one connection with the limits of `settings`.
+/// Opens one connection, with the limits of `settings` unless a pooler's sessions bear none of ours.
 pub async fn connect(settings: &Settings) -> sqlx::Result<PgConnection> {
     let milliseconds = |duration: Duration| duration.as_millis().to_string();
-    let options = settings.options.clone().disable_statement_logging().options([
-        ("statement_timeout", milliseconds(settings.statement_timeout)),
-        ("idle_in_transaction_session_timeout", milliseconds(settings.idle_in_transaction_timeout)),
-        // For the server to notice that we are gone, with an answer under way and without one.
-        ("tcp_user_timeout", milliseconds(settings.statement_timeout)),
-        ("tcp_keepalives_idle", "30".to_owned()),
-        ("tcp_keepalives_interval", "10".to_owned()),
-        ("tcp_keepalives_count", "3".to_owned()),
-    ]);
+    // A pooler refuses extra_float_digits, too; there are no floats here.
+    let mut options = settings.options.clone().disable_statement_logging().extra_float_digits(None);
+    if settings.pooler == Pooler::None {
+        options = options.options([
+            ("statement_timeout", milliseconds(settings.statement_timeout)),
+            ("idle_in_transaction_session_timeout", milliseconds(settings.idle_in_transaction_timeout)),
+            // For the server to notice that we are gone, with an answer under way and without one.
+            ("tcp_user_timeout", milliseconds(settings.statement_timeout)),
+            ("tcp_keepalives_idle", "30".to_owned()),
+            ("tcp_keepalives_interval", "10".to_owned()),
+            ("tcp_keepalives_count", "3".to_owned()),
+            // For us to see that all this has arrived.
+            (queries::OUR_MARK, "yes".to_owned()),
+        ]);
+    }
     match tokio::time::timeout(settings.connect_timeout, options.connect()).await {
         Ok(connected) => connected,
         Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),

@@ -1,6 +1,6 @@
 //! The SQL that asks a server about itself.
 
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 pub struct AppliedMigration {
     pub version: i64,
@@ -41,6 +41,49 @@ pub async fn durability_settings(connection: &mut PgConnection) -> sqlx::Result<
     )
     .fetch_one(connection)
     .await
+}
+
+/// A setting that means nothing to PostgreSQL, and shows that what a session was to start with has arrived.
+pub const OUR_MARK: &str = "hapax.session_is_ours";
+
+pub async fn bears_our_mark(connection: &mut PgConnection) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(r#"select current_setting($1, true) = 'yes' as "ours""#, OUR_MARK)
+        .fetch_one(connection)
+        .await
+        .map(|ours| ours.unwrap_or(false))
+}
+
+/// The process of the session that this statement has met. Not prepared, so that any pooler lets it through.
+pub async fn backend(connection: &mut PgConnection) -> sqlx::Result<i32> {
+    sqlx::raw_sql("select pg_backend_pid()").fetch_one(connection).await?.try_get(0)
+}
+
+/// Whether the session knows this very statement under another name than the one sqlx gave it.
+pub async fn renames_statements(connection: &mut PgConnection) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"
+        select not exists (
+            select from pg_prepared_statements
+            where statement = current_query()
+            and starts_with(name, 'sqlx_s_')
+        ) as "renames!"
+        "#,
+    )
+    .fetch_one(connection)
+    .await
+}
+
+/// 0: no limit.
+pub async fn statement_timeout_milliseconds(connection: &mut PgConnection) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(r#"select setting::bigint as "limit!" from pg_settings where name = 'statement_timeout'"#)
+        .fetch_one(connection)
+        .await
+}
+
+/// Ends the session that this statement meets, and with it all that it has prepared.
+pub async fn end_session(connection: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::raw_sql("select pg_terminate_backend(pg_backend_pid())").execute(connection).await?;
+    Ok(())
 }
 
 pub async fn database_exists(connection: &mut PgConnection, name: &str) -> sqlx::Result<bool> {

@@ -1,34 +1,35 @@
 //! The composition: everything that lives as long as the process is made, started and stopped here.
 
+mod database_connection;
 mod listeners;
 mod serving;
 
+pub use database_connection::{connect, connect_directly, database_settings};
 pub use listeners::Listeners;
 
 use std::time::Duration;
 
 use actix_web::dev::{Server as HttpTask, ServerHandle};
 use actix_web::web;
-use anyhow::{Context, bail};
-use sqlx::postgres::PgConnectOptions;
+use anyhow::Context;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access::{Quota, Rate, Verifier};
 use crate::configuration::{self, Configuration};
-use crate::database::{self, Durability, Lane, Schema};
+use crate::database::{self, Lane};
 use crate::http::{self, Admission, App, Limits, Quotas, Readiness, Watched};
 use crate::idempotency::purger::{self, Pace};
 use crate::intake::{Intake, Terms};
 use crate::metrics::Metrics;
+use database_connection::check_database;
 use serving::{serve_api, serve_operations};
-
-/// For saying goodbye to the database, when nothing but a statement of the probes can still be under way.
-const LAST_CALL: Duration = Duration::from_secs(2);
 
 /// What the database may take to be looked at before anything is served from it.
 const FIRST_LOOK: Duration = Duration::from_secs(30);
+/// For saying goodbye to the database, when nothing but a statement of the probes can still be under way.
+const LAST_CALL: Duration = Duration::from_secs(2);
 
 /// Serves until `shutdown`, then lets accepted requests finish.
 ///
@@ -165,50 +166,9 @@ fn quotas(settings: &configuration::Quota, metrics: &Metrics) -> Quotas {
     }
 }
 
-/// How the configured database is connected to.
-///
-/// # Errors
-/// When no URL is set, or it cannot be read; the URL itself is not shown.
-pub fn database_settings(configuration: &Configuration) -> anyhow::Result<database::Settings> {
-    let url = configuration.database_url()?;
-    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
-        bail!("setting database.url: it must begin with postgres://");
-    }
-    let options: PgConnectOptions =
-        url.parse().map_err(|error| anyhow::anyhow!("setting database.url: not a PostgreSQL URL: {error}"))?;
-    Ok(database::Settings {
-        options: options.application_name("hapax"),
-        connect_timeout: configuration.database.connect_timeout,
-        patience: configuration.database.patience,
-        statement_timeout: configuration.database.statement_timeout,
-        idle_in_transaction_timeout: configuration.database.idle_in_transaction_timeout,
-    })
-}
-
 /// How the purger is configured.
 pub fn pace(purge: &configuration::Purge) -> Pace {
     Pace { interval: purge.interval, batch: purge.batch, pause: purge.pause }
-}
-
-async fn check_database(settings: &database::Settings, allow_loss: bool) -> anyhow::Result<()> {
-    let mut connection = database::connect(settings).await.context("the database cannot be reached")?;
-    match database::schema(&mut connection).await? {
-        Schema::Same => {}
-        Schema::Newer => tracing::warn!("the database's schema is newer than this release; serving all the same"),
-        Schema::Unfit => bail!("the database's schema is not the one this release needs; run `hapax migrate` first"),
-    }
-    match database::durability(&mut connection).await? {
-        Durability::Durable => {}
-        Durability::ReadOnly => bail!("the database takes no writes: it is read-only, or a standby"),
-        Durability::Lossy(setting) if allow_loss => {
-            tracing::warn!(setting, "the database may lose jobs that were acknowledged, as the configuration allows");
-        }
-        Durability::Lossy(setting) => bail!(
-            "the database may lose jobs that were acknowledged: its {setting} is off; turn it on, or set \
-             database.allow_losing_acknowledged_jobs to true"
-        ),
-    }
-    Ok(())
 }
 
 fn spawn_server(tasks: &TaskTracker, server: HttpTask) -> ServerHandle {

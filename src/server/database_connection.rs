@@ -1,0 +1,120 @@
+//! The database that a server is to serve from: how it is connected to, and whether it is fit.
+
+use anyhow::bail;
+use sqlx::PgConnection;
+use sqlx::postgres::PgConnectOptions;
+
+use crate::configuration::Configuration;
+use crate::database::{self, Durability, Pooler, Schema, Sessions};
+
+/// How the configured database is connected to.
+///
+/// # Errors
+/// When no URL is set, or it cannot be read; the URL itself is not shown.
+pub fn database_settings(configuration: &Configuration) -> anyhow::Result<database::Settings> {
+    let url = configuration.database_url()?;
+    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        bail!("setting database.url: it must begin with postgres://");
+    }
+    let options: PgConnectOptions =
+        url.parse().map_err(|error| anyhow::anyhow!("setting database.url: not a PostgreSQL URL: {error}"))?;
+    Ok(database::Settings {
+        options: options.application_name("hapax"),
+        pooler: configuration.database.pooler,
+        connect_timeout: configuration.database.connect_timeout,
+        patience: configuration.database.patience,
+        statement_timeout: configuration.database.statement_timeout,
+        idle_in_transaction_timeout: configuration.database.idle_in_transaction_timeout,
+    })
+}
+
+/// Opens a connection, and sees that what is behind it is what `database.pooler` says.
+///
+/// # Errors
+/// When it cannot be opened, or says which setting is wrong.
+pub async fn connect(settings: &database::Settings) -> anyhow::Result<PgConnection> {
+    const POOLER: &str = "setting database.pooler: none, but database.url leads to a pooler, which does not pass on the \
+                          settings that a session starts with; set it to the pooler's pool_mode";
+    let on_refusal = match settings.pooler {
+        Pooler::None => POOLER,
+        _ => "setting database.url: the pooler refuses a setting that the URL bears",
+    };
+    let (connection, sessions) = open(settings, on_refusal).await?;
+    match (settings.pooler, sessions) {
+        (Pooler::None, Sessions::Ours)
+        | (Pooler::Session, Sessions::Lent)
+        | (Pooler::Transaction, Sessions::Shared) => Ok(connection),
+        (Pooler::None, _) => bail!(POOLER),
+        (_, Sessions::Confused) => bail!(
+            "setting database.url: the pooler gives one session to several clients and confuses their prepared \
+             statements; it must be PgBouncer 1.21 or later with max_prepared_statements, or in pool_mode session"
+        ),
+        (Pooler::Session, _) => bail!("setting database.pooler: session, but the pooler's pool_mode is transaction"),
+        (Pooler::Transaction, _) => bail!(
+            "setting database.pooler: transaction, but prepared statements arrive under the names they have here; it \
+             must be PgBouncer 1.21 or later in pool_mode transaction with max_prepared_statements"
+        ),
+    }
+}
+
+/// Opens a connection to PostgreSQL itself, for what needs a session of its own.
+///
+/// # Errors
+/// When it cannot be opened, or leads to a pooler.
+pub async fn connect_directly(settings: &database::Settings) -> anyhow::Result<PgConnection> {
+    const POOLER: &str = "setting database.url: it leads to a pooler; this command needs the URL of PostgreSQL itself";
+    let settings = database::Settings { pooler: Pooler::None, ..settings.clone() };
+    let (connection, sessions) = open(&settings, POOLER).await?;
+    if sessions != Sessions::Ours {
+        bail!(POOLER);
+    }
+    Ok(connection)
+}
+
+async fn open(settings: &database::Settings, on_refusal: &'static str) -> anyhow::Result<(PgConnection, Sessions)> {
+    let opening = database::connect(settings).await;
+    let mut connection = opening.map_err(|error| match database::is_refused_by_pooler(&error) {
+        true => anyhow::Error::new(error).context(on_refusal),
+        false => anyhow::Error::new(error).context("the database cannot be reached"),
+    })?;
+    let sessions = database::sessions(settings, &mut connection).await?;
+    Ok((connection, sessions))
+}
+
+async fn warn_of_endless_statements(settings: &database::Settings, connection: &mut PgConnection) -> sqlx::Result<()> {
+    let (limit, wanted) = (database::statement_timeout(connection).await?, settings.statement_timeout);
+    if limit.is_none_or(|limit| limit > wanted) {
+        tracing::warn!(
+            ?limit,
+            "PostgreSQL lets a statement run longer than database.statement_timeout; behind a pooler its limit is the \
+             role's: alter role {} set statement_timeout = '{}ms'",
+            settings.options.get_username(),
+            wanted.as_millis()
+        );
+    }
+    Ok(())
+}
+
+pub async fn check_database(settings: &database::Settings, allow_loss: bool) -> anyhow::Result<()> {
+    let mut connection = connect(settings).await?;
+    if settings.pooler != Pooler::None {
+        warn_of_endless_statements(settings, &mut connection).await?;
+    }
+    match database::schema(&mut connection).await? {
+        Schema::Same => {}
+        Schema::Newer => tracing::warn!("the database's schema is newer than this release; serving all the same"),
+        Schema::Unfit => bail!("the database's schema is not the one this release needs; run `hapax migrate` first"),
+    }
+    match database::durability(&mut connection).await? {
+        Durability::Durable => {}
+        Durability::ReadOnly => bail!("the database takes no writes: it is read-only, or a standby"),
+        Durability::Lossy(setting) if allow_loss => {
+            tracing::warn!(setting, "the database may lose jobs that were acknowledged, as the configuration allows");
+        }
+        Durability::Lossy(setting) => bail!(
+            "the database may lose jobs that were acknowledged: its {setting} is off; turn it on, or set \
+             database.allow_losing_acknowledged_jobs to true"
+        ),
+    }
+    Ok(())
+}
