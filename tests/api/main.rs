@@ -18,6 +18,7 @@ mod keys;
 mod operations;
 mod outages;
 mod overload;
+mod pooler;
 mod quotas;
 mod refusals;
 mod replicas;
