@@ -1,6 +1,6 @@
 //! `hapax health`: the probes for a container, whose image has no curl.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,11 @@ pub fn run(arguments: &Arguments, configuration: &Configuration) -> anyhow::Resu
         None => (configuration.server.bind, "/healthz"),
     };
     let address = SocketAddr::new(reachable(bind.ip()), bind.port());
-    let status = ask(address, path).with_context(|| format!("http://{address}{path} does not answer"))?;
+    let asked = ask(address, path).map_err(|error| match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => anyhow::anyhow!("no answer within {} s", DEADLINE.as_secs()),
+        _ => error.into(),
+    });
+    let status = asked.with_context(|| format!("http://{address}{path} does not answer"))?;
     if status != "200" {
         bail!("http://{address}{path} answers {status}");
     }
@@ -43,7 +47,7 @@ fn reachable(bound: IpAddr) -> IpAddr {
 }
 
 /// The status code of one GET.
-fn ask(address: SocketAddr, path: &str) -> anyhow::Result<String> {
+fn ask(address: SocketAddr, path: &str) -> std::io::Result<String> {
     const STATUS_LINE: usize = "HTTP/1.1 200".len();
     let ends = Instant::now() + DEADLINE;
     let left = || ends.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));

@@ -7,9 +7,10 @@ use crate::server;
 
 pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     block_on(async {
-        // A migration may rightly take longer than any statement of a request.
+        // A migration may rightly take, and wait, longer than any statement of a request.
         let mut configuration = configuration.clone();
         configuration.database.statement_timeout = std::time::Duration::ZERO;
+        configuration.intake.lock_wait = std::time::Duration::ZERO;
         // It holds a lock from statement to statement, which a pooler could leave behind on a session of its own.
         let mut connection = server::connect_directly(&server::database_settings(&configuration)?).await?;
         let applied = database::migrate(&mut connection).await?;

@@ -287,8 +287,14 @@ impl Configuration {
                 (1024..=64 * 1024 * 1024).contains(&server.body_limit_bytes),
                 "server.body_limit_bytes: from 1024 (1 KiB) to 67108864 (64 MiB)",
             ),
-            (server.body_deadline >= millisecond, "server.body_deadline: more than nothing"),
-            (server.request_deadline >= millisecond, "server.request_deadline: more than nothing"),
+            (
+                (millisecond..=hour).contains(&server.body_deadline),
+                "server.body_deadline: more than nothing, at most 1h",
+            ),
+            (
+                (millisecond..=hour).contains(&server.request_deadline),
+                "server.request_deadline: more than nothing, at most 1h",
+            ),
             (
                 server.shutdown_deadline >= server.drain_delay.saturating_add(Duration::from_secs(5)),
                 "server.shutdown_deadline: at least 5s longer than server.drain_delay",

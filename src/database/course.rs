@@ -6,6 +6,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::time::{Instant, sleep_until};
 
+use super::failure::words;
 use crate::metrics::Shed;
 
 /// Why a statement has no result.
@@ -91,7 +92,7 @@ impl Course {
     /// Waits before the next attempt: not at all the first time, for a lost connection is replaced at once; then
     /// growing, for a dead server is not hammered; never long, for its return is to be seen soon.
     pub async fn pause_after(&mut self, error: &sqlx::Error) {
-        self.fail(error);
+        self.fail(words(error));
         sleep_until(self.ends().min(Instant::now() + self.pause)).await;
         self.pause = (self.pause * 2).clamp(PAUSE_FIRST, PAUSE_LONGEST);
     }

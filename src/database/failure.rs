@@ -57,6 +57,23 @@ impl Failure {
     }
 }
 
+/// What an operator reads of an error. The library would add a line number, which is one of PostgreSQL's own source.
+pub fn words(error: &sqlx::Error) -> String {
+    match error.as_database_error() {
+        Some(error) => format!("{} ({})", error.message(), error.code().unwrap_or_default()),
+        None => error.to_string(),
+    }
+}
+
+/// Whether a database that could not be connected to may be there in a moment, without anybody's doing.
+pub fn may_pass(error: &sqlx::Error) -> bool {
+    let starting_or_full = |code: &str| code.starts_with("57") || code.starts_with("53");
+    match error.as_database_error() {
+        Some(error) => starting_or_full(&error.code().unwrap_or_default()) || is_from_before_a_session(error),
+        None => matches!(error, sqlx::Error::Io(_)),
+    }
+}
+
 /// Whether it ended the making of a session, which a pooler tells to the statement that waited for one. PostgreSQL's
 /// codes for that (no such database, too many connections, starting up or going down) and PgBouncer's own words, which
 /// all bear one code.

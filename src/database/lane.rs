@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::course::{Course, DatabaseError, Loss};
-use super::failure::Failure;
+use super::failure::{Failure, words};
 use super::outage::Outage;
 use super::{Pooler, Settings, connect, queries};
 use crate::metrics::{Connections, Metrics, Retry};
@@ -52,6 +52,7 @@ struct Lease {
 impl Lane {
     /// Opens nothing yet. Must be called on the runtime that the connections shall live on.
     pub fn new(name: &'static str, settings: Settings, limit: usize, metrics: Metrics) -> Self {
+        let outage = Outage::new(name, settings.patience, settings.connect_timeout);
         let shared = Shared {
             name,
             attempt_limit: settings.statement_timeout + ATTEMPT_GRACE,
@@ -59,7 +60,7 @@ impl Lane {
             limit,
             places: Arc::new(Semaphore::new(limit)),
             idle: Mutex::default(),
-            outage: Outage::default(),
+            outage,
             runtime: Handle::current(),
             metrics,
         };
@@ -98,7 +99,7 @@ impl Lane {
         mut work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
     ) -> Result<T, DatabaseError> {
         while Instant::now() < course.ends() {
-            if !course.is_unknown() && !self.shared.outage.admits(self.shared.settings.patience) {
+            if !course.is_unknown() && !self.shared.outage.admits() {
                 return Err(course.shed_by_outage());
             }
             let waiting_since = Instant::now();
@@ -138,15 +139,15 @@ impl Lane {
             course.fresh = matches!(failure, Failure::Stale | Failure::ReadOnly);
             match failure {
                 Failure::Lost => course.lose_attempt(),
-                Failure::Away => self.shared.outage.start(),
+                Failure::Away => self.shared.outage.note_failure(),
                 Failure::Stale if course.stale && !self.shares_sessions() => {
                     return Err(course.refuse(DatabaseError::Statement(error)));
                 }
                 Failure::Stale => course.stale = true,
-                Failure::ReadOnly => self.shared.outage.start(),
+                Failure::ReadOnly => self.shared.outage.note_failure(),
                 Failure::Collided => course.renew_patience(),
                 Failure::Locked => return Err(DatabaseError::Locked { after_loss: course.is_unknown() }),
-                Failure::Refused => return Err(course.refuse(DatabaseError::Unavailable(error.to_string()))),
+                Failure::Refused => return Err(course.refuse(DatabaseError::Unavailable(words(&error)))),
                 Failure::Other => return Err(course.refuse(DatabaseError::Statement(error))),
             }
             course.pause_after(&error).await;
@@ -196,7 +197,7 @@ impl Lane {
         self.shared.runtime.spawn(async move {
             let opening = connect(&lane.shared.settings).await.map(|connection| (connection, place));
             if opening.is_err() {
-                lane.shared.outage.start();
+                lane.shared.outage.note_failure();
                 lane.shared.metrics.count_database_retry(Retry::Connect);
             }
             if let Err(Ok((connection, _place))) = hand_over.send(opening) {
@@ -245,7 +246,7 @@ impl Lane {
         drop(lease);
         // What has happened to one connection has probably happened to all.
         self.idle().clear();
-        tracing::info!(%error, "a connection is of no more use; starting over on another");
+        tracing::info!(error = words(error), "a connection is of no more use; starting over on another");
     }
 
     fn shares_sessions(&self) -> bool {

@@ -14,6 +14,7 @@ mod schema;
 mod session;
 
 pub use course::DatabaseError;
+pub use failure::may_pass;
 pub use lane::Lane;
 pub use schema::{Durability, Schema, create_if_missing, durability, migrate, schema};
 pub use session::{Pooler, Sessions, is_refused_by_pooler, sessions, statement_timeout};
@@ -34,6 +35,9 @@ pub struct Settings {
     pub patience: Duration,
     /// The server ends a statement that takes longer; behind a pooler, only if the operator has told it so.
     pub statement_timeout: Duration,
+    /// The server ends a statement that waits longer for a lock. A submission's own wait is shorter; this is for a lock on a
+    /// whole table, which is waited for before a statement can set anything.
+    pub lock_timeout: Duration,
     /// The server ends a session that leaves a transaction open for longer. Hapax opens none.
     pub idle_in_transaction_timeout: Duration,
 }
@@ -46,6 +50,7 @@ pub async fn connect(settings: &Settings) -> sqlx::Result<PgConnection> {
     if settings.pooler == Pooler::None {
         options = options.options([
             ("statement_timeout", milliseconds(settings.statement_timeout)),
+            ("lock_timeout", milliseconds(settings.lock_timeout)),
             ("idle_in_transaction_session_timeout", milliseconds(settings.idle_in_transaction_timeout)),
             // For the server to notice that we are gone, with an answer under way and without one.
             ("tcp_user_timeout", milliseconds(settings.statement_timeout)),

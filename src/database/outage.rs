@@ -8,8 +8,11 @@ use tokio::time::Instant;
 
 /// A circuit breaker. Once the database has been away for as long as a request would wait, none waits any more; now
 /// and then one of them tries, so its return is seen without anything running in the background.
-#[derive(Default)]
 pub struct Outage {
+    lane: &'static str,
+    patience: Duration,
+    /// How long the last failure counts: nobody may have tried since, and so nobody knows.
+    memory: Duration,
     /// Whether there is anything to look at, so that a request does not take the lock when all is well.
     on: AtomicBool,
     course: Mutex<Option<Course>>,
@@ -17,45 +20,64 @@ pub struct Outage {
 
 struct Course {
     since: Instant,
+    last_failure: Instant,
     next_look: Instant,
+    announced: bool,
 }
 
 /// How often one may try: soon enough for the return to be seen within a second, with room for a slow connection.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 impl Outage {
-    pub fn start(&self) {
+    /// `attempt`: the longest that an attempt to connect may take.
+    pub fn new(lane: &'static str, patience: Duration, attempt: Duration) -> Self {
+        let memory = attempt + LOOK_INTERVAL * 4;
+        Self { lane, patience, memory, on: AtomicBool::default(), course: Mutex::default() }
+    }
+
+    /// An attempt to reach the database has failed.
+    pub fn note_failure(&self) {
         let now = Instant::now();
         let mut course = self.course();
-        course.get_or_insert(Course { since: now, next_look: now });
+        match &mut *course {
+            Some(course) if course.last_failure.elapsed() <= self.memory => course.last_failure = now,
+            other => *other = Some(Course { since: now, last_failure: now, next_look: now, announced: false }),
+        }
         self.on.store(true, Ordering::Release);
     }
 
     pub fn end(&self) {
         if self.on.load(Ordering::Acquire) {
             let mut course = self.course();
+            if let Some(Course { since, announced: true, .. }) = *course {
+                tracing::info!(lane = self.lane, after = ?since.elapsed(), "the database is back");
+            }
             *course = None;
             self.on.store(false, Ordering::Release);
         }
     }
 
-    /// Whether a request may try: always while the outage is younger than `patience`, then one each
+    /// Whether a request may try: always while the outage is young, or has not been looked at for long; else one each
     /// [`LOOK_INTERVAL`].
-    pub fn admits(&self, patience: Duration) -> bool {
+    pub fn admits(&self) -> bool {
         if !self.on.load(Ordering::Acquire) {
             return true;
         }
-        match &mut *self.course() {
-            Some(course) if course.since.elapsed() > patience => {
-                let now = Instant::now();
-                let due = now >= course.next_look;
-                if due {
-                    course.next_look = now + LOOK_INTERVAL;
-                }
-                due
-            }
-            _ => true,
+        let mut course = self.course();
+        let Some(course) = &mut *course else { return true };
+        if course.since.elapsed() <= self.patience || course.last_failure.elapsed() > self.memory {
+            return true;
         }
+        if !course.announced {
+            tracing::warn!(lane = self.lane, "the database is away; requests are refused at once until it is back");
+            course.announced = true;
+        }
+        let now = Instant::now();
+        let due = now >= course.next_look;
+        if due {
+            course.next_look = now + LOOK_INTERVAL;
+        }
+        due
     }
 
     fn course(&self) -> MutexGuard<'_, Option<Course>> {
@@ -65,20 +87,40 @@ impl Outage {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::advance;
+
     use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(1);
+
+    /// As after some time in which somebody looked whenever it was allowed.
+    async fn that_has_lasted() -> Outage {
+        let outage = Outage::new("some", PATIENCE, Duration::from_secs(1));
+        outage.note_failure();
+        assert!((0..9).all(|_| outage.admits()), "a young outage is waited out");
+        for _ in 0..5 {
+            advance(LOOK_INTERVAL).await;
+            outage.note_failure();
+        }
+        outage
+    }
 
     #[tokio::test(start_paused = true)]
     async fn when_it_has_lasted_one_in_a_while_looks_and_the_others_do_not_wait() {
-        let (outage, patience) = (Outage::default(), Duration::from_secs(1));
-        outage.start();
-        assert!((0..9).all(|_| outage.admits(patience)), "a young outage is waited out");
-        tokio::time::advance(patience + LOOK_INTERVAL).await;
-        outage.start();
-        let admitted = (0..9).filter(|_| outage.admits(patience)).count();
-        assert_eq!(admitted, 1, "beginning again does not make it young");
-        tokio::time::advance(LOOK_INTERVAL).await;
-        assert!(outage.admits(patience) && !outage.admits(patience));
+        let outage = that_has_lasted().await;
+        assert_eq!((0..9).filter(|_| outage.admits()).count(), 1);
+        advance(LOOK_INTERVAL).await;
+        assert!(outage.admits() && !outage.admits());
         outage.end();
-        assert!((0..9).all(|_| outage.admits(patience)));
+        assert!((0..9).all(|_| outage.admits()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_nobody_has_looked_for_long_nobody_is_refused() {
+        let outage = that_has_lasted().await;
+        advance(Duration::from_secs(60)).await;
+        assert!((0..9).all(|_| outage.admits()), "it may have ended long ago");
+        outage.note_failure();
+        assert!((0..9).all(|_| outage.admits()), "and if not, it is a young one");
     }
 }

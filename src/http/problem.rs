@@ -49,6 +49,8 @@ pub enum Problem {
     Unavailable(String),
     OutcomeUnknown,
     NotReady(String),
+    /// Not ready, either, but nothing is wrong.
+    ShuttingDown,
     Internal(anyhow::Error),
     /// What the framework refused before any code of ours saw it.
     Framework(StatusCode),
@@ -109,7 +111,7 @@ impl Problem {
                 (503, "database-unavailable", "The database is not available", true)
             }
             Self::OutcomeUnknown => (503, "outcome-unknown", "The outcome is unknown", true),
-            Self::NotReady(_) => (503, "not-ready", "The service is not ready", true),
+            Self::NotReady(_) | Self::ShuttingDown => (503, "not-ready", "The service is not ready", true),
             Self::Framework(status) => {
                 (status.as_u16(), "bad-request", "The request could not be read", status.is_server_error())
             }
@@ -167,6 +169,7 @@ impl Problem {
                     .to_owned()
             }
             Self::NotReady(reason) => sentence(reason),
+            Self::ShuttingDown => "The service is shutting down.".to_owned(),
             Self::Internal(_) => "The failure has been logged under this request's id.".to_owned(),
             Self::Framework(_) => "The request is malformed.".to_owned(),
         }
@@ -226,7 +229,7 @@ impl Problem {
                 let seconds = whole_seconds(standing.retry_after.unwrap_or(standing.reset));
                 response.insert_header((header::RETRY_AFTER, seconds.to_string()))
             }
-            Self::Shed(_) | Self::Unavailable(_) | Self::OutcomeUnknown | Self::NotReady(_) => {
+            Self::Shed(_) | Self::Unavailable(_) | Self::OutcomeUnknown | Self::NotReady(_) | Self::ShuttingDown => {
                 response.insert_header((header::RETRY_AFTER, rand::random_range(RETRY_AFTER_SECONDS).to_string()))
             }
             // The rest of the body is still on its way and would be read as the next request.

@@ -3,15 +3,19 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use sqlx::Connection;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::Problem;
-use crate::database::{self, Durability, Lane, Schema};
+use crate::database::{self, DatabaseError, Durability, Lane, Schema};
+use crate::metrics::Shed;
 
 /// Asks the database, once for all who ask at the same time.
 pub struct Readiness {
-    lane: Lane,
+    probes: Lane,
+    /// Those that requests are served on.
+    serving: Vec<Lane>,
     allow_loss: bool,
     draining: AtomicBool,
     last: Mutex<Option<(Instant, Result<(), String>)>>,
@@ -24,8 +28,8 @@ const DEADLINE: Duration = Duration::from_secs(2);
 
 impl Readiness {
     /// `allow_loss`: whether a server that may lose acknowledged jobs is good enough.
-    pub fn new(lane: Lane, allow_loss: bool) -> Self {
-        Self { lane, allow_loss, draining: AtomicBool::new(false), last: Mutex::default() }
+    pub fn new(probes: Lane, serving: Vec<Lane>, allow_loss: bool) -> Self {
+        Self { probes, serving, allow_loss, draining: AtomicBool::new(false), last: Mutex::default() }
     }
 
     /// From now on the answer is no: the process is about to go.
@@ -41,7 +45,7 @@ impl Readiness {
     /// [`Problem::NotReady`] says why.
     pub async fn check(&self) -> Result<(), Problem> {
         if self.is_draining() {
-            return Err(Problem::NotReady("the service is shutting down".to_owned()));
+            return Err(Problem::ShuttingDown);
         }
         let mut last = self.last.lock().await;
         let fresh = last.as_ref().filter(|(at, _)| at.elapsed() < LIFE).map(|(_, result)| result.clone());
@@ -57,7 +61,7 @@ impl Readiness {
     }
 
     async fn look(&self) -> Result<(), String> {
-        let looking = self.lane.read(Instant::now() + DEADLINE, async |connection| {
+        let looking = self.probes.read(Instant::now() + DEADLINE, async |connection| {
             Ok((database::schema(connection).await?, database::durability(connection).await?))
         });
         match looking.await {
@@ -70,7 +74,22 @@ impl Readiness {
             Ok((_, Durability::Lossy(setting))) if !self.allow_loss => {
                 Err(format!("the database may lose what it acknowledges: {setting} is off"))
             }
-            Ok(_) => Ok(()),
+            Ok(_) => self.look_at_lanes().await,
         }
+    }
+
+    /// Whether each lane has a connection, or gets one: that the probes have theirs says nothing of the others.
+    async fn look_at_lanes(&self) -> Result<(), String> {
+        for lane in &self.serving {
+            match lane.read(Instant::now() + DEADLINE, async |connection| connection.ping().await).await {
+                // Busy is not away, and the load balancer need not know of it.
+                Ok(()) | Err(DatabaseError::Shed(Shed::Waited)) => {}
+                Err(error) => {
+                    tracing::debug!(lane = lane.name(), %error, "a lane could not be tried");
+                    return Err(format!("there is no connection to the database for {}", lane.name()));
+                }
+            }
+        }
+        Ok(())
     }
 }

@@ -119,16 +119,20 @@ impl Intake {
         on_conflict: OnConflict,
         deadline: Instant,
     ) -> Result<Option<DateTime<Utc>>, SubmitError> {
+        let began = Instant::now();
         let first_wait = FIRST_LOCK_WAIT.min(self.terms.lock_wait);
         let after_loss = match self.send(submission, on_conflict, first_wait, deadline).await {
             Err(DatabaseError::Locked { after_loss }) => after_loss,
             done => return Ok(done?),
         };
-        let patience_ends = deadline.min(Instant::now() + self.terms.lock_wait.saturating_sub(first_wait));
+        let patience_ends = deadline.min(began + self.terms.lock_wait);
         let Ok(Ok(_place)) = timeout_at(patience_ends, self.patient.acquire()).await else {
             return Err(SubmitError::InFlight);
         };
-        let wait = patience_ends.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let wait = patience_ends.saturating_duration_since(Instant::now());
+        if wait < Duration::from_millis(1) {
+            return Err(SubmitError::InFlight);
+        }
         match self.send(submission, on_conflict, wait, deadline).await {
             Err(DatabaseError::Unavailable(_) | DatabaseError::Shed(_) | DatabaseError::Statement(_)) if after_loss => {
                 Err(SubmitError::OutcomeUnknown)

@@ -1,8 +1,11 @@
 //! The database that a server is to serve from: how it is connected to, and whether it is fit.
 
+use std::time::Duration;
+
 use anyhow::bail;
 use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
+use tokio::time::sleep;
 
 use crate::configuration::Configuration;
 use crate::database::{self, Durability, Pooler, Schema, Sessions};
@@ -24,6 +27,7 @@ pub fn database_settings(configuration: &Configuration) -> anyhow::Result<databa
         connect_timeout: configuration.database.connect_timeout,
         patience: configuration.database.patience,
         statement_timeout: configuration.database.statement_timeout,
+        lock_timeout: configuration.intake.lock_wait,
         idle_in_transaction_timeout: configuration.database.idle_in_transaction_timeout,
     })
 }
@@ -95,7 +99,31 @@ async fn warn_of_endless_statements(settings: &database::Settings, connection: &
     Ok(())
 }
 
-pub async fn check_database(settings: &database::Settings, allow_loss: bool) -> anyhow::Result<()> {
+/// Checks the database as soon as it can be reached.
+///
+/// # Errors
+/// When it is not fit to be served from, or cannot be connected to for a reason that will not pass.
+pub async fn await_database(settings: &database::Settings, allow_loss: bool) -> anyhow::Result<()> {
+    const PAUSE: Duration = Duration::from_millis(250);
+    let may_pass = |error: &anyhow::Error| {
+        error.chain().filter_map(|cause| cause.downcast_ref()).any(|cause: &sqlx::Error| database::may_pass(cause))
+    };
+    let mut told = false;
+    loop {
+        match check_database(settings, allow_loss).await {
+            Err(error) if may_pass(&error) => {
+                if !told {
+                    tracing::warn!(error = format!("{error:#}"), "waiting for the database");
+                    told = true;
+                }
+                sleep(PAUSE).await;
+            }
+            checked => return checked,
+        }
+    }
+}
+
+async fn check_database(settings: &database::Settings, allow_loss: bool) -> anyhow::Result<()> {
     let mut connection = connect(settings).await?;
     if settings.pooler != Pooler::None {
         warn_of_endless_statements(settings, &mut connection).await?;

@@ -23,10 +23,10 @@ use crate::http::{self, Admission, App, Limits, Quotas, Readiness, Watched};
 use crate::idempotency::purger::{self, Pace};
 use crate::intake::{Intake, Terms};
 use crate::metrics::Metrics;
-use database_connection::check_database;
+use database_connection::await_database;
 use serving::{serve_api, serve_operations};
 
-/// What the database may take to be looked at before anything is served from it.
+/// What the database may take to be there, and to be looked at, before anything is served from it.
 const FIRST_LOOK: Duration = Duration::from_secs(30);
 /// For saying goodbye to the database, when nothing but a statement of the probes can still be under way.
 const LAST_CALL: Duration = Duration::from_secs(2);
@@ -42,7 +42,7 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let settings = database_settings(configuration)?;
     let allow_loss = configuration.database.allow_losing_acknowledged_jobs;
-    match shutdown.run_until_cancelled(timeout(FIRST_LOOK, check_database(&settings, allow_loss))).await {
+    match shutdown.run_until_cancelled(timeout(FIRST_LOOK, await_database(&settings, allow_loss))).await {
         None => return Ok(()),
         Some(looked) => looked.context("the database does not answer")??,
     }
@@ -143,7 +143,11 @@ fn compose(configuration: &Configuration, lanes: &Lanes, metrics: &Metrics) -> A
         reads: lanes.reads.clone(),
         verifier: Verifier::new(lanes.access.clone(), access.cache_life, metrics.clone()),
         quotas: quotas(&configuration.quota, metrics),
-        readiness: Readiness::new(lanes.probes.clone(), database.allow_losing_acknowledged_jobs),
+        readiness: Readiness::new(
+            lanes.probes.clone(),
+            vec![lanes.intake.clone(), lanes.reads.clone(), lanes.access.clone()],
+            database.allow_losing_acknowledged_jobs,
+        ),
         metrics: metrics.clone(),
         limits: Limits {
             body_bytes: server.body_limit_bytes,

@@ -106,7 +106,7 @@ async fn a_database_that_is_slow_refuses_in_time_and_serves_whom_it_can() {
     let server = ledger.serve_with(&[&QUICK[..], &[("HAPAX__INTAKE__CONNECTIONS", "2")]].concat()).await;
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
     // Every statement takes its time, as on a disk that has no more to give.
-    let blocked = ledger.lock_table("jobs").await;
+    let blocked = ledger.lock_table("jobs", "share").await;
     let requests: Vec<_> = (0..10).map(|n| server.submit_meanwhile(&format!("key-{n}"), job(n))).collect();
     for request in requests {
         let answer = request.await.unwrap();
@@ -172,4 +172,42 @@ async fn a_database_whose_network_swallows_the_first_connection_is_away_and_not_
     tokio::time::timeout(std::time::Duration::from_secs(60), asking).await.expect("it is taken for away");
     proxy.pass_everything();
     assert_eq!(server.submit_until_done("key-1", job(1)).await.status, 201);
+}
+
+#[tokio::test]
+async fn a_lock_on_a_whole_table_is_waited_for_as_long_as_one_on_a_key() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__INTAKE__LOCK_WAIT", "300ms")]).await;
+    assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
+    let locked = ledger.lock_table("idempotency_keys", "access exclusive").await;
+    server.submit("key-1", job(1)).await.is_problem(409, "request-in-flight");
+    locked.roll_back().await;
+    assert_eq!(server.submit("key-1", job(1)).await.status, 201);
+}
+
+#[tokio::test]
+async fn a_replica_that_gets_no_connection_to_serve_with_is_not_ready() {
+    let ledger = Ledger::new().await;
+    let url = ledger.url_of_ordinary_user().await;
+    // One for the probes; the next is asked for by the first lane that is looked at.
+    ledger.limit_connections(1).await;
+    let server = Server::start(&url, &ledger.token, &QUICK).await;
+    let telling = async {
+        while !server.get("/readyz").await.json()["detail"].as_str().is_some_and(|detail| detail.contains("intake")) {}
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), telling).await.expect("it is not ready for want of one");
+    ledger.limit_connections(-1).await;
+    server.until_status("/readyz", 200).await;
+    assert_eq!(server.submit("key-1", job(1)).await.status, 201);
+}
+
+#[tokio::test]
+async fn a_server_that_starts_before_its_database_waits_for_it() {
+    let ledger = Ledger::new().await;
+    let proxy = Proxy::before(&ledger).await;
+    proxy.treat_next("application_name", Treatment::CutBefore);
+    let server = ledger.serve_through(&proxy, &[]).await;
+    assert!(proxy.is_done());
+    assert!(server.log_text().contains("waiting for the database"));
+    assert_eq!(server.get("/readyz").await.status, 200);
 }

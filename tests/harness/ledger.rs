@@ -158,10 +158,10 @@ impl Ledger {
         self.execute(&format!("alter role {} connection limit {limit}", self.name)).await;
     }
 
-    /// Locks a table against every write until it is rolled back.
-    pub async fn lock_table(&self, table: &str) -> HeldKey {
+    /// Locks a table, in one of PostgreSQL's modes, until it is rolled back.
+    pub async fn lock_table(&self, table: &str, mode: &str) -> HeldKey {
         let mut connection = self.connect().await;
-        let sql = format!("begin; lock table {table} in share mode");
+        let sql = format!("begin; lock table {table} in {mode} mode");
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
         HeldKey { connection }
     }
@@ -221,14 +221,14 @@ impl Drop for Ledger {
 /// Ends all sessions on a database and gives it another name.
 async fn rename(from: &str, to: &str) {
     let mut server = PgConnection::connect(&base_url()).await.unwrap();
-    loop {
-        let end_all = format!("select pg_terminate_backend(pid, 1000) from pg_stat_activity where datname = '{from}'");
-        sqlx::raw_sql(AssertSqlSafe(end_all)).execute(&mut server).await.unwrap();
-        // A server may have connected again in between.
-        let renaming = format!("alter database {from} rename to {to}");
-        if sqlx::raw_sql(AssertSqlSafe(renaming)).execute(&mut server).await.is_ok() {
-            return;
-        }
+    for sql in [
+        // Or a server would have connected again in between.
+        format!("alter database {from} with allow_connections false"),
+        format!("select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = '{from}'"),
+        format!("alter database {from} rename to {to}"),
+        format!("alter database {to} with allow_connections true"),
+    ] {
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut server).await.unwrap();
     }
 }
 
