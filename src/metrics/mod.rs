@@ -1,26 +1,28 @@
 //! Every metric that Hapax has, in one place.
 //!
-//! `catalogue` says what each is called and means; here they are moved. Counters and histograms are moved where things happen; gauges are read when Prometheus asks. No label holds
-//! anything that a client chooses.
+//! `catalogue` says what each is called and means, `labels` by what its series are told apart; here they are moved.
+//! Counters and histograms are moved where things happen; gauges are read when Prometheus asks.
 
 mod catalogue;
+mod labels;
 
 pub use catalogue::document;
+pub use labels::{KeyedOutcome, Retry, Shed, TokenLookup};
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
-use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
-use thiserror::Error;
 
 use catalogue::*;
+use labels::*;
 
 /// A cheap handle on all metrics of the process.
 #[derive(Clone)]
@@ -48,55 +50,6 @@ struct Catalogue {
     purged_keys: Counter,
     purge_failures: Counter,
     purge_lag: Gauge<f64, AtomicU64>,
-}
-
-/// What became of a request under a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeyedOutcome {
-    Created,
-    Replayed,
-    Mismatch,
-    InFlight,
-    /// Answered without touching the key.
-    Refused,
-    /// The deadline came before the database's answer.
-    Unknown,
-}
-
-/// What the database said of a token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TokenLookup {
-    Known,
-    Unknown,
-    Failed,
-}
-
-/// Why a statement was sent again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Retry {
-    /// No connection could be opened.
-    Connect,
-    /// The connection was lost under way.
-    Lost,
-    /// The session's prepared statements no longer fit.
-    Stale,
-    /// A deadlock or a serialization failure.
-    Collided,
-}
-
-/// Why a request is refused before anything is done for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum Shed {
-    #[error("as many requests as may be are being worked on")]
-    InFlight,
-    #[error("as many requests of one tenant as may be are being worked on")]
-    TenantInFlight,
-    #[error("no connection to the database came free in time")]
-    Waited,
-    #[error("the database is away, and another request is looking whether it is back")]
-    Outage,
-    #[error("too many tokens that nobody has seen before are waiting")]
-    UnknownTokens,
 }
 
 /// An open connection, counted until this is dropped.
@@ -300,105 +253,6 @@ impl Default for Metrics {
     }
 }
 
-impl KeyedOutcome {
-    const ALL: [Self; 6] =
-        [Self::Created, Self::Replayed, Self::Mismatch, Self::InFlight, Self::Refused, Self::Unknown];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Replayed => "replayed",
-            Self::Mismatch => "mismatch",
-            Self::InFlight => "in_flight",
-            Self::Refused => "refused",
-            Self::Unknown => "unknown",
-        }
-    }
-}
-
-impl TokenLookup {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Known => "known",
-            Self::Unknown => "unknown",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-impl Retry {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Connect => "connect",
-            Self::Lost => "lost",
-            Self::Stale => "stale",
-            Self::Collided => "collided",
-        }
-    }
-}
-
-impl Shed {
-    fn name(self) -> &'static str {
-        match self {
-            Self::InFlight => "in_flight",
-            Self::TenantInFlight => "tenant_in_flight",
-            Self::Waited => "waited",
-            Self::Outage => "outage",
-            Self::UnknownTokens => "unknown_tokens",
-        }
-    }
-}
-
 /// Seconds. From an answer out of memory to a request deadline.
 const DURATION_BUCKETS: [f64; 15] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestLabels {
-    method: &'static str,
-    route: &'static str,
-    status: u16,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RouteLabels {
-    method: &'static str,
-    route: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabels {
-    route: &'static str,
-    outcome: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ShedLabels {
-    reason: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct QuotaLabels {
-    policy: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct LookupLabels {
-    result: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RetryLabels {
-    reason: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ConnectionLabels {
-    lane: &'static str,
-    state: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct LaneLabels {
-    lane: &'static str,
-}

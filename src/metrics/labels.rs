@@ -1,0 +1,152 @@
+//! By what metrics are told apart. No label holds anything that a client chooses.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use thiserror::Error;
+
+/// What became of a request under a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyedOutcome {
+    Created,
+    Replayed,
+    Mismatch,
+    InFlight,
+    /// Answered without touching the key.
+    Refused,
+    /// The deadline came before the database's answer.
+    Unknown,
+}
+
+/// What the database said of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenLookup {
+    Known,
+    Unknown,
+    Failed,
+}
+
+/// Why a statement was sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// No connection could be opened.
+    Connect,
+    /// The connection was lost under way.
+    Lost,
+    /// The session's prepared statements no longer fit.
+    Stale,
+    /// A deadlock or a serialization failure.
+    Collided,
+}
+
+/// Why a request is refused before anything is done for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Shed {
+    #[error("as many requests as may be are being worked on")]
+    InFlight,
+    #[error("as many requests of one tenant as may be are being worked on")]
+    TenantInFlight,
+    #[error("no connection to the database came free in time")]
+    Waited,
+    #[error("the database is away, and another request is looking whether it is back")]
+    Outage,
+    #[error("too many tokens that nobody has seen before are waiting")]
+    UnknownTokens,
+}
+
+impl KeyedOutcome {
+    pub(super) const ALL: [Self; 6] =
+        [Self::Created, Self::Replayed, Self::Mismatch, Self::InFlight, Self::Refused, Self::Unknown];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Replayed => "replayed",
+            Self::Mismatch => "mismatch",
+            Self::InFlight => "in_flight",
+            Self::Refused => "refused",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl TokenLookup {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Known => "known",
+            Self::Unknown => "unknown",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl Retry {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Lost => "lost",
+            Self::Stale => "stale",
+            Self::Collided => "collided",
+        }
+    }
+}
+
+impl Shed {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::InFlight => "in_flight",
+            Self::TenantInFlight => "tenant_in_flight",
+            Self::Waited => "waited",
+            Self::Outage => "outage",
+            Self::UnknownTokens => "unknown_tokens",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    pub method: &'static str,
+    pub route: &'static str,
+    pub status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RouteLabels {
+    pub method: &'static str,
+    pub route: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OutcomeLabels {
+    pub route: &'static str,
+    pub outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ShedLabels {
+    pub reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct QuotaLabels {
+    pub policy: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LookupLabels {
+    pub result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RetryLabels {
+    pub reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ConnectionLabels {
+    pub lane: &'static str,
+    pub state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LaneLabels {
+    pub lane: &'static str,
+}
