@@ -37,8 +37,8 @@ pub async fn observe<B: MessageBody + 'static>(
         %request_id,
         %method,
         %route,
-        peer = Empty,
-        forwarded_for = Empty,
+        peer = request.peer_addr().map(|peer| display(peer.ip())),
+        forwarded_for = forwarded_for(&request).map(display),
         tenant = Empty,
         idempotency.outcome = Empty,
         idempotency.key_digest = Empty,
@@ -46,7 +46,6 @@ pub async fn observe<B: MessageBody + 'static>(
         first.request_id = Empty,
         first.at = Empty,
     );
-    record_addresses(&span, &request);
     request.extensions_mut().insert(request_id.clone());
     request.extensions_mut().insert(Deadline(started + app.limits.request_deadline));
     let leftover = Leftover::of(&mut request);
@@ -82,17 +81,11 @@ fn write_headers(response: &mut ServiceResponse<BoxBody>, method: &str, request_
     }
 }
 
-/// From where it came: the other end of the connection, and the client that a load balancer says it came from. Only the
-/// last address in `X-Forwarded-For` counts, which is the load balancer's own; those before it are the client's claim.
-fn record_addresses(span: &Span, request: &ServiceRequest) {
-    if let Some(peer) = request.peer_addr() {
-        span.record("peer", display(peer.ip()));
-    }
-    let last =
-        request.headers().get_all(X_FORWARDED_FOR).last().and_then(|line| line.to_str().ok()?.rsplit(',').next());
-    if let Some(address) = last.and_then(|address| address.trim().parse::<IpAddr>().ok()) {
-        span.record("forwarded_for", display(address));
-    }
+/// The client that a load balancer says a request came from. Only the last address in `X-Forwarded-For` counts, which is
+/// the load balancer's own; those before it are the client's claim.
+fn forwarded_for(request: &ServiceRequest) -> Option<IpAddr> {
+    let line = request.headers().get_all(X_FORWARDED_FOR).last()?.to_str().ok()?;
+    line.rsplit(',').next()?.trim().parse().ok()
 }
 
 /// The metrics of a request, and its one line in the log.
