@@ -25,6 +25,8 @@ pub struct Readiness {
 const LIFE: Duration = Duration::from_millis(500);
 /// Longer than this a load balancer would not wait either.
 const DEADLINE: Duration = Duration::from_secs(2);
+/// For each of three lanes, so that all of them are looked at within that time.
+const LANE_DEADLINE: Duration = Duration::from_millis(500);
 
 impl Readiness {
     /// `allow_loss`: whether a server that may lose acknowledged jobs is good enough.
@@ -81,7 +83,11 @@ impl Readiness {
     /// Whether each lane has a connection, or gets one: that the probes have theirs says nothing of the others.
     async fn look_at_lanes(&self) -> Result<(), String> {
         for lane in &self.serving {
-            match lane.read(Instant::now() + DEADLINE, async |connection| connection.ping().await).await {
+            let connections = lane.count();
+            if connections.busy == connections.limit {
+                continue;
+            }
+            match lane.read(Instant::now() + LANE_DEADLINE, async |connection| connection.ping().await).await {
                 // Busy is not away, and the load balancer need not know of it.
                 Ok(()) | Err(DatabaseError::Shed(Shed::Waited)) => {}
                 Err(error) => {

@@ -2,15 +2,7 @@
 
 use rustix::process::Signal;
 
-use crate::harness::{Ledger, Proxy, Server, Treatment, job};
-
-/// Deadlines for tests that run into them: an attempt is given up after one and a half seconds, a request after two.
-const QUICK: [(&str, &str); 4] = [
-    ("HAPAX__SERVER__REQUEST_DEADLINE", "2s"),
-    ("HAPAX__DATABASE__STATEMENT_TIMEOUT", "1s"),
-    ("HAPAX__INTAKE__LOCK_WAIT", "500ms"),
-    ("HAPAX__ACCESS__CACHE_LIFE", "1h"),
-];
+use crate::harness::{Ledger, Proxy, QUICK, Server, Treatment, job};
 
 #[tokio::test]
 async fn a_connection_cut_after_the_commit_is_not_seen_by_the_client() {

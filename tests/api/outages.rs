@@ -1,14 +1,9 @@
 //! The database away, silent, full, or without room: refused at once, nothing lost, back by itself.
 
-use crate::harness::{Ledger, Load, NO_QUOTAS, OwnPostgres, Persistence, Proxy, Server, Treatment, job};
+use crate::harness::{Ledger, Load, NO_QUOTAS, OwnPostgres, Persistence, Proxy, QUICK, Server, Treatment, job};
 
-const QUICK: [(&str, &str); 5] = [
-    ("HAPAX__SERVER__REQUEST_DEADLINE", "2s"),
-    ("HAPAX__DATABASE__STATEMENT_TIMEOUT", "1s"),
-    ("HAPAX__DATABASE__PATIENCE", "200ms"),
-    ("HAPAX__INTAKE__LOCK_WAIT", "500ms"),
-    ("HAPAX__ACCESS__CACHE_LIFE", "1h"),
-];
+/// And who waits for a connection is told sooner.
+const IMPATIENT: [(&str, &str); 5] = [QUICK[0], QUICK[1], QUICK[2], QUICK[3], ("HAPAX__DATABASE__PATIENCE", "200ms")];
 
 #[tokio::test]
 async fn a_postgresql_stopped_immediately_and_started_again_loses_nothing_and_doubles_nothing() {
@@ -38,7 +33,7 @@ async fn a_postgresql_stopped_immediately_and_started_again_loses_nothing_and_do
 #[tokio::test]
 async fn an_outage_that_has_lasted_is_not_waited_for_and_its_end_is_seen() {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&[&QUICK[..], &NO_QUOTAS].concat()).await;
+    let server = ledger.serve_with(&[&IMPATIENT[..], &NO_QUOTAS].concat()).await;
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
     let away = format!("{}_away", ledger.name);
     ledger.rename_to(&away).await;
@@ -62,7 +57,7 @@ async fn an_outage_that_has_lasted_is_not_waited_for_and_its_end_is_seen() {
 async fn a_database_that_swallows_everything_keeps_nobody_beyond_the_deadline() {
     let ledger = Ledger::new().await;
     let proxy = Proxy::before(&ledger).await;
-    let server = ledger.serve_through(&proxy, &QUICK).await;
+    let server = ledger.serve_through(&proxy, &IMPATIENT).await;
     let location = server.submit("warm-up", job(0)).await.header("location").to_owned();
     proxy.swallow_everything();
     let requests: Vec<_> = (0..40).map(|n| server.submit_meanwhile(&format!("key-{n}"), job(n))).collect();
@@ -103,7 +98,7 @@ async fn a_postgresql_without_room_for_more_connections_is_used_with_those_that_
 #[tokio::test]
 async fn a_database_that_is_slow_refuses_in_time_and_serves_whom_it_can() {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&[&QUICK[..], &[("HAPAX__INTAKE__CONNECTIONS", "2")]].concat()).await;
+    let server = ledger.serve_with(&[&IMPATIENT[..], &[("HAPAX__INTAKE__CONNECTIONS", "2")]].concat()).await;
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
     // Every statement takes its time, as on a disk that has no more to give.
     let blocked = ledger.lock_table("jobs", "share").await;
@@ -123,7 +118,7 @@ async fn a_database_that_is_slow_refuses_in_time_and_serves_whom_it_can() {
 async fn a_swallowed_statement_is_not_taken_for_an_outage() {
     let ledger = Ledger::new().await;
     let proxy = Proxy::before(&ledger).await;
-    let server = ledger.serve_through(&proxy, &QUICK).await;
+    let server = ledger.serve_through(&proxy, &IMPATIENT).await;
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
     proxy.treat_next("the-key", Treatment::Swallow);
     let swallowed = server.submit_meanwhile("the-key", job(1));
@@ -155,7 +150,7 @@ async fn a_full_disk_is_refused_at_once_and_its_end_is_noticed() {
 async fn a_database_whose_network_swallows_the_first_connection_is_away_and_not_busy() {
     let ledger = Ledger::new().await;
     let proxy = Proxy::before(&ledger).await;
-    let settings = [&QUICK[..], &[("HAPAX__DATABASE__CONNECT_TIMEOUT", "300ms")]].concat();
+    let settings = [&IMPATIENT[..], &[("HAPAX__DATABASE__CONNECT_TIMEOUT", "300ms")]].concat();
     let server = ledger.serve_through(&proxy, &settings).await;
     // Nobody has been here yet: there is no connection to be lost.
     proxy.swallow_everything();
@@ -191,7 +186,7 @@ async fn a_replica_that_gets_no_connection_to_serve_with_is_not_ready() {
     let url = ledger.url_of_ordinary_user().await;
     // One for the probes; the next is asked for by the first lane that is looked at.
     ledger.limit_connections(1).await;
-    let server = Server::start(&url, &ledger.token, &QUICK).await;
+    let server = Server::start(&url, &ledger.token, &IMPATIENT).await;
     let telling = async {
         while !server.get("/readyz").await.json()["detail"].as_str().is_some_and(|detail| detail.contains("intake")) {}
     };
@@ -210,4 +205,27 @@ async fn a_server_that_starts_before_its_database_waits_for_it() {
     assert!(proxy.is_done());
     assert!(server.log_text().contains("waiting for the database"));
     assert_eq!(server.get("/readyz").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_replica_that_is_busy_is_ready_all_the_same() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__INTAKE__CONNECTIONS", "2")]).await;
+    ledger
+        .execute(
+            "create function wait() returns trigger language plpgsql as $$ begin \
+             perform set_config('lock_timeout', '0', true), pg_advisory_xact_lock_shared(1); return null; end $$; \
+             create trigger wait after insert on jobs execute function wait()",
+        )
+        .await;
+    let mut holder = ledger.connect().await;
+    sqlx::raw_sql("select pg_advisory_lock(1)").execute(&mut holder).await.unwrap();
+    let waiting: Vec<_> = (0..2).map(|n| server.submit_meanwhile(&format!("key-{n}"), job(n))).collect();
+    server.until_metric(r#"hapax_database_connections{lane="intake",state="busy"}"#, 2.0).await;
+    ledger.until_waiting(2).await;
+    assert_eq!(server.get("/readyz").await.status, 200);
+    sqlx::raw_sql("select pg_advisory_unlock(1)").execute(&mut holder).await.unwrap();
+    for request in waiting {
+        assert_eq!(request.await.unwrap().status, 201);
+    }
 }

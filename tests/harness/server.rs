@@ -18,6 +18,14 @@ pub const NO_QUOTAS: [(&str, &str); 3] = [
     ("HAPAX__QUOTA__REPLAYS_PER_SECOND", "0"),
 ];
 
+/// Deadlines for tests that run into them: an attempt is given up after one and a half seconds, a request after two.
+pub const QUICK: [(&str, &str); 4] = [
+    ("HAPAX__SERVER__REQUEST_DEADLINE", "2s"),
+    ("HAPAX__DATABASE__STATEMENT_TIMEOUT", "1s"),
+    ("HAPAX__INTAKE__LOCK_WAIT", "500ms"),
+    ("HAPAX__ACCESS__CACHE_LIFE", "1h"),
+];
+
 /// A `hapax` process that serves, killed with the test.
 pub struct Server {
     child: Child,

@@ -4,7 +4,7 @@ use hapax::access::Scope;
 use rustix::process::Signal;
 
 use super::examples::Answers;
-use crate::harness::{Answer, Ledger, OwnPostgres, Proxy, Treatment, job};
+use crate::harness::{Answer, Ledger, OwnPostgres, Proxy, QUICK, Treatment, job};
 
 /// Limits, each set so low that it is reached.
 pub async fn limits() -> Answers {
@@ -80,14 +80,6 @@ async fn slowness(ledger: &Ledger, answers: &mut Answers) {
     answers.got("submitJob 409", server.submit("held", job(1)).await);
     held.roll_back().await;
 }
-
-/// Deadlines that are run into: an attempt is given up after one and a half seconds, a request after two.
-const QUICK: [(&str, &str); 4] = [
-    ("HAPAX__SERVER__REQUEST_DEADLINE", "2s"),
-    ("HAPAX__DATABASE__STATEMENT_TIMEOUT", "1s"),
-    ("HAPAX__INTAKE__LOCK_WAIT", "500ms"),
-    ("HAPAX__ACCESS__CACHE_LIFE", "1h"),
-];
 
 async fn database_away(answers: &mut Answers) {
     let ledger = Ledger::new().await;
