@@ -123,7 +123,7 @@ test('without the operation it fails', () => {
 
 const examples = {
   'of an answer': ['no-invalid-media-type-examples', ({ components }) => {
-    components.responses.Replayed.content['application/json'].example.priority = 9;
+    components.responses.Put.content['application/json'].example.priority = 9;
   }],
   'with a member that is not described': ['no-invalid-media-type-examples', ({ components }) => {
     components.responses.KeyReused.content['application/problem+json'].example.key = 'k';

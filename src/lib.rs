@@ -11,6 +11,8 @@ pub mod idempotency;
 
 pub mod intake;
 
+pub mod changes;
+
 pub mod access;
 
 pub mod http;

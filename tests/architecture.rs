@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use syn::visit::{self, Visit};
 
 /// Who may import whom. What is not here may import anything.
-const MAY_IMPORT: [(&str, &[&str]); 11] = [
+const MAY_IMPORT: [(&str, &[&str]); 12] = [
     ("ids", &[]),
     ("json", &[]),
     ("metrics", &[]),
@@ -19,8 +19,9 @@ const MAY_IMPORT: [(&str, &[&str]); 11] = [
     ("jobs", &["ids", "json"]),
     ("idempotency", &["ids", "json", "database", "metrics"]),
     ("access", &["ids", "database", "metrics"]),
-    ("intake", &["ids", "database", "metrics", "jobs", "idempotency"]),
-    ("http", &["ids", "json", "database", "metrics", "jobs", "idempotency", "access", "intake"]),
+    ("intake", &["ids", "database", "jobs", "idempotency"]),
+    ("changes", &["ids", "database", "jobs", "idempotency"]),
+    ("http", &["ids", "json", "database", "metrics", "jobs", "idempotency", "access", "intake", "changes"]),
 ];
 
 struct Source {

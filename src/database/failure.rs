@@ -65,6 +65,11 @@ pub fn words(error: &sqlx::Error) -> String {
     }
 }
 
+/// Whether a statement failed because it would have violated this constraint.
+pub fn violates(error: &sqlx::Error, constraint: &str) -> bool {
+    error.as_database_error().and_then(DatabaseError::constraint) == Some(constraint)
+}
+
 /// Whether a database that could not be connected to may be there in a moment, without anybody's doing.
 pub fn may_pass(error: &sqlx::Error) -> bool {
     let starting_or_full = |code: &str| code.starts_with("57") || code.starts_with("53");

@@ -9,12 +9,12 @@ mod course;
 mod failure;
 mod lane;
 mod outage;
-mod queries;
+pub mod queries;
 mod schema;
 mod session;
 
 pub use course::DatabaseError;
-pub use failure::may_pass;
+pub use failure::{may_pass, violates};
 pub use lane::Lane;
 pub use schema::{Durability, Schema, create_if_missing, durability, migrate, schema};
 pub use session::{Pooler, Sessions, is_refused_by_pooler, sessions, statement_timeout};

@@ -1,6 +1,7 @@
 //! Bodies, bounded in size and in time.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -16,55 +17,77 @@ use futures_util::{Stream, StreamExt};
 use tokio::time::{Instant, timeout};
 
 use super::extractors::Deadline;
-use super::{App, Limits, Problem};
+use super::{App, Problem};
 
-/// A whole body that says it is JSON.
-pub struct JsonBody(pub Bytes);
+/// A whole body that says it is of the media type that the operation takes.
+pub struct Body<T> {
+    pub bytes: Bytes,
+    media_type: PhantomData<T>,
+}
 
-impl FromRequest for JsonBody {
+/// What an operation takes.
+pub trait MediaType: 'static {
+    const NAME: &'static str;
+}
+
+/// JSON (RFC 8259).
+pub struct Json;
+
+/// JSON Merge Patch (RFC 7396).
+pub struct MergePatch;
+
+impl MediaType for Json {
+    const NAME: &'static str = "application/json";
+}
+
+impl MediaType for MergePatch {
+    const NAME: &'static str = "application/merge-patch+json";
+}
+
+impl<T: MediaType> FromRequest for Body<T> {
     type Error = Problem;
     type Future = LocalBoxFuture<'static, Result<Self, Problem>>;
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let limits = request.app_data::<web::Data<App>>().expect("the server registers it").limits;
-        let head = check_head(request.headers(), limits);
+        let head = check_head(request.headers(), T::NAME, limits.body_bytes);
         let (request, payload) = (request.clone(), payload.take());
         Box::pin(async move {
             let announced = head?;
             let began = Instant::now();
             let reading = timeout(limits.body_deadline, read(payload, announced, limits.body_bytes)).await;
             Deadline::extend(&request, began.elapsed());
-            reading.map_err(|_| Problem::BodyTooSlow)?.map(Self)
+            let bytes = reading.map_err(|_| Problem::BodyTooSlow)??;
+            Ok(Self { bytes, media_type: PhantomData })
         })
     }
 }
 
 /// Refuses by the head alone what need not be read, and says what length is announced.
-fn check_head(headers: &HeaderMap, limits: Limits) -> Result<Option<usize>, Problem> {
+fn check_head(headers: &HeaderMap, media_type: &'static str, limit: usize) -> Result<Option<usize>, Problem> {
     if headers.contains_key(CONTENT_ENCODING) {
         return Err(Problem::UnsupportedContentEncoding);
     }
     let mut types = headers.get_all(CONTENT_TYPE);
-    let is_json = match (types.next(), types.next()) {
-        (Some(line), None) => line.to_str().is_ok_and(is_json),
+    let fits = match (types.next(), types.next()) {
+        (Some(line), None) => line.to_str().is_ok_and(|line| is_of(media_type, line)),
         _ => false,
     };
-    if !is_json {
-        return Err(Problem::UnsupportedMediaType);
+    if !fits {
+        return Err(Problem::UnsupportedMediaType { taken: media_type });
     }
     let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     let announced = announced.map(|length| usize::try_from(length).unwrap_or(usize::MAX));
-    if announced.is_some_and(|length| length > limits.body_bytes) {
-        return Err(Problem::BodyTooLarge { limit_bytes: limits.body_bytes });
+    if announced.is_some_and(|length| length > limit) {
+        return Err(Problem::BodyTooLarge { limit_bytes: limit });
     }
     Ok(announced)
 }
 
-/// `application/json`, with no charset but UTF-8 (RFC 8259, section 8.1).
-fn is_json(content_type: &str) -> bool {
+/// The media type, with no charset but UTF-8 (RFC 8259, section 8.1).
+fn is_of(media_type: &str, content_type: &str) -> bool {
     let mut parts = content_type.split(';').map(str::trim);
-    let media_type = parts.next().unwrap_or_default();
-    media_type.eq_ignore_ascii_case("application/json")
+    parts.next().unwrap_or_default().eq_ignore_ascii_case(media_type)
         && parts.all(|parameter| match parameter.split_once('=') {
             Some((name, value)) if name.trim().eq_ignore_ascii_case("charset") => {
                 value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
@@ -92,11 +115,16 @@ async fn read(mut payload: Payload, announced: Option<usize>, limit: usize) -> R
     Ok(body.freeze())
 }
 
-/// What is left of a request's body once the request has been refused.
+/// What is left of a request's body once the request has been answered: refused, or carried out without a look at it.
 ///
 /// The framework closes a connection whose request was not read to its end, and a new one costs the client and us six
 /// times what the refusal does. A small rest is read and thrown away instead.
-pub struct Leftover(Rc<RefCell<Payload>>);
+pub struct Leftover(Rc<Shared>);
+
+struct Shared {
+    payload: RefCell<Payload>,
+    touched: Cell<bool>,
+}
 
 /// As much as is worth reading, and waiting for, to keep a connection.
 const LEFTOVER_BYTES_MAX: usize = 64 * 1024;
@@ -109,14 +137,19 @@ impl Leftover {
         if matches!(payload, Payload::None) {
             return None;
         }
-        let shared = Rc::new(RefCell::new(payload));
-        request.set_payload(Payload::Stream { payload: Box::pin(Shared(Rc::clone(&shared))) });
+        let shared = Rc::new(Shared { payload: RefCell::new(payload), touched: Cell::new(false) });
+        request.set_payload(Payload::Stream { payload: Box::pin(Reader(Rc::clone(&shared))) });
         Some(Self(shared))
+    }
+
+    /// Whether nobody has begun to read the body.
+    pub fn is_untouched(&self) -> bool {
+        !self.0.touched.get()
     }
 
     /// Reads the rest, within bounds. Whatever it does not reach, the framework closes the connection over.
     pub async fn drain(self) {
-        let mut rest = Shared(self.0);
+        let mut rest = Reader(self.0);
         let mut bytes = 0;
         let draining = async {
             while let Some(Ok(chunk)) = rest.next().await {
@@ -131,29 +164,30 @@ impl Leftover {
     }
 }
 
-struct Shared(Rc<RefCell<Payload>>);
+struct Reader(Rc<Shared>);
 
-impl Stream for Shared {
+impl Stream for Reader {
     type Item = Result<Bytes, PayloadError>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        Pin::new(&mut *self.0.borrow_mut()).poll_next(context)
+        self.0.touched.set(true);
+        Pin::new(&mut *self.0.payload.borrow_mut()).poll_next(context)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::is_json;
+    use super::is_of;
 
     #[test]
     fn only_json_in_utf_8_is_json() {
         for good in ["application/json", "Application/JSON; charset=utf-8", "application/json;charset=\"UTF-8\"; v=1"] {
-            assert!(is_json(good), "{good}");
+            assert!(is_of("application/json", good), "{good}");
         }
         for bad in
             ["", "text/json", "application/jsonp", "application/json; charset=latin1", "application/json, text/xml"]
         {
-            assert!(!is_json(bad), "{bad}");
+            assert!(!is_of("application/json", bad), "{bad}");
         }
     }
 }

@@ -8,11 +8,17 @@ use actix_web::{FromRequest, HttpMessage, HttpRequest};
 use tokio::time::Instant;
 
 use super::Problem;
-use crate::idempotency::Key;
-use crate::ids::RequestId;
+use crate::idempotency::{InvalidKey, Key};
+use crate::ids::{JobId, RequestId};
 
 /// The `Idempotency-Key` of a route that requires one.
 pub struct RequiredKey(pub Key);
+
+/// The `Idempotency-Key` of a route that can do without.
+pub struct OptionalKey(pub Option<Key>);
+
+/// The id in the path of a job, which need not be there.
+pub struct PathId(pub JobId);
 
 /// That the query string is empty: a parameter that is ignored is a wish that is ignored.
 pub struct NoParameters;
@@ -38,8 +44,33 @@ impl FromRequest for RequiredKey {
     type Future = Ready<Result<Self, Problem>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let lines = request.headers().get_all("idempotency-key").map(|line| line.as_bytes());
-        ready(Key::from_header(lines).map(Self).map_err(Problem::from))
+        ready(key(request).map(Self).map_err(Problem::from))
+    }
+}
+
+impl FromRequest for OptionalKey {
+    type Error = Problem;
+    type Future = Ready<Result<Self, Problem>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(match key(request) {
+            Ok(key) => Ok(Self(Some(key))),
+            Err(InvalidKey::Missing) => Ok(Self(None)),
+            Err(invalid) => Err(invalid.into()),
+        })
+    }
+}
+
+fn key(request: &HttpRequest) -> Result<Key, InvalidKey> {
+    Key::from_header(request.headers().get_all("idempotency-key").map(|line| line.as_bytes()))
+}
+
+impl FromRequest for PathId {
+    type Error = Problem;
+    type Future = Ready<Result<Self, Problem>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(request.match_info().get("id").and_then(JobId::parse).map(Self).ok_or(Problem::JobNotFound))
     }
 }
 

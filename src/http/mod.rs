@@ -6,8 +6,10 @@
 mod admission;
 mod authorization;
 mod body;
+mod conditions;
 mod extractors;
 mod handlers;
+mod keyed;
 mod observation;
 mod problem;
 mod quotas;
@@ -25,17 +27,19 @@ use actix_web::web::{self, ServiceConfig};
 use actix_web::{Resource, middleware::from_fn};
 
 use crate::access::{Quota, Scope, TokenDigest, Verifier};
+use crate::changes::Changes;
 use crate::database::Lane;
 use crate::idempotency::{Route, ScopedKey};
 use crate::ids::TenantId;
 use crate::intake::Intake;
 use crate::metrics::Metrics;
 use authorization::authorize;
-use handlers::{jobs, service};
+use handlers::{jobs, service, submissions};
 
 /// All that the handlers share.
 pub struct App {
     pub intake: Intake,
+    pub changes: Changes,
     /// For everything that only reads.
     pub reads: Lane,
     pub verifier: Verifier,
@@ -74,14 +78,18 @@ const READYZ: &str = "/readyz";
 const OPENAPI: &str = "/openapi.yaml";
 const JOBS: &str = "/jobs";
 const JOB: &str = "/jobs/{id}";
+const CANCEL: &str = "/jobs/{id}/cancel";
 const METRICS: &str = "/metrics";
-const TEMPLATES: [&str; 7] = [ROOT, HEALTHZ, READYZ, OPENAPI, JOBS, JOB, METRICS];
+const TEMPLATES: [&str; 8] = [ROOT, HEALTHZ, READYZ, OPENAPI, JOBS, JOB, CANCEL, METRICS];
 /// What machines ask every few seconds.
 const PROBES: [&str; 3] = [HEALTHZ, READYZ, METRICS];
 
 /// The routes that take a key.
 const SUBMIT: Route = Route("POST /jobs");
-pub const KEYED_ROUTES: [Route; 1] = [SUBMIT];
+const CHANGE: Route = Route("PATCH /jobs/{id}");
+pub const KEYED_ROUTES: [Route; 2] = [SUBMIT, CHANGE];
+/// Those of them that refuse a request without one.
+const KEY_REQUIRED: [Route; 1] = [SUBMIT];
 
 pub fn routes(config: &mut ServiceConfig) {
     let may = |scope: Scope| from_fn(move |request, next| authorize(scope, request, next));
@@ -90,8 +98,15 @@ pub fn routes(config: &mut ServiceConfig) {
         .service(resource(HEALTHZ, "GET").route(web::get().to(service::healthz)))
         .service(resource(READYZ, "GET").route(web::get().to(service::readyz)))
         .service(resource(OPENAPI, "GET").route(web::get().to(service::openapi)))
-        .service(resource(JOBS, "POST").route(web::post().to(jobs::submit).wrap(may(Scope::Submit))))
-        .service(resource(JOB, "GET").route(web::get().to(jobs::show).wrap(may(Scope::Read))))
+        .service(resource(JOBS, "POST").route(web::post().to(submissions::submit).wrap(may(Scope::Submit))))
+        .service(
+            resource(JOB, "DELETE, GET, PATCH, PUT")
+                .route(web::get().to(jobs::show).wrap(may(Scope::Read)))
+                .route(web::put().to(submissions::put).wrap(may(Scope::Submit)))
+                .route(web::patch().to(jobs::change).wrap(may(Scope::Submit)))
+                .route(web::delete().to(jobs::delete).wrap(may(Scope::Submit))),
+        )
+        .service(resource(CANCEL, "POST").route(web::post().to(jobs::cancel).wrap(may(Scope::Submit))))
         .default_service(web::to(|| async { Err::<String, _>(Problem::RouteNotFound) }));
 }
 

@@ -8,7 +8,7 @@ use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{CACHE_CONTROL, HeaderName, HeaderValue, X_FORWARDED_FOR};
 use actix_web::http::{ConnectionType, Method, Uri};
 use actix_web::middleware::Next;
-use actix_web::{HttpMessage, web};
+use actix_web::{HttpMessage, HttpRequest, web};
 use tokio::time::Instant;
 use tracing::field::{Empty, display};
 use tracing::{Instrument, Span};
@@ -16,7 +16,7 @@ use tracing::{Instrument, Span};
 use super::body::Leftover;
 use super::extractors::Deadline;
 use super::quotas::{self, Standings};
-use super::{App, KEYED_ROUTES, PROBES, Problem, TEMPLATES};
+use super::{App, KEY_REQUIRED, KEYED_ROUTES, PROBES, Problem, TEMPLATES};
 use crate::ids::RequestId;
 use crate::metrics::KeyedOutcome;
 
@@ -60,7 +60,7 @@ pub async fn observe<B: MessageBody + 'static>(
         // The next request shall go to a replica that stays.
         response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
     }
-    if let Some(leftover) = leftover.filter(|_| code.is_some() && !closes(&response)) {
+    if let Some(leftover) = leftover.filter(|rest| (code.is_some() || rest.is_untouched()) && !closes(&response)) {
         leftover.drain().await;
     }
     write_headers(&mut response, method, &request_id);
@@ -99,7 +99,8 @@ fn report(
 ) {
     let status = response.status().as_u16();
     app.metrics.count_request(method, route, status, duration);
-    if let Some(keyed) = KEYED_ROUTES.iter().find(|keyed| keyed.0.split_once(' ') == Some((method, route))) {
+    let keyed = KEYED_ROUTES.iter().find(|keyed| keyed.0.split_once(' ') == Some((method, route)));
+    if let Some(keyed) = keyed.filter(|keyed| KEY_REQUIRED.contains(keyed) || bears_key(response.request())) {
         let outcome = response.request().extensions().get::<KeyedOutcome>().copied();
         let outcome = outcome.unwrap_or(KeyedOutcome::Refused);
         Span::current().record("idempotency.outcome", display(outcome.name()));
@@ -111,6 +112,10 @@ fn report(
     } else {
         tracing::info!(status, code = code.map(display), duration_ms, "answered");
     }
+}
+
+fn bears_key(request: &HttpRequest) -> bool {
+    request.headers().contains_key("idempotency-key")
 }
 
 fn closes(response: &ServiceResponse<BoxBody>) -> bool {

@@ -1,5 +1,6 @@
 //! Every error that a client can see, in one table (RFC 9457).
 
+use std::convert::Infallible;
 use std::fmt;
 
 use actix_web::body::BoxBody;
@@ -10,11 +11,11 @@ use thiserror::Error;
 
 use super::quotas::whole_seconds;
 use crate::access::{Policy, Rejection, Scope, Standing};
+use crate::changes::Refusal;
 use crate::database::DatabaseError;
-use crate::idempotency::InvalidKey;
+use crate::idempotency::{InvalidKey, KeyedError};
 use crate::ids::{JobId, RequestId};
-use crate::intake::SubmitError;
-use crate::jobs::InvalidJob;
+use crate::jobs::{InvalidJob, State, etag};
 use crate::json::InvalidJson;
 use crate::metrics::Shed;
 
@@ -28,6 +29,8 @@ pub enum Problem {
     MissingScope(Scope),
     RouteNotFound,
     JobNotFound,
+    InvalidJobId,
+    InvalidIfMatch,
     MethodNotAllowed {
         allow: &'static str,
     },
@@ -36,8 +39,26 @@ pub enum Problem {
     BodyTooLarge {
         limit_bytes: usize,
     },
-    UnsupportedMediaType,
+    UnsupportedMediaType {
+        taken: &'static str,
+    },
     UnsupportedContentEncoding,
+    /// The id stands for a job of other content.
+    JobExists {
+        job_id: JobId,
+        pointers: Vec<String>,
+    },
+    JobNotWaiting {
+        job_id: JobId,
+        state: State,
+    },
+    JobDeleted,
+    /// The job is of another version than the request is meant for.
+    PreconditionFailed {
+        job_id: JobId,
+        version: i32,
+    },
+    PreconditionRequired,
     KeyReused {
         job_id: JobId,
         pointers: Vec<String>,
@@ -91,17 +112,26 @@ impl Problem {
             Self::BodyBroken => (400, "broken-body", "The body could not be read", true),
             Self::Unauthenticated(_) => (401, "unauthenticated", "A valid access token is required", false),
             Self::MissingScope(_) => (403, "missing-scope", "The access token lacks a scope", false),
+            Self::InvalidJobId => (400, "invalid-job-id", "The job's id is not a UUID", false),
+            Self::InvalidIfMatch => (400, "invalid-if-match", "The If-Match is not valid", false),
             Self::RouteNotFound => (404, "route-not-found", "There is nothing at this path", false),
             Self::JobNotFound => (404, "job-not-found", "There is no such job", false),
             Self::MethodNotAllowed { .. } => (405, "method-not-allowed", "The path does not take this method", false),
             Self::BodyTooSlow => (408, "request-timeout", "The body took too long to arrive", true),
             Self::RequestInFlight => (409, "request-in-flight", "The first request is still in flight", true),
+            Self::JobExists { .. } => (409, "job-exists-with-other-content", "The id stands for another job", false),
+            Self::JobNotWaiting { .. } => (409, "job-not-waiting", "The job does not wait any more", false),
+            Self::JobDeleted => (410, "job-deleted", "The job was deleted", false),
+            Self::PreconditionFailed { .. } => {
+                (412, "precondition-failed", "The job has changed since it was read", false)
+            }
             Self::BodyTooLarge { .. } => (413, "body-too-large", "The body is too large", false),
-            Self::UnsupportedMediaType => (415, "unsupported-media-type", "The body must be JSON", false),
+            Self::UnsupportedMediaType { .. } => (415, "unsupported-media-type", "The body must be JSON", false),
             Self::UnsupportedContentEncoding => {
                 (415, "unsupported-content-encoding", "The body must not be encoded", false)
             }
             Self::KeyReused { .. } => (422, "idempotency-key-reused", "The key stands for another request", false),
+            Self::PreconditionRequired => (428, "precondition-required", "An If-Match is required", false),
             Self::QuotaExceeded(_) => (429, "quota-exceeded", "A quota is used up", true),
             Self::Internal(_) => (500, "internal-error", "The service failed", true),
             Self::Shed(Shed::InFlight | Shed::TenantInFlight | Shed::Waited | Shed::UnknownTokens) => {
@@ -136,8 +166,8 @@ impl Problem {
             Self::BodyTooSlow => "Send the whole body sooner; nothing was written.".to_owned(),
             Self::BodyBroken => "The connection or its framing broke within the body; nothing was written.".to_owned(),
             Self::BodyTooLarge { limit_bytes } => format!("At most {limit_bytes} bytes are taken."),
-            Self::UnsupportedMediaType => {
-                "Send Content-Type: application/json, in UTF-8 if a charset is named.".to_owned()
+            Self::UnsupportedMediaType { taken } => {
+                format!("Send Content-Type: {taken}, in UTF-8 if a charset is named.")
             }
             Self::UnsupportedContentEncoding => "Send the body without Content-Encoding.".to_owned(),
             Self::KeyReused { .. } => {
@@ -146,8 +176,25 @@ impl Problem {
                     .to_owned()
             }
             Self::RequestInFlight => {
-                "A request with this Idempotency-Key is being worked on. Send the same again to get its answer."
+                "Another request for the same is being worked on. Send this one again to get its answer.".to_owned()
+            }
+            Self::InvalidJobId => "The id is a UUID in its hyphenated form.".to_owned(),
+            Self::InvalidIfMatch => {
+                "If-Match is *, or a list of entity tags in quotation marks, as ETag gives them.".to_owned()
+            }
+            Self::JobExists { .. } => {
+                "A job of other content has this id, and goes on having it. Send a new id with a new job.".to_owned()
+            }
+            Self::JobNotWaiting { state, .. } => {
+                format!("The job is {}; only one that is queued can be changed.", state.name())
+            }
+            Self::JobDeleted => "A job of yours had this id, which is not used again.".to_owned(),
+            Self::PreconditionFailed { .. } => {
+                "ETag tells the version that the job is of now; nothing was changed. Read it, and decide anew."
                     .to_owned()
+            }
+            Self::PreconditionRequired => {
+                "Send If-Match with the ETag of the job that you have read, or with *.".to_owned()
             }
             Self::QuotaExceeded(standing) => {
                 let Policy { name, quota, window } = standing.policy;
@@ -164,8 +211,8 @@ impl Problem {
                 "The database did not take it, and nothing was written. Send the same request again.".to_owned()
             }
             Self::OutcomeUnknown => {
-                "The database did not say in time whether the job was created. Send the same again, with the same \
-                 Idempotency-Key, to know."
+                "The database did not say in time whether it was done. Send the same again, with the same \
+                 Idempotency-Key if there was one, to know."
                     .to_owned()
             }
             Self::NotReady(reason) => sentence(reason),
@@ -195,11 +242,14 @@ impl Problem {
             code,
             retryable,
             job_id: match self {
-                Self::KeyReused { job_id, .. } => Some(*job_id),
+                Self::KeyReused { job_id, .. }
+                | Self::JobExists { job_id, .. }
+                | Self::JobNotWaiting { job_id, .. }
+                | Self::PreconditionFailed { job_id, .. } => Some(*job_id),
                 _ => None,
             },
             pointers: match self {
-                Self::KeyReused { pointers, .. } => pointers.clone(),
+                Self::KeyReused { pointers, .. } | Self::JobExists { pointers, .. } => pointers.clone(),
                 Self::InvalidJob(error) => vec![error.pointer.clone()],
                 _ => Vec::new(),
             },
@@ -222,7 +272,8 @@ impl Problem {
                 response.insert_header((header::WWW_AUTHENTICATE, challenge))
             }
             Self::MethodNotAllowed { allow } => response.insert_header((header::ALLOW, *allow)),
-            Self::UnsupportedMediaType => response.insert_header((header::ACCEPT, "application/json")),
+            Self::UnsupportedMediaType { taken } => response.insert_header((header::ACCEPT, *taken)),
+            Self::PreconditionFailed { version, .. } => response.insert_header((header::ETAG, etag(*version))),
             Self::UnsupportedContentEncoding => response.insert_header((header::ACCEPT_ENCODING, "identity")),
             Self::RequestInFlight => response.insert_header((header::RETRY_AFTER, "1")),
             Self::QuotaExceeded(standing) => {
@@ -329,28 +380,45 @@ impl From<Rejection> for Problem {
     }
 }
 
-impl From<SubmitError> for Problem {
-    fn from(error: SubmitError) -> Self {
+impl From<KeyedError> for Problem {
+    fn from(error: KeyedError) -> Self {
         match error {
-            SubmitError::KeyReused { first, pointers } => Self::KeyReused { job_id: first.job_id, pointers },
-            SubmitError::InFlight => Self::RequestInFlight,
-            SubmitError::Unavailable(reason) => Self::Unavailable(reason),
-            SubmitError::Shed(reason) => Self::Shed(reason),
-            SubmitError::OutcomeUnknown => Self::OutcomeUnknown,
-            SubmitError::Failed(_) => Self::Internal(error.into()),
+            KeyedError::KeyReused { first, pointers } => Self::KeyReused { job_id: first.answer.job_id, pointers },
+            KeyedError::InFlight => Self::RequestInFlight,
+            KeyedError::Unavailable(reason) => Self::Unavailable(reason),
+            KeyedError::Shed(reason) => Self::Shed(reason),
+            KeyedError::OutcomeUnknown => Self::OutcomeUnknown,
+            KeyedError::Failed(_) => Self::Internal(error.into()),
         }
     }
 }
 
-/// For reads: an answer that did not come has changed nothing.
 impl From<DatabaseError> for Problem {
     fn from(error: DatabaseError) -> Self {
         match error {
             DatabaseError::Unavailable(reason) => Self::Unavailable(reason),
             DatabaseError::Shed(reason) => Self::Shed(reason),
-            DatabaseError::Unknown | DatabaseError::Locked { .. } => Self::Unavailable(error.to_string()),
+            DatabaseError::Unknown | DatabaseError::Locked { after_loss: true } => Self::OutcomeUnknown,
+            DatabaseError::Locked { after_loss: false } => Self::RequestInFlight,
             DatabaseError::Statement(_) => Self::Internal(error.into()),
         }
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::NotFound => Self::JobNotFound,
+            Refusal::Deleted => Self::JobDeleted,
+            Refusal::NotWaiting { id, state } => Self::JobNotWaiting { job_id: id, state },
+            Refusal::Stale { id, version } => Self::PreconditionFailed { job_id: id, version },
+        }
+    }
+}
+
+impl From<Infallible> for Problem {
+    fn from(never: Infallible) -> Self {
+        match never {}
     }
 }
 

@@ -1,13 +1,16 @@
 //! Keys and what they name.
 //!
-//! Owns the key, the fingerprint, the outcome, their queries and the purger. It never makes a job and never decides
-//! what a request does: it knows which outcome a key names, and whether a request is the one that the key stands for.
+//! Owns the key, the fingerprint, the outcome, the engine that every route with a key goes through, their queries and
+//! the purger. It never makes a job and never decides what a request does: it knows which outcome a key names, and
+//! whether a request is the one that the key stands for.
 
+mod engine;
 mod fingerprint;
 mod key;
 pub mod purger;
 pub mod queries;
 
+pub use engine::{Acted, Engine, Keyed, KeyedError, OnConflict, Performed, Terms};
 pub use fingerprint::Fingerprint;
 pub use key::{InvalidKey, KEY_LENGTH_MAX, Key};
 
@@ -33,14 +36,24 @@ pub struct ScopedKey {
 #[derive(Clone, Debug)]
 pub struct Outcome {
     pub fingerprint: Fingerprint,
-    pub job_id: JobId,
-    pub location: Option<String>,
-    pub body: Bytes,
+    pub answer: Answer,
     /// Which request the first one was, and when.
     pub request_id: RequestId,
     pub created_at: DateTime<Utc>,
     /// From when on the key is free again, by PostgreSQL's clock.
     pub expires_at: DateTime<Utc>,
+}
+
+/// What a keyed request is answered with when it has done what it asked for, and ever after.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The job that the request made, found or changed.
+    pub job_id: JobId,
+    /// HTTP status of the first answer.
+    pub status: i16,
+    pub location: Option<String>,
+    pub etag: Option<String>,
+    pub body: Bytes,
 }
 
 impl ScopedKey {

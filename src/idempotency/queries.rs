@@ -4,8 +4,100 @@ use std::time::Duration;
 
 use sqlx::PgConnection;
 
-use super::{Fingerprint, Outcome, ScopedKey};
+use super::{Answer, Fingerprint, Outcome, ScopedKey};
 use crate::ids::{JobId, RequestId};
+
+/// The one statement of a keyed route: it writes the key and what the request asks for, or nothing, and says until when
+/// the key lives; `None` if nothing was written. See ADR 0003.
+///
+/// The route brings a row that must be there (`$from`, one of the CTEs in `$given`, or `terms` if it needs none), and what
+/// follows from the key (`$effect`, CTEs that select from `new_key`). Its own parameters begin with $15.
+macro_rules! keyed_statement {
+    (
+        $connection:expr, $keyed:expr, $answer:expr, $on_conflict:expr, $terms:expr,
+        given: $given:literal, from: $from:literal, effect: [$($effect:literal),*]
+        $(, $more:expr)* $(,)?
+    ) => {
+        match $on_conflict {
+            $crate::idempotency::OnConflict::DoNothing => {
+                keyed_statement!(
+                    @ $connection, $keyed, $answer, $terms, $given, $from,
+                    "on conflict (tenant_id, route, key) do nothing",
+                    [$($effect),*] $(, $more)*
+                )
+            }
+            $crate::idempotency::OnConflict::TakeOverExpired => {
+                keyed_statement!(
+                    @ $connection, $keyed, $answer, $terms, $given, $from,
+                    r#"
+                    on conflict (tenant_id, route, key) do update
+                    set fingerprint = excluded.fingerprint,
+                        job_id = excluded.job_id,
+                        status = excluded.status,
+                        location = excluded.location,
+                        etag = excluded.etag,
+                        body = excluded.body,
+                        request_id = excluded.request_id,
+                        created_at = excluded.created_at,
+                        expires_at = excluded.expires_at
+                    where present.expires_at <= clock_timestamp()
+                    "#,
+                    [$($effect),*] $(, $more)*
+                )
+            }
+        }
+    };
+    (
+        @ $connection:expr, $keyed:expr, $answer:expr, $terms:expr, $given:literal, $from:literal,
+        $on_conflict:literal, [$($effect:literal),*] $(, $more:expr)*
+    ) => {
+        $crate::database::queries::statement_on_terms!(
+            query_scalar,
+            $terms,
+            [
+                $given,
+                r#"
+                new_key as (
+                    insert into idempotency_keys as present (
+                        tenant_id, route, key, fingerprint, job_id, status, location, etag, body, request_id,
+                        created_at, expires_at
+                    )
+                    select
+                        $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
+                        clock_timestamp() + make_interval(secs => $3)
+                    from "#,
+                $from,
+                " ",
+                $on_conflict,
+                r#"
+                    returning tenant_id, job_id, created_at, expires_at
+                )
+                "#,
+                $($effect,)*
+                r#"
+                select expires_at from new_key
+                "#,
+            ],
+            $terms.time_to_live.as_secs_f64(),
+            $keyed.key.tenant.0,
+            $keyed.key.route.0,
+            $keyed.key.key.as_str(),
+            $keyed.fingerprint.as_bytes(),
+            $answer.job_id.0,
+            $answer.status,
+            $answer.location,
+            $answer.etag,
+            &$answer.body[..],
+            $keyed.request_id.as_str(),
+            $keyed.created_at,
+            $($more,)*
+        )
+        .fetch_optional($connection)
+        .await
+    };
+}
+
+pub(crate) use keyed_statement;
 
 /// What stands under a key.
 #[derive(Debug)]
@@ -20,7 +112,7 @@ pub async fn find(connection: &mut PgConnection, key: &ScopedKey) -> sqlx::Resul
     let row = sqlx::query!(
         r#"
         select
-            fingerprint, job_id, location, body, request_id, created_at, expires_at,
+            fingerprint, job_id, status, location, etag, body, request_id, created_at, expires_at,
             expires_at <= clock_timestamp() as "expired!"
         from idempotency_keys
         where tenant_id = $1 and route = $2 and key = $3
@@ -36,9 +128,13 @@ pub async fn find(connection: &mut PgConnection, key: &ScopedKey) -> sqlx::Resul
         Ok(Stored {
             outcome: Outcome {
                 fingerprint: fingerprint.ok_or_else(|| sqlx::Error::Decode("a fingerprint has 32 bytes".into()))?,
-                job_id: JobId(row.job_id),
-                location: row.location,
-                body: row.body.into(),
+                answer: Answer {
+                    job_id: JobId(row.job_id),
+                    status: row.status,
+                    location: row.location,
+                    etag: row.etag,
+                    body: row.body.into(),
+                },
                 request_id: RequestId::stored(row.request_id),
                 created_at: row.created_at,
                 expires_at: row.expires_at,

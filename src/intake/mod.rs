@@ -1,100 +1,71 @@
 //! Intake: a submission becomes a job, once.
 //!
-//! Owns the one statement that writes key, job and stored answer together, and the judgement of who comes too late.
-//! It knows nothing of HTTP but the status that an answer was given with, and it never begins a transaction.
+//! Owns the statements that make jobs, and the judgement of who meets one that is there: under the same key, of the same
+//! content, or of the same name. It knows nothing of HTTP but the status that an answer was given with, and it never
+//! begins a transaction.
 
 mod queries;
 mod submission;
 
-pub use queries::Terms;
-pub use submission::Submission;
+pub use submission::{Draft, Submission};
 
-use std::time::Duration;
+use std::convert::Infallible;
 
-use chrono::{DateTime, Utc};
-use thiserror::Error;
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
-use crate::database::{DatabaseError, Lane};
-use crate::idempotency::{self, Outcome};
-use crate::jobs;
-use crate::metrics::Shed;
+use crate::database::{DatabaseError, violates};
+use crate::idempotency::{Acted, Answer, Engine, KeyedError, OnConflict, Outcome, Performed, Terms};
+use crate::ids::{JobId, TenantId};
+use crate::jobs::{self, ContentDigest, Found, NewJob};
 
-use queries::OnConflict;
-
-/// How a submission ended well. Either way the outcome is committed, and its bytes are the answer.
-#[derive(Debug)]
-pub enum Submitted {
-    /// This request made the job.
-    Created(Outcome),
-    /// An earlier request with the same key did.
-    Replayed(Outcome),
+/// The one way in.
+pub struct Intake {
+    engine: Engine,
 }
 
-/// Why there is no answer. Unless said otherwise, the key is as it was before.
-#[derive(Debug, Error)]
-pub enum SubmitError {
-    #[error("the key stands for another request")]
-    KeyReused {
-        first: Box<Outcome>,
-        /// JSON Pointers to what differs; empty if the first request is no longer stored.
+/// What became of a job that its client has named.
+#[derive(Debug)]
+pub enum Put {
+    Created(Answer),
+    /// The job is there, of the same content: the answer to the request that made it.
+    Same(Answer),
+    /// The id stands for another job.
+    Other {
+        /// JSON Pointers to what differs.
         pointers: Vec<String>,
     },
-    /// Somebody else's transaction holds the key.
-    #[error("the first request with this key is still in flight")]
-    InFlight,
-    #[error("nothing was written: {0}")]
-    Unavailable(String),
-    #[error("nothing was written: {0}")]
-    Shed(Shed),
-    /// The statement was sent and may have been committed. The same key will tell.
-    #[error("it is unknown whether the job was created")]
-    OutcomeUnknown,
-    #[error("the statement failed")]
-    Failed(#[source] sqlx::Error),
+    Deleted,
 }
-
-/// The one way in. Each submission is one statement on one connection of the lane.
-pub struct Intake {
-    lane: Lane,
-    terms: Terms,
-    /// Places for those who wait out a lock, so that one held key cannot take every connection.
-    patient: Semaphore,
-}
-
-/// How long a statement waits for a lock at first. Measured: enough for another request's commit, and short enough
-/// that the neighbours of a held key hardly notice.
-const FIRST_LOCK_WAIT: Duration = Duration::from_millis(20);
 
 impl Intake {
-    /// `lane` is for intake alone, of `connections` at the most; `terms.lock_wait` is the longest that a submission
-    /// waits for another that holds its key.
-    pub fn new(lane: Lane, connections: usize, terms: Terms) -> Self {
-        let patient = Semaphore::new((connections / 2).max(1));
-        Self { lane, terms, patient }
+    pub fn new(engine: Engine) -> Self {
+        Self { engine }
     }
 
-    /// Makes the job, or finds the outcome of the request that did.
+    /// Makes the job, or finds the outcome of the request that did, or the active job of the same content.
     ///
     /// # Errors
-    /// [`SubmitError`], at `deadline` at the latest.
-    pub async fn submit(&self, submission: &Submission, deadline: Instant) -> Result<Submitted, SubmitError> {
-        // Each turn ends in an answer, unless the row that was in the way has gone or expired in between.
-        let mut on_conflict = OnConflict::DoNothing;
-        loop {
-            if let Some(expires_at) = self.write(submission, on_conflict, deadline).await? {
-                return Ok(Submitted::Created(submission.outcome(expires_at)));
+    /// [`KeyedError`], at `deadline` at the latest.
+    pub async fn submit(
+        &self,
+        submission: &Submission,
+        deadline: Instant,
+    ) -> Result<Performed<Infallible>, KeyedError> {
+        let performed = match submission.content {
+            None => {
+                let act = async |on_conflict, terms| self.make(submission, on_conflict, terms, deadline).await;
+                self.engine.perform(&submission.keyed, deadline, act).await
             }
-            on_conflict = match self.find(submission, deadline).await? {
-                None => OnConflict::DoNothing,
-                Some(stored) if stored.outcome.job_id == submission.job_id => {
-                    // An attempt of ours was committed and its acknowledgement lost.
-                    return Ok(Submitted::Created(stored.outcome));
-                }
-                Some(stored) if stored.expired => OnConflict::TakeOverExpired,
-                Some(stored) => return self.judge(submission, stored.outcome, deadline).await,
-            };
+            Some(content) => {
+                let act = async |on_conflict, terms| {
+                    self.make_or_adopt(submission, content, on_conflict, terms, deadline).await
+                };
+                self.engine.perform(&submission.keyed, deadline, act).await
+            }
+        };
+        match performed {
+            Err(KeyedError::KeyReused { first, .. }) => Err(self.compare(submission, first, deadline).await),
+            performed => performed,
         }
     }
 
@@ -102,110 +73,133 @@ impl Intake {
     ///
     /// # Errors
     /// As [`Intake::submit`].
-    pub async fn replay(&self, submission: &Submission, deadline: Instant) -> Result<Option<Submitted>, SubmitError> {
-        let key = &submission.key;
-        let found =
-            self.lane.read(deadline, async |connection| idempotency::queries::find(connection, key).await).await;
-        match found?.filter(|stored| !stored.expired) {
-            Some(stored) => self.judge(submission, stored.outcome, deadline).await.map(Some),
-            None => Ok(None),
+    pub async fn replay(&self, submission: &Submission, deadline: Instant) -> Result<Option<Outcome>, KeyedError> {
+        match self.engine.replay(&submission.keyed, deadline).await {
+            Err(KeyedError::KeyReused { first, .. }) => Err(self.compare(submission, first, deadline).await),
+            replayed => replayed,
         }
     }
 
-    /// Sends the statement; `None` says that the key is taken.
-    async fn write(
+    /// Makes a job under the id that its client has chosen, or looks what is there.
+    ///
+    /// # Errors
+    /// [`DatabaseError`], at `deadline` at the latest.
+    pub async fn put(&self, draft: &Draft, deadline: Instant) -> Result<Put, DatabaseError> {
+        let terms = self.engine.terms();
+        loop {
+            let write = async |connection: &mut _| queries::put(connection, draft, terms).await;
+            if self.engine.lane().complete(deadline, write).await? {
+                return Ok(Put::Created(draft.answer.clone()));
+            }
+            if let Some(found) = self.find_named(draft, deadline).await? {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// What stands under the id of a draft, if anything.
+    ///
+    /// # Errors
+    /// As [`Intake::put`].
+    pub async fn find_named(&self, draft: &Draft, deadline: Instant) -> Result<Option<Put>, DatabaseError> {
+        let id = draft.answer.job_id;
+        let found = self.submitted(draft.tenant, id, deadline).await?;
+        Ok(found.map(|found| match found {
+            Found::Deleted => Put::Deleted,
+            Found::Job((job, created_at)) => match job.differences(&draft.job) {
+                pointers if pointers.is_empty() => Put::Same(submission::answer(200, id, created_at, &job)),
+                pointers => Put::Other { pointers },
+            },
+        }))
+    }
+
+    async fn make(
         &self,
         submission: &Submission,
         on_conflict: OnConflict,
+        terms: Terms,
         deadline: Instant,
-    ) -> Result<Option<DateTime<Utc>>, SubmitError> {
-        let began = Instant::now();
-        let first_wait = FIRST_LOCK_WAIT.min(self.terms.lock_wait);
-        let after_loss = match self.send(submission, on_conflict, first_wait, deadline).await {
-            Err(DatabaseError::Locked { after_loss }) => after_loss,
-            done => return Ok(done?),
-        };
-        let patience_ends = deadline.min(began + self.terms.lock_wait);
-        let Ok(Ok(_place)) = timeout_at(patience_ends, self.patient.acquire()).await else {
-            return Err(SubmitError::InFlight);
-        };
-        let wait = patience_ends.saturating_duration_since(Instant::now());
-        if wait < Duration::from_millis(1) {
-            return Err(SubmitError::InFlight);
-        }
-        match self.send(submission, on_conflict, wait, deadline).await {
-            Err(DatabaseError::Unavailable(_) | DatabaseError::Shed(_) | DatabaseError::Statement(_)) if after_loss => {
-                Err(SubmitError::OutcomeUnknown)
-            }
-            done => Ok(done?),
-        }
+    ) -> Result<Acted<Infallible>, DatabaseError> {
+        let write = async |connection: &mut _| queries::submit(connection, submission, on_conflict, terms).await;
+        let written = self.engine.lane().complete(deadline, write).await?;
+        Ok(written.map_or(Acted::Not, |expires_at| Acted::Done(submission.draft.answer.clone(), expires_at)))
     }
 
-    async fn send(
+    /// Reads first: a statement cannot both find the content taken and write a key for whoever has it.
+    async fn make_or_adopt(
         &self,
         submission: &Submission,
+        content: ContentDigest,
         on_conflict: OnConflict,
-        lock_wait: Duration,
+        terms: Terms,
         deadline: Instant,
-    ) -> Result<Option<DateTime<Utc>>, DatabaseError> {
-        let terms = Terms { lock_wait, ..self.terms };
-        self.lane
-            .complete(deadline, async |connection| queries::submit(connection, submission, on_conflict, terms).await)
-            .await
-    }
-
-    /// Reads what stands under the key. There is an outcome, if not of this attempt then of another, so not being able
-    /// to read it means that it is unknown.
-    async fn find(
-        &self,
-        submission: &Submission,
-        deadline: Instant,
-    ) -> Result<Option<idempotency::queries::Stored>, SubmitError> {
-        let key = &submission.key;
-        let found =
-            self.lane.complete(deadline, async |connection| idempotency::queries::find(connection, key).await).await;
-        found.map_err(|error| match error {
-            DatabaseError::Statement(error) => {
-                tracing::error!(%error, "what stands under a key could not be read");
-                SubmitError::OutcomeUnknown
-            }
-            _ => SubmitError::OutcomeUnknown,
-        })
-    }
-
-    /// Compares with what is stored, whoever wrote it.
-    async fn judge(
-        &self,
-        submission: &Submission,
-        first: Outcome,
-        deadline: Instant,
-    ) -> Result<Submitted, SubmitError> {
-        if first.fingerprint == submission.fingerprint {
-            return Ok(Submitted::Replayed(first));
+    ) -> Result<Acted<Infallible>, DatabaseError> {
+        let (tenant, lane) = (submission.draft.tenant, self.engine.lane());
+        let find = async |connection: &mut _| queries::find_content(connection, tenant, content).await;
+        if let Some(holder) = lane.read(deadline, find).await? {
+            return self.adopt(submission, holder, content, on_conflict, terms, deadline).await;
         }
-        let (tenant, job_id) = (submission.key.tenant, first.job_id);
-        let read = self
-            .lane
-            .read(deadline, async |connection| jobs::queries::find_submitted(connection, tenant, job_id).await)
-            .await;
+        let write = async |connection: &mut _| {
+            queries::submit_unique(connection, submission, content, on_conflict, terms).await
+        };
+        match lane.complete(deadline, write).await {
+            // Somebody was faster, and is found in the next turn.
+            Err(DatabaseError::Statement(error)) if violates(&error, queries::CONTENT_TAKEN) => Ok(Acted::Not),
+            written => {
+                Ok(written?.map_or(Acted::Not, |expires_at| Acted::Done(submission.draft.answer.clone(), expires_at)))
+            }
+        }
+    }
+
+    /// Lets the key stand for the job that has the content.
+    async fn adopt(
+        &self,
+        submission: &Submission,
+        holder: JobId,
+        content: ContentDigest,
+        on_conflict: OnConflict,
+        terms: Terms,
+        deadline: Instant,
+    ) -> Result<Acted<Infallible>, DatabaseError> {
+        let Some(Found::Job((job, created_at))) = self.submitted(submission.draft.tenant, holder, deadline).await?
+        else {
+            return Ok(Acted::Not);
+        };
+        let answer = submission::answer(200, holder, created_at, &job);
+        let write = async |connection: &mut _| {
+            queries::adopt(connection, &submission.keyed, &answer, content, on_conflict, terms).await
+        };
+        let written = self.engine.lane().complete(deadline, write).await?;
+        Ok(written.map_or(Acted::Not, |expires_at| Acted::Done(answer, expires_at)))
+    }
+
+    /// Where a request differs from the one that its key stands for.
+    async fn compare(&self, submission: &Submission, first: Box<Outcome>, deadline: Instant) -> KeyedError {
+        let made_by_first = first.answer.status == submission.draft.answer.status;
+        let first_job = match made_by_first {
+            true => self.submitted(submission.draft.tenant, first.answer.job_id, deadline).await,
+            // It met a job that yet another request had made.
+            false => Ok(None),
+        };
         // Where they differ is a courtesy; that they differ is certain.
-        let job = read.unwrap_or_else(|error| {
-            tracing::warn!(%error, "the first request could not be read to be compared with");
-            None
-        });
-        let pointers = job.map(|job| job.differences(&submission.job)).unwrap_or_default();
-        Err(SubmitError::KeyReused { first: Box::new(first), pointers })
+        let pointers = match first_job {
+            Ok(Some(Found::Job((job, _)))) => job.differences_in_writing(&submission.draft.job),
+            Ok(_) => Vec::new(),
+            Err(error) => {
+                tracing::warn!(%error, "the first request could not be read to be compared with");
+                Vec::new()
+            }
+        };
+        KeyedError::KeyReused { first, pointers }
     }
-}
 
-impl From<DatabaseError> for SubmitError {
-    fn from(error: DatabaseError) -> Self {
-        match error {
-            DatabaseError::Locked { .. } => Self::InFlight,
-            DatabaseError::Unavailable(reason) => Self::Unavailable(reason),
-            DatabaseError::Shed(reason) => Self::Shed(reason),
-            DatabaseError::Unknown => Self::OutcomeUnknown,
-            DatabaseError::Statement(error) => Self::Failed(error),
-        }
+    async fn submitted(
+        &self,
+        tenant: TenantId,
+        id: JobId,
+        deadline: Instant,
+    ) -> Result<Option<Found<(NewJob, chrono::DateTime<chrono::Utc>)>>, DatabaseError> {
+        let find = async |connection: &mut _| jobs::queries::find_submitted(connection, tenant, id).await;
+        self.engine.lane().read(deadline, find).await
     }
 }

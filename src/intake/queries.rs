@@ -1,96 +1,59 @@
-//! The one statement. See ADR 0003.
-
-use std::time::Duration;
+//! The statements that make jobs. See ADR 0003 and ADR 0013.
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use super::Submission;
+use super::{Draft, Submission};
+use crate::database::queries::statement_on_terms;
+use crate::idempotency::queries::keyed_statement;
+use crate::idempotency::{Answer, Keyed, OnConflict, Terms};
+use crate::ids::{JobId, TenantId};
+use crate::jobs::ContentDigest;
 
-/// What a row that stands under the key means for the statement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnConflict {
-    /// The key is taken. Locks nothing; four times as fast on duplicates as the other.
-    DoNothing,
-    /// The key is taken unless the row has expired; then it becomes ours. Locks the row either way.
-    TakeOverExpired,
-}
-
-/// On what terms the statement is sent. They are set within it, so that it needs no session of its own.
-#[derive(Clone, Copy, Debug)]
-pub struct Terms {
-    /// How long the key lives.
-    pub time_to_live: Duration,
-    /// How long the statement waits for another transaction that holds the key.
-    pub lock_wait: Duration,
-    /// Commit durably even if somebody has turned the server's synchronous_commit off since we looked.
-    pub insist_on_durability: bool,
-}
-
-/// One text for both forms.
-macro_rules! statement {
-    ($on_conflict:literal, $submission:ident, $terms:ident) => {
-        sqlx::query_scalar!(
-            r#"
-            with terms as materialized (
-                select
-                    set_config('lock_timeout', $1, true),
-                    case
-                        when $23 and current_setting('synchronous_commit') = 'off'
-                            then set_config('synchronous_commit', 'on', true)
-                    end
-            ),
-            new_key as (
-                insert into idempotency_keys as present (
-                    tenant_id, route, key, fingerprint, job_id, status, location, body, request_id,
-                    created_at, expires_at
+/// One text for jobs that are unique by their content, and those that are not.
+macro_rules! submit {
+    (
+        $connection:ident, $submission:ident, $on_conflict:ident, $terms:ident,
+        content: [$($new_content:literal)?] $(, $digest:expr)?
+    ) => {{
+        let Submission { keyed, draft: Draft { job, answer, .. }, .. } = $submission;
+        keyed_statement!(
+            $connection, keyed, answer, $on_conflict, $terms,
+            given: "",
+            from: "terms",
+            effect: [
+                r#",
+                new_job as (
+                    insert into jobs (
+                        tenant_id, id, type, queue, priority, run_at, max_attempts, payload, unique_by, created_at
+                    )
+                    select tenant_id, job_id, $15, $16, $17, $18, $19, $20::text::json, $21, created_at
+                    from new_key
+                    on conflict do nothing
+                    returning tenant_id, id, created_at
+                ),
+                new_in_queue as (
+                    insert into job_queue (tenant_id, job_id, queue, priority, run_at, max_attempts, created_at)
+                    select tenant_id, id, $22, $23, $24, $25, created_at
+                    from new_job
                 )
-                select $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, clock_timestamp() + make_interval(secs => $12)
-                from terms
                 "#
-                + $on_conflict
-                + r#"
-                returning tenant_id, job_id, created_at, expires_at
-            ),
-            new_job as (
-                insert into jobs (tenant_id, id, type, queue, priority, run_at, max_attempts, payload, created_at)
-                select tenant_id, job_id, $13, $14, $15, $16, $17, $18::text::json, created_at
-                from new_key
-                on conflict do nothing
-                returning tenant_id, id
-            ),
-            new_in_queue as (
-                insert into job_queue (tenant_id, job_id, queue, priority, run_at, max_attempts)
-                select tenant_id, id, $19, $20, $21, $22
-                from new_job
-            )
-            select expires_at from new_key
-            "#,
-            $terms.lock_wait.as_millis().to_string(),
-            $submission.key.tenant.0,
-            $submission.key.route.0,
-            $submission.key.key.as_str(),
-            $submission.fingerprint.as_bytes(),
-            $submission.job_id.0,
-            Submission::STATUS,
-            $submission.location,
-            &$submission.body[..],
-            $submission.request_id.as_str(),
-            $submission.created_at,
-            $terms.time_to_live.as_secs_f64(),
-            $submission.job.kind,
-            $submission.job.queue,
-            $submission.job.priority,
-            $submission.job.run_at,
-            $submission.job.max_attempts,
-            $submission.job.payload,
-            $submission.job.queue_or_default(),
-            $submission.job.priority_or_default(),
-            $submission.job.run_at.unwrap_or($submission.created_at),
-            $submission.job.max_attempts_or_default(),
-            $terms.insist_on_durability,
+                $(, $new_content)?
+            ],
+            job.kind,
+            job.queue,
+            job.priority,
+            job.run_at,
+            job.max_attempts,
+            job.payload,
+            job.unique_by.as_deref(),
+            job.queue_or_default(),
+            job.priority_or_default(),
+            job.run_at.unwrap_or(keyed.created_at),
+            job.max_attempts_or_default(),
+            $($digest,)?
         )
-    };
+    }};
 }
 
 /// Writes key, job, stored answer and place in the queue, all or nothing, and says until when the key lives; `None`
@@ -104,31 +67,118 @@ pub async fn submit(
     on_conflict: OnConflict,
     terms: Terms,
 ) -> sqlx::Result<Option<DateTime<Utc>>> {
-    match on_conflict {
-        OnConflict::DoNothing => {
-            statement!("on conflict (tenant_id, route, key) do nothing", submission, terms)
-                .fetch_optional(connection)
-                .await
-        }
-        OnConflict::TakeOverExpired => {
-            statement!(
-                r#"
-                on conflict (tenant_id, route, key) do update
-                set fingerprint = excluded.fingerprint,
-                    job_id = excluded.job_id,
-                    status = excluded.status,
-                    location = excluded.location,
-                    body = excluded.body,
-                    request_id = excluded.request_id,
-                    created_at = excluded.created_at,
-                    expires_at = excluded.expires_at
-                where present.expires_at <= clock_timestamp()
-                "#,
-                submission,
-                terms
+    submit!(connection, submission, on_conflict, terms, content: [])
+}
+
+/// The same for a job that asks to be unique by its content. Where that is taken, it fails on [`CONTENT_TAKEN`].
+pub async fn submit_unique(
+    connection: &mut PgConnection,
+    submission: &Submission,
+    content: ContentDigest,
+    on_conflict: OnConflict,
+    terms: Terms,
+) -> sqlx::Result<Option<DateTime<Utc>>> {
+    submit!(
+        connection, submission, on_conflict, terms,
+        content: [r#",
+            new_content as (
+                insert into job_uniques (tenant_id, digest, job_id)
+                select tenant_id, $26, id
+                from new_job
             )
-            .fetch_optional(connection)
-            .await
-        }
-    }
+        "#],
+        content.as_bytes()
+    )
+}
+
+/// The constraint that another active job of the same content violates.
+pub const CONTENT_TAKEN: &str = "job_uniques_pkey";
+
+/// The active job that has the content.
+pub async fn find_content(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    content: ContentDigest,
+) -> sqlx::Result<Option<JobId>> {
+    let id = sqlx::query_scalar!(
+        r#"
+        select job_id
+        from job_uniques
+        where tenant_id = $1 and digest = $2
+        "#,
+        tenant.0,
+        content.as_bytes(),
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(id.map(JobId))
+}
+
+/// Writes a key for a job that is there already, with the answer about it, while it has the content; `None` if it has
+/// not any more, or if the key is taken.
+pub async fn adopt(
+    connection: &mut PgConnection,
+    keyed: &Keyed,
+    answer: &Answer,
+    content: ContentDigest,
+    on_conflict: OnConflict,
+    terms: Terms,
+) -> sqlx::Result<Option<DateTime<Utc>>> {
+    keyed_statement!(
+        connection, keyed, answer, on_conflict, terms,
+        given: r#"
+            holder as materialized (
+                select job_uniques.job_id
+                from job_uniques
+                cross join terms
+                where job_uniques.tenant_id = $4 and job_uniques.digest = $15 and job_uniques.job_id = $8
+                for share of job_uniques
+            ),
+        "#,
+        from: "holder",
+        effect: [],
+        content.as_bytes(),
+    )
+}
+
+/// Writes a job under the id that its client has chosen, and its place in the queue; says whether it did.
+pub async fn put(connection: &mut PgConnection, draft: &Draft, terms: Terms) -> sqlx::Result<bool> {
+    let job = &draft.job;
+    let written = statement_on_terms!(
+        query_scalar,
+        terms,
+        [r#"
+        new_job as (
+            insert into jobs (
+                tenant_id, id, type, queue, priority, run_at, max_attempts, payload, created_at, named
+            )
+            select $3, $4, $5, $6, $7, $8, $9, $10::text::json, $11, true
+            from terms
+            on conflict do nothing
+            returning tenant_id, id, created_at
+        ),
+        new_in_queue as (
+            insert into job_queue (tenant_id, job_id, queue, priority, run_at, max_attempts, created_at)
+            select tenant_id, id, $12, $13, $14, $15, created_at
+            from new_job
+        )
+        select true as "written!" from new_job
+        "#],
+        draft.tenant.0,
+        draft.answer.job_id.0,
+        job.kind,
+        job.queue,
+        job.priority,
+        job.run_at,
+        job.max_attempts,
+        job.payload,
+        draft.created_at,
+        job.queue_or_default(),
+        job.priority_or_default(),
+        job.run_at.unwrap_or(draft.created_at),
+        job.max_attempts_or_default(),
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(written.unwrap_or(false))
 }

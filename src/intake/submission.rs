@@ -1,46 +1,59 @@
-//! A request on its way in: all that the statement writes, made before the first attempt and never again.
+//! A job on its way in: all that the statement writes, made before the first attempt and never again.
 
-use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use crate::idempotency::{Fingerprint, Outcome, ScopedKey};
-use crate::ids::{JobId, RequestId};
-use crate::jobs::{self, Job, NewJob};
+use crate::idempotency::{Answer, Fingerprint, Keyed, ScopedKey};
+use crate::ids::{JobId, RequestId, TenantId};
+use crate::jobs::{self, ContentDigest, Job, NewJob};
 
 /// Minted once: however often the statement is sent, it carries this id, this time and these bytes, so the row itself
 /// tells whether an attempt of ours was committed.
 #[derive(Debug)]
-pub struct Submission {
-    pub key: ScopedKey,
-    pub fingerprint: Fingerprint,
+pub struct Draft {
+    pub tenant: TenantId,
     pub job: NewJob,
-    pub request_id: RequestId,
-    pub job_id: JobId,
     pub created_at: DateTime<Utc>,
-    pub location: String,
-    pub body: Bytes,
+    /// What the request is answered that makes the job.
+    pub answer: Answer,
+}
+
+/// A draft under a key.
+#[derive(Debug)]
+pub struct Submission {
+    pub keyed: Keyed,
+    pub draft: Draft,
+    /// The content that the job asks to be unique by while it is active.
+    pub content: Option<ContentDigest>,
+}
+
+impl Draft {
+    /// A job of an id that the client has chosen.
+    pub fn named(tenant: TenantId, id: JobId, job: NewJob) -> Self {
+        Self::new(tenant, id, jobs::now(), job)
+    }
+
+    fn new(tenant: TenantId, id: JobId, created_at: DateTime<Utc>, job: NewJob) -> Self {
+        Self { tenant, created_at, answer: answer(201, id, created_at, &job), job }
+    }
 }
 
 impl Submission {
-    /// HTTP status of the answer to the request that makes the job.
-    pub const STATUS: i16 = 201;
-
-    pub fn mint(key: ScopedKey, fingerprint: Fingerprint, job: NewJob, request_id: RequestId) -> Self {
-        let (job_id, created_at) = (JobId::mint(), jobs::now());
-        let body = Job::submitted(job_id, created_at, &job).to_json().into();
-        Self { key, fingerprint, job, request_id, job_id, created_at, location: format!("/jobs/{job_id}"), body }
+    /// A job of an id that nobody else has.
+    pub fn mint(
+        key: ScopedKey,
+        fingerprint: Fingerprint,
+        (job, content): (NewJob, Option<ContentDigest>),
+        request_id: RequestId,
+    ) -> Self {
+        let created_at = jobs::now();
+        let id = JobId::mint(created_at);
+        let draft = Draft::new(key.tenant, id, created_at, job);
+        Self { keyed: Keyed { key, fingerprint, request_id, created_at, makes: Some(id) }, draft, content }
     }
+}
 
-    /// The outcome that this submission has once it is committed.
-    pub fn outcome(&self, expires_at: DateTime<Utc>) -> Outcome {
-        Outcome {
-            fingerprint: self.fingerprint,
-            job_id: self.job_id,
-            location: Some(self.location.clone()),
-            body: self.body.clone(),
-            request_id: self.request_id.clone(),
-            created_at: self.created_at,
-            expires_at,
-        }
-    }
+/// What a request is answered that has made a job, or met it: the job as it was made.
+pub fn answer(status: i16, id: JobId, created_at: DateTime<Utc>, job: &NewJob) -> Answer {
+    let body = Job::submitted(id, created_at, job).to_json().into();
+    Answer { job_id: id, status, location: Some(format!("/jobs/{id}")), etag: None, body }
 }

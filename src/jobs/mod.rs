@@ -1,12 +1,18 @@
 //! Jobs: what is asked for, and how it is shown.
 //!
-//! Owns [`NewJob`] (as submitted), [`Job`] (as shown), their rules and their queries. It never decides whether a
-//! request is a repetition; that is `idempotency` and `intake`.
+//! Owns [`NewJob`] (as submitted), [`Job`] (as shown), [`Patch`] (what may be changed), their rules and their queries. It
+//! never decides whether a request is a repetition; that is `idempotency`, `intake` and `changes`.
 
+mod members;
 mod new_job;
+mod patch;
 pub mod queries;
+mod unique;
 
-pub use new_job::{InvalidJob, NewJob};
+pub use members::{InvalidJob, moment};
+pub use new_job::NewJob;
+pub use patch::Patch;
+pub use unique::ContentDigest;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -29,7 +35,10 @@ pub struct Job {
     pub attempt: i32,
     #[serde(serialize_with = "timestamp")]
     pub created_at: DateTime<Utc>,
-    /// Left out of the answer to a submission: it may be large or secret, and that answer is stored with the key.
+    /// Once it is over.
+    #[serde(serialize_with = "timestamp_if_any", skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<DateTime<Utc>>,
+    /// Left out of every answer but that of GET: it may be large or secret, and answers are stored with keys.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payload: Option<Box<RawValue>>,
 }
@@ -38,8 +47,55 @@ pub struct Job {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Waits in `job_queue`. A claim moves it out.
+    /// Waits in `job_queue`. A claim moves it out, and so does its cancellation.
     Queued,
+    /// A worker has it. No operation of this release leads here.
+    Running,
+    /// Over, like the two below: it stays in `job_outcomes`. No operation of this release leads here.
+    Succeeded,
+    /// No operation of this release leads here.
+    Failed,
+    /// The client did not want it any more.
+    Cancelled,
+}
+
+/// A job as it is now.
+#[derive(Debug)]
+pub struct Current {
+    pub job: Job,
+    /// Grows by one with each change.
+    pub version: i32,
+}
+
+/// What stands under an id that has been given out.
+#[derive(Debug)]
+pub enum Found<T> {
+    Job(T),
+    /// The job was deleted; its id is not used again.
+    Deleted,
+}
+
+/// What silence in a request means.
+const PRIORITY_DEFAULT: i16 = 2;
+/// With the usual exponential back-off, about three weeks of trying.
+const MAX_ATTEMPTS_DEFAULT: i32 = 25;
+
+impl State {
+    pub const ALL: [Self; 5] = [Self::Queued, Self::Running, Self::Succeeded, Self::Failed, Self::Cancelled];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.name() == name)
+    }
 }
 
 impl Job {
@@ -55,6 +111,7 @@ impl Job {
             state: State::Queued,
             attempt: 0,
             created_at,
+            finished_at: None,
             payload: None,
         }
     }
@@ -63,6 +120,11 @@ impl Job {
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("a job's members all have a JSON form")
     }
+}
+
+/// What the API calls a version: an entity tag (RFC 9110, section 8.8.3), strong, since every change makes another.
+pub fn etag(version: i32) -> String {
+    format!("\"{version}\"")
 }
 
 /// The present moment as a `timestamptz` can hold it, so that what is answered is what is read back.
@@ -82,4 +144,11 @@ pub fn rfc3339(at: DateTime<Utc>) -> impl std::fmt::Display {
 
 fn timestamp<S: serde::Serializer>(at: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&rfc3339(*at))
+}
+
+fn timestamp_if_any<S: serde::Serializer>(at: &Option<DateTime<Utc>>, serializer: S) -> Result<S::Ok, S::Error> {
+    match at {
+        Some(at) => timestamp(at, serializer),
+        None => serializer.serialize_none(),
+    }
 }

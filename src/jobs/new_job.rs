@@ -1,10 +1,10 @@
 //! What a client may ask for, read member by member so that each error names its place.
 
-use chrono::{DateTime, Datelike, Utc};
-use thiserror::Error;
+use chrono::{DateTime, Utc};
 
-use super::microseconds;
-use crate::json::{DIFFERENCES_MAX, Document, Kind, Value, differences, member_pointer};
+use super::members::{InvalidJob, max_attempts, members, name, priority, required, run_at};
+use super::{ContentDigest, MAX_ATTEMPTS_DEFAULT, PRIORITY_DEFAULT, unique};
+use crate::json::{DIFFERENCES_MAX, Document, differences};
 
 /// A job as submitted. `None` is what the request was silent about: a default filled in here could not be told
 /// from a value that was sent.
@@ -17,67 +17,68 @@ pub struct NewJob {
     pub max_attempts: Option<i32>,
     /// JSON text, to the byte.
     pub payload: String,
+    /// JSON Pointers (RFC 6901) to what nobody else may have while the job is active.
+    pub unique_by: Option<Vec<String>>,
 }
 
-/// Which member of a request is wrong, and how.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{detail}")]
-pub struct InvalidJob {
-    /// A JSON Pointer (RFC 6901) to the member.
-    pub pointer: String,
-    pub detail: String,
-}
-
-const NAME_LENGTH_MAX: usize = 128;
 const QUEUE_DEFAULT: &str = "default";
-const PRIORITY_DEFAULT: i16 = 2;
-const PRIORITY_RANGE: std::ops::RangeInclusive<i16> = 1..=4;
-/// With the usual exponential back-off, about three weeks of trying.
-const MAX_ATTEMPTS_DEFAULT: i32 = 25;
-const MAX_ATTEMPTS_RANGE: std::ops::RangeInclusive<i32> = 1..=1000;
 
 impl NewJob {
-    /// Reads the body of a submission.
+    /// Reads the body of a submission, and sums up the content that the job asks to be unique by.
     ///
     /// # Errors
     /// [`InvalidJob`] for the first member that is unknown, repeated, missing, of the wrong kind or out of range.
-    pub fn parse(document: &Document<'_>) -> Result<Self, InvalidJob> {
-        let root = document.root();
-        if root.kind() != Kind::Object {
-            return Err(invalid("", "the body must be a JSON object"));
-        }
-        let mut members = Members::default();
-        for (name, value) in root.members() {
-            let slot = match name.as_ref() {
-                "type" => &mut members.kind,
-                "payload" => &mut members.payload,
-                "queue" => &mut members.queue,
-                "priority" => &mut members.priority,
-                "run_at" => &mut members.run_at,
-                "max_attempts" => &mut members.max_attempts,
-                _ => return Err(unknown_member(&name)),
-            };
-            if slot.replace(value).is_some() {
-                return Err(invalid(&member_pointer("", &name), "the member is given twice"));
-            }
-        }
-        let required = |slot: Option<Value<'_, '_>>, pointer: &str| match slot {
-            Some(_) => Ok(()),
-            None => Err(invalid(pointer, "the member is required")),
+    pub fn parse(document: &Document<'_>) -> Result<(Self, Option<ContentDigest>), InvalidJob> {
+        let names = ["type", "payload", "queue", "priority", "run_at", "max_attempts", "unique"];
+        let [kind, payload, queue, urgency, earliest, attempts, unique] = members(document.root(), "", names)?;
+        let (kind, payload) = (required(kind, "/type")?, required(payload, "/payload")?);
+        let mut job = Self {
+            kind: name(kind, "/type")?,
+            queue: queue.map(|value| name(value, "/queue")).transpose()?,
+            priority: urgency.map(priority).transpose()?,
+            run_at: earliest.map(run_at).transpose()?,
+            max_attempts: attempts.map(max_attempts).transpose()?,
+            payload: payload.text().to_owned(),
+            unique_by: None,
         };
-        required(members.kind, "/type")?;
-        required(members.payload, "/payload")?;
-        Ok(Self {
-            kind: members.kind.map(|value| name(value, "/type")).transpose()?.unwrap_or_default(),
-            queue: members.queue.map(|value| name(value, "/queue")).transpose()?,
-            priority: members.priority.map(|value| integer(value, "/priority", PRIORITY_RANGE)).transpose()?,
-            run_at: members.run_at.map(|value| moment(value, "/run_at")).transpose()?,
-            max_attempts: members
-                .max_attempts
-                .map(|value| integer(value, "/max_attempts", MAX_ATTEMPTS_RANGE))
-                .transpose()?,
-            payload: members.payload.map(|value| value.text().to_owned()).unwrap_or_default(),
-        })
+        let Some(unique) = unique else { return Ok((job, None)) };
+        let by = unique::pointers(unique)?;
+        let content = ContentDigest::of(&job.kind, job.queue_or_default(), document, &by)?;
+        job.unique_by = Some(by);
+        Ok((job, Some(content)))
+    }
+
+    /// Where this job differs from another, as JSON Pointers. Numbers and names are compared by their text, a time by
+    /// the moment that it is.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut note = |differs: bool, pointer: &str| {
+            if differs {
+                found.push(pointer.to_owned());
+            }
+        };
+        note(self.kind != other.kind, "/type");
+        note(self.queue != other.queue, "/queue");
+        note(self.priority != other.priority, "/priority");
+        note(self.run_at != other.run_at, "/run_at");
+        note(self.max_attempts != other.max_attempts, "/max_attempts");
+        note(self.unique_by != other.unique_by, "/unique/by");
+        match (Document::parse(self.payload.as_bytes()), Document::parse(other.payload.as_bytes())) {
+            (Ok(ours), Ok(theirs)) => differences(ours.root(), theirs.root(), "/payload", &mut found),
+            _ => found.push("/payload".to_owned()),
+        }
+        found.truncate(DIFFERENCES_MAX);
+        found
+    }
+
+    /// Where this request differs from another of another fingerprint.
+    pub fn differences_in_writing(&self, other: &Self) -> Vec<String> {
+        let mut found = self.differences(other);
+        if found.is_empty() && self.run_at.is_some() {
+            // Every other member is compared by its text; only a time can be written in two ways.
+            found.push("/run_at".to_owned());
+        }
+        found
     }
 
     pub fn queue_or_default(&self) -> &str {
@@ -91,90 +92,6 @@ impl NewJob {
     pub fn max_attempts_or_default(&self) -> i32 {
         self.max_attempts.unwrap_or(MAX_ATTEMPTS_DEFAULT)
     }
-
-    /// Where this request differs from another that has a different fingerprint, as JSON Pointers.
-    pub fn differences(&self, other: &Self) -> Vec<String> {
-        let mut found = Vec::new();
-        let mut note = |differs: bool, pointer: &str| {
-            if differs {
-                found.push(pointer.to_owned());
-            }
-        };
-        note(self.kind != other.kind, "/type");
-        note(self.queue != other.queue, "/queue");
-        note(self.priority != other.priority, "/priority");
-        note(self.run_at != other.run_at, "/run_at");
-        note(self.max_attempts != other.max_attempts, "/max_attempts");
-        match (Document::parse(self.payload.as_bytes()), Document::parse(other.payload.as_bytes())) {
-            (Ok(ours), Ok(theirs)) => differences(ours.root(), theirs.root(), "/payload", &mut found),
-            _ => found.push("/payload".to_owned()),
-        }
-        if found.is_empty() && self.run_at.is_some() {
-            // Every other member is compared by its text; only a time can be written in two ways.
-            found.push("/run_at".to_owned());
-        }
-        found.truncate(DIFFERENCES_MAX);
-        found
-    }
-}
-
-#[derive(Default)]
-struct Members<'d, 'a> {
-    kind: Option<Value<'d, 'a>>,
-    payload: Option<Value<'d, 'a>>,
-    queue: Option<Value<'d, 'a>>,
-    priority: Option<Value<'d, 'a>>,
-    run_at: Option<Value<'d, 'a>>,
-    max_attempts: Option<Value<'d, 'a>>,
-}
-
-fn name(value: Value<'_, '_>, pointer: &str) -> Result<String, InvalidJob> {
-    let text = value.as_str().ok_or_else(|| invalid(pointer, "a string is expected"))?;
-    if text.is_empty() || text.len() > NAME_LENGTH_MAX || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(invalid(pointer, "1 to 128 visible ASCII characters without space are expected"));
-    }
-    Ok(text.into_owned())
-}
-
-fn integer<T>(value: Value<'_, '_>, pointer: &str, range: std::ops::RangeInclusive<T>) -> Result<T, InvalidJob>
-where
-    T: std::str::FromStr + PartialOrd + std::fmt::Display,
-{
-    let number = (value.kind() == Kind::Number).then(|| value.text().parse::<T>().ok()).flatten();
-    number.filter(|number| range.contains(number)).ok_or_else(|| {
-        let detail = format!("an integer from {} to {} is expected", range.start(), range.end());
-        InvalidJob { pointer: pointer.to_owned(), detail }
-    })
-}
-
-fn moment(value: Value<'_, '_>, pointer: &str) -> Result<DateTime<Utc>, InvalidJob> {
-    let text = value.as_str();
-    let at = text.as_deref().and_then(rfc3339).map(microseconds);
-    // Beyond these years the answer would no longer be RFC 3339.
-    at.filter(|at| (1..=9999).contains(&at.year())).ok_or_else(|| {
-        invalid(
-            pointer,
-            "a date and time of RFC 3339 in the years 0001 to 9999 is expected, such as 2030-01-31T12:00:00Z",
-        )
-    })
-}
-
-fn rfc3339(text: &str) -> Option<DateTime<Utc>> {
-    // chrono takes a minus sign of another alphabet, too.
-    if !text.is_ascii() {
-        return None;
-    }
-    Some(DateTime::parse_from_rfc3339(text).ok()?.with_timezone(&Utc))
-}
-
-fn unknown_member(name: &str) -> InvalidJob {
-    const SHOWN_LENGTH_MAX: usize = 64;
-    let pointer = if name.len() <= SHOWN_LENGTH_MAX { member_pointer("", name) } else { String::new() };
-    invalid(&pointer, "a member is unknown; known are type, payload, queue, priority, run_at and max_attempts")
-}
-
-fn invalid(pointer: &str, detail: &str) -> InvalidJob {
-    InvalidJob { pointer: pointer.to_owned(), detail: detail.to_owned() }
 }
 
 #[cfg(test)]
@@ -182,7 +99,7 @@ mod tests {
     use super::*;
 
     fn parse(body: &str) -> Result<NewJob, InvalidJob> {
-        NewJob::parse(&Document::parse(body.as_bytes()).unwrap())
+        NewJob::parse(&Document::parse(body.as_bytes()).unwrap()).map(|(job, _)| job)
     }
 
     #[test]
@@ -198,6 +115,9 @@ mod tests {
             (r#"{"type":"a b","payload":1}"#, "/type"),
             (r#"{"type":7,"payload":1}"#, "/type"),
             (r#"{"type":"a","payload":1,"queue":null}"#, "/queue"),
+            (r#"{"type":"a","payload":1,"unique":null}"#, "/unique"),
+            (r#"{"type":"a","payload":1,"unique":{}}"#, "/unique/by"),
+            (r#"{"type":"a","payload":1,"unique":{"by":["/payload"],"for":1}}"#, "/unique/for"),
             (r#"{"type":"a","payload":1,"priority":0}"#, "/priority"),
             (r#"{"type":"a","payload":1,"priority":5}"#, "/priority"),
             (r#"{"type":"a","payload":1,"priority":1.0}"#, "/priority"),
@@ -230,6 +150,7 @@ mod tests {
         assert_eq!(job("").differences(&job(r#","queue":"default""#)), ["/queue"]);
         let (utc, offset) =
             (job(r#","run_at":"2030-01-01T00:00:00Z""#), job(r#","run_at":"2030-01-01T00:00:00+00:00""#));
-        assert_eq!(utc.differences(&offset), ["/run_at"]);
+        assert_eq!(utc.differences_in_writing(&offset), ["/run_at"]);
+        assert_eq!(utc.differences(&offset), [""; 0]);
     }
 }

@@ -6,6 +6,13 @@
 use super::{Kind, Value};
 
 impl Value<'_, '_> {
+    /// The canonical form.
+    pub fn canonical(self) -> String {
+        let mut out = Vec::new();
+        self.write_canonical(&mut out);
+        String::from_utf8(out).expect("it is made of texts")
+    }
+
     /// Appends the canonical form to `out`.
     pub fn write_canonical(self, out: &mut Vec<u8>) {
         match self.kind() {
@@ -48,9 +55,7 @@ mod tests {
     use super::super::Document;
 
     fn canonical(text: &str) -> String {
-        let mut out = Vec::new();
-        Document::parse(text.as_bytes()).unwrap().root().write_canonical(&mut out);
-        String::from_utf8(out).unwrap()
+        Document::parse(text.as_bytes()).unwrap().root().canonical()
     }
 
     #[test]

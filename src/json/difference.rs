@@ -1,6 +1,6 @@
 //! Where two texts differ, as JSON Pointers (RFC 6901): the places, never the values.
 
-use super::{Kind, Value};
+use super::{Kind, Value, member_pointer};
 
 /// More differences than a person would read.
 pub const DIFFERENCES_MAX: usize = 20;
@@ -20,11 +20,6 @@ pub fn differences(first: Value<'_, '_>, second: Value<'_, '_>, pointer: &str, f
         _ if same(first, second) => {}
         _ => note(pointer, found),
     }
-}
-
-/// `pointer` extended by one member's name.
-pub fn member_pointer(pointer: &str, name: &str) -> String {
-    format!("{pointer}/{}", name.replace('~', "~0").replace('/', "~1"))
 }
 
 fn object_differences(first: Value<'_, '_>, second: Value<'_, '_>, pointer: &str, found: &mut Vec<String>) {
@@ -97,10 +92,7 @@ fn same(first: Value<'_, '_>, second: Value<'_, '_>) -> bool {
     if first.text() == second.text() {
         return true;
     }
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    first.write_canonical(&mut ours);
-    second.write_canonical(&mut theirs);
-    ours == theirs
+    first.canonical() == second.canonical()
 }
 
 #[cfg(test)]

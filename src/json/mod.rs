@@ -1,14 +1,16 @@
 //! JSON text that is kept to the letter.
 //!
 //! Owns the scanner (RFC 8259, and stricter where PostgreSQL is), the canonical form that fingerprints are made of,
-//! and the difference of two texts. It never converts a number: 9007199254740993 stays what was sent, which is why
+//! the difference of two texts, and pointers into one. It never converts a number: 9007199254740993 stays what was sent, which is why
 //! neither `serde_json::Value` nor RFC 8785 serves here.
 
 mod canonical;
 mod difference;
+mod pointer;
 mod scanner;
 
-pub use difference::{DIFFERENCES_MAX, differences, member_pointer};
+pub use difference::{DIFFERENCES_MAX, differences};
+pub use pointer::{InvalidPointer, member_pointer, resolve};
 pub use scanner::InvalidJson;
 
 use std::borrow::Cow;

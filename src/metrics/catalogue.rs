@@ -137,8 +137,8 @@ pub(super) const IDEMPOTENCY_OUTCOMES: Description = Description {
     unit: "requests",
     labels: &["route", "outcome"],
     help: "Requests on keyed routes, by what became of them",
-    meaning: "`created`, `replayed`: answered 2xx. `mismatch`: 422, a client's bug. `in_flight`: 409. `refused`: the key \
-              was not touched. `unknown`: 503 `outcome-unknown`, an attempt was lost and what became of it could not be \
+    meaning: "`created`, `changed`, `deduplicated` (another key's job has the content), `replayed`: answered 2xx. \
+              `mismatch`: 422, a client's bug. `in_flight`: 409. `refused`: the key was not touched. `unknown`: 503 `outcome-unknown`, an attempt was lost and what became of it could not be \
               found out in time.",
 };
 

@@ -7,6 +7,10 @@ use thiserror::Error;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyedOutcome {
     Created,
+    /// It changed a job that was there.
+    Changed,
+    /// Another key's job has the same content.
+    Deduplicated,
     Replayed,
     Mismatch,
     InFlight,
@@ -53,12 +57,22 @@ pub enum Shed {
 }
 
 impl KeyedOutcome {
-    pub(super) const ALL: [Self; 6] =
-        [Self::Created, Self::Replayed, Self::Mismatch, Self::InFlight, Self::Refused, Self::Unknown];
+    pub(super) const ALL: [Self; 8] = [
+        Self::Created,
+        Self::Changed,
+        Self::Deduplicated,
+        Self::Replayed,
+        Self::Mismatch,
+        Self::InFlight,
+        Self::Refused,
+        Self::Unknown,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Created => "created",
+            Self::Changed => "changed",
+            Self::Deduplicated => "deduplicated",
             Self::Replayed => "replayed",
             Self::Mismatch => "mismatch",
             Self::InFlight => "in_flight",

@@ -17,11 +17,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access::{Quota, Rate, Verifier};
+use crate::changes::Changes;
 use crate::configuration::{self, Configuration};
 use crate::database::{self, Lane};
 use crate::http::{self, Admission, App, Limits, Quotas, Readiness, Watched};
 use crate::idempotency::purger::{self, Pace};
-use crate::intake::{Intake, Terms};
+use crate::idempotency::{Engine, Terms};
+use crate::intake::Intake;
 use crate::metrics::Metrics;
 use database_connection::await_database;
 use serving::{serve_api, serve_operations};
@@ -130,16 +132,15 @@ impl Lanes {
 fn compose(configuration: &Configuration, lanes: &Lanes, metrics: &Metrics) -> App {
     http::KEYED_ROUTES.iter().for_each(|route| metrics.expect_outcomes(route.0));
     let Configuration { server, database, intake, idempotency, access, .. } = configuration;
+    let terms = Terms {
+        time_to_live: idempotency.time_to_live,
+        lock_wait: intake.lock_wait,
+        insist_on_durability: !database.allow_losing_acknowledged_jobs,
+    };
+    let engine = Engine::new(lanes.intake.clone(), intake.connections, terms);
     App {
-        intake: Intake::new(
-            lanes.intake.clone(),
-            intake.connections,
-            Terms {
-                time_to_live: idempotency.time_to_live,
-                lock_wait: intake.lock_wait,
-                insist_on_durability: !database.allow_losing_acknowledged_jobs,
-            },
-        ),
+        intake: Intake::new(engine.clone()),
+        changes: Changes::new(engine),
         reads: lanes.reads.clone(),
         verifier: Verifier::new(lanes.access.clone(), access.cache_life, metrics.clone()),
         quotas: quotas(&configuration.quota, metrics),

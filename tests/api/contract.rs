@@ -2,6 +2,7 @@
 
 mod circumstances;
 mod examples;
+mod operations;
 mod requests;
 
 use std::collections::BTreeSet;

@@ -102,9 +102,7 @@ async fn a_migration_under_a_live_server_is_not_seen_by_its_clients() {
 }
 
 /// A server whose statement for `the-key` is on its way in the database, and what holds it up.
-async fn frozen_in_the_middle(
-    ledger: &Ledger,
-) -> (Server, tokio::task::JoinHandle<Option<u16>>, crate::harness::HeldKey) {
+async fn frozen_in_the_middle(ledger: &Ledger) -> (Server, tokio::task::JoinHandle<Option<u16>>, crate::harness::Held) {
     let server = ledger.serve_with(&[("HAPAX__INTAKE__LOCK_WAIT", "4s")]).await;
     server.submit("warm-up", job(0)).await;
     let held = ledger.hold_key("the-key").await;

@@ -8,13 +8,16 @@
 mod harness;
 
 mod access;
+mod changes;
 mod command_line;
 mod concurrency;
 mod contract;
 mod dev;
 mod expiry;
 mod faults;
+mod keyed_routes;
 mod keys;
+mod named_jobs;
 mod operations;
 mod outages;
 mod overload;
@@ -25,3 +28,4 @@ mod replicas;
 mod schema;
 mod submission;
 mod telemetry;
+mod uniques;

@@ -66,6 +66,30 @@ impl Client {
         tokio::spawn(async move { client.submit(&key, body).await })
     }
 
+    /// `PUT /jobs/{id}`.
+    pub async fn put(&self, id: impl ToString, body: impl ToString) -> Answer {
+        let request = self.request("PUT", &format!("/jobs/{}", id.to_string()));
+        self.send(request.header("content-type", "application/json").body(body.to_string())).await
+    }
+
+    /// A change as every well-behaved client sends it, for the test to change.
+    pub fn patch_job(&self, id: &str, if_match: &str, body: impl ToString) -> reqwest::RequestBuilder {
+        let request = self.request("PATCH", &format!("/jobs/{id}")).header("if-match", if_match);
+        request.header("content-type", "application/merge-patch+json").body(body.to_string())
+    }
+
+    pub async fn patch(&self, id: &str, if_match: &str, body: impl ToString) -> Answer {
+        self.send(self.patch_job(id, if_match, body)).await
+    }
+
+    pub async fn cancel(&self, id: &str) -> Answer {
+        self.send(self.request("POST", &format!("/jobs/{id}/cancel"))).await
+    }
+
+    pub async fn delete(&self, id: &str) -> Answer {
+        self.send(self.request("DELETE", &format!("/jobs/{id}"))).await
+    }
+
     pub async fn get(&self, path: &str) -> Answer {
         self.send(self.request("GET", path)).await
     }

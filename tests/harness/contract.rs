@@ -58,7 +58,9 @@ impl Contract {
             asked.len() == known.len() && asked.iter().zip(&known).all(same)
         };
         let paths = self.document["paths"].as_object().unwrap();
-        let (template, operations) = paths.iter().find(|(template, _)| fits(template))?;
+        // A template that has no placeholder there is the better fit.
+        let fitting = paths.iter().filter(|(template, _)| fits(template));
+        let (template, operations) = fitting.min_by_key(|(template, _)| template.matches('{').count())?;
         Some((template, operations.as_object().unwrap()))
     }
 
@@ -81,6 +83,10 @@ impl Contract {
     }
 
     fn body(&self, pointer: String, response: &Value, answer: &Answer, case: &str) {
+        if response.get("content").is_none() {
+            assert!(answer.body.is_empty(), "a body is not in the contract: {case}");
+            return;
+        }
         let media_type = answer.header("content-type");
         assert!(response["content"].get(media_type).is_some(), "{media_type} is not in the contract: {case}");
         if media_type.ends_with("json") {

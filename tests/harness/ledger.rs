@@ -98,15 +98,39 @@ impl Ledger {
     }
 
     /// Holds a key as another transaction would that is in the middle of a submission.
-    pub async fn hold_key(&self, key: &str) -> HeldKey {
-        let mut connection = self.connect().await;
+    pub async fn hold_key(&self, key: &str) -> Held {
+        self.hold_key_of("POST /jobs", key).await
+    }
+
+    /// The same for a key of another route.
+    pub async fn hold_key_of(&self, route: &str, key: &str) -> Held {
         let sql = format!(
-            "begin; insert into idempotency_keys (tenant_id, route, key, fingerprint, job_id, status, body, \
-             request_id, created_at, expires_at) select id, 'POST /jobs', '{key}', sha256('another'), \
+            "insert into idempotency_keys (tenant_id, route, key, fingerprint, job_id, status, body, \
+             request_id, created_at, expires_at) select id, '{route}', '{key}', sha256('another'), \
              gen_random_uuid(), 201, '{{}}', 'the-holder', now(), now() + interval '1 day' from tenants"
         );
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
-        HeldKey { connection }
+        self.hold(&sql).await
+    }
+
+    /// Holds every job as another transaction would that is in the middle of moving them.
+    pub async fn hold_jobs(&self) -> Held {
+        self.hold("select from jobs for update; select from job_queue for update").await
+    }
+
+    /// Holds an id as another transaction would that is in the middle of making a job of it.
+    pub async fn hold_new_job(&self, id: &str) -> Held {
+        let sql = format!(
+            "insert into jobs (tenant_id, id, type, payload, created_at, named) \
+             select id, '{id}', 't', '1', now(), true from tenants where name = 'acme'"
+        );
+        self.hold(&sql).await
+    }
+
+    /// Leaves a transaction open that has done this.
+    pub async fn hold(&self, sql: &str) -> Held {
+        let mut connection = self.connect().await;
+        sqlx::raw_sql(AssertSqlSafe(format!("begin; {sql}"))).execute(&mut connection).await.unwrap();
+        Held { connection }
     }
 
     /// Returns once this many of the servers' statements wait for a lock.
@@ -159,11 +183,8 @@ impl Ledger {
     }
 
     /// Locks a table, in one of PostgreSQL's modes, until it is rolled back.
-    pub async fn lock_table(&self, table: &str, mode: &str) -> HeldKey {
-        let mut connection = self.connect().await;
-        let sql = format!("begin; lock table {table} in {mode} mode");
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
-        HeldKey { connection }
+    pub async fn lock_table(&self, table: &str, mode: &str) -> Held {
+        self.hold(&format!("lock table {table} in {mode} mode")).await
     }
 
     /// Ends the servers' sessions, and says how many there were.
@@ -232,12 +253,12 @@ async fn rename(from: &str, to: &str) {
     }
 }
 
-/// A key in another's uncommitted transaction.
-pub struct HeldKey {
+/// Another's uncommitted transaction.
+pub struct Held {
     connection: PgConnection,
 }
 
-impl HeldKey {
+impl Held {
     pub async fn commit(mut self) {
         sqlx::raw_sql("commit").execute(&mut self.connection).await.unwrap();
     }

@@ -20,7 +20,7 @@ pub use balancer::Balancer;
 pub use client::Client;
 pub use contract::Contract;
 pub use examples::{Response, key_examples, paths, request_examples, responses};
-pub use ledger::{HeldKey, Ledger};
+pub use ledger::{Held, Ledger};
 pub use load::{Load, Persistence};
 pub use pooler::Pooler;
 pub use postgres::OwnPostgres;

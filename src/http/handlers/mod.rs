@@ -2,3 +2,4 @@
 
 pub mod jobs;
 pub mod service;
+pub mod submissions;

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::database::Lane;
 use crate::http::extractors::NoParameters;
-use crate::http::{App, KEYED_ROUTES, Problem};
+use crate::http::{App, KEY_REQUIRED, KEYED_ROUTES, Problem};
 use crate::idempotency::{self, KEY_LENGTH_MAX};
 
 const CONTRACT: &str = include_str!("../../../api-design/jobs-api.yaml");
@@ -21,7 +21,8 @@ pub async fn about(app: web::Data<App>, _: NoParameters) -> HttpResponse {
         "documents": { "openapi": "/openapi.yaml" },
         "idempotency": {
             "header": "Idempotency-Key",
-            "required_on": KEYED_ROUTES.map(|route| route.0),
+            "required_on": KEY_REQUIRED.map(|route| route.0),
+            "taken_on": KEYED_ROUTES.map(|route| route.0),
             "key_length_max": KEY_LENGTH_MAX,
             "time_to_live_seconds": app.time_to_live.as_secs(),
         },

@@ -4,6 +4,7 @@ use hapax::access::Scope;
 use rustix::process::Signal;
 
 use super::examples::Answers;
+use super::operations::{WRITES, no_job};
 use crate::harness::{Answer, Ledger, OwnPostgres, Proxy, QUICK, Treatment, job};
 
 /// Limits, each set so low that it is reached.
@@ -12,7 +13,7 @@ pub async fn limits() -> Answers {
     let mut answers = Answers::default();
     quotas(&ledger, &mut answers).await;
     crowd(&ledger, &mut answers).await;
-    slowness(&ledger, &mut answers).await;
+    slowness(&mut answers).await;
     answers
 }
 
@@ -43,6 +44,16 @@ async fn quotas(ledger: &Ledger, answers: &mut Answers) {
     // A body that is none is charged to no other quota.
     answers.got("submitJob 429 requests", until_refused(async |_| three.submit("k", "").await).await);
     answers.got("showJob 429", until_refused(async |_| three.get("/jobs/x").await).await);
+    let id = no_job();
+    for write in WRITES.iter().filter(|write| write.name != "submitJob") {
+        let refused = until_refused(async |_| write.send(&three, &id).await).await;
+        let one_of_several = if write.takes_body() { " requests" } else { "" };
+        answers.got(format!("{} 429{one_of_several}", write.name), refused);
+    }
+    let of_names = until_refused(async |n| two.put(no_job(), job(n)).await).await;
+    answers.got("putJob 429 creations", of_names);
+    let keyed = async |_| one.send(one.patch_job(&id, "*", "{}").header("idempotency-key", "k")).await;
+    answers.got("changeJob 429 replays", until_refused(keyed).await);
 }
 
 /// A second lets one more through and has time for far more, so a refusal comes.
@@ -63,22 +74,36 @@ async fn crowd(ledger: &Ledger, answers: &mut Answers) {
     let mut waiting = server.raw().await;
     waiting.write_head("POST /jobs", &UNFINISHED).await;
     server.until_metric("hapax_http_requests_in_flight", 1.0).await;
-    answers.got("submitJob 503 overloaded", server.submit("k", job(1)).await);
+    for write in WRITES {
+        answers.got(format!("{} 503 overloaded", write.name), write.send(&server, &no_job()).await);
+    }
     answers.got("showJob 503 overloaded", server.get("/jobs/x").await);
 }
 
 /// Header fields of a body that does not come.
 const UNFINISHED: [&[u8]; 3] = [b"idempotency-key: k", b"content-type: application/json", b"content-length: 100"];
 
-async fn slowness(ledger: &Ledger, answers: &mut Answers) {
+async fn slowness(answers: &mut Answers) {
+    let ledger = Ledger::new().await;
     let settings = [("HAPAX__SERVER__BODY_DEADLINE", "1s"), ("HAPAX__INTAKE__LOCK_WAIT", "100ms")];
     let server = ledger.serve_with(&settings).await;
-    let mut slow = server.raw().await;
-    slow.write_head("POST /jobs", &UNFINISHED).await;
-    answers.got("submitJob 408", slow.answer().await);
-    let held = ledger.hold_key("held").await;
-    answers.got("submitJob 409", server.submit("held", job(1)).await);
-    held.roll_back().await;
+    for write in WRITES.iter().filter(|write| write.takes_body()) {
+        let slow = write.send_raw(&server, &no_job(), &["content-length: 100"], "").await;
+        answers.got(format!("{} 408", write.name), slow);
+    }
+    let id = no_job();
+    server.put(&id, job(1)).await;
+    let (key, jobs) = (ledger.hold_key("the-key").await, ledger.hold_jobs().await);
+    let new = no_job();
+    let new_job = ledger.hold_new_job(&new).await;
+    for write in WRITES {
+        let id = if write.name == "putJob" { &new } else { &id };
+        let several = if ["putJob", "changeJob"].contains(&write.name) { " request-in-flight" } else { "" };
+        answers.got(format!("{} 409{several}", write.name), write.send(&server, id).await);
+    }
+    for held in [key, jobs, new_job] {
+        held.roll_back().await;
+    }
 }
 
 async fn database_away(answers: &mut Answers) {
@@ -88,32 +113,38 @@ async fn database_away(answers: &mut Answers) {
     server.get("/jobs/x").await.is_problem(404, "job-not-found");
     let away = format!("{}_away", ledger.name);
     ledger.rename_to(&away).await;
-    answers.got("submitJob 503 database-unavailable", server.submit("k", job(1)).await);
-    answers.got("showJob 503 database-unavailable", server.get(&some_job()).await);
+    for write in WRITES {
+        answers.got(format!("{} 503 database-unavailable", write.name), write.send(&server, &no_job()).await);
+    }
+    answers.got("showJob 503 database-unavailable", server.get(&format!("/jobs/{}", no_job())).await);
     answers.got("readiness 503 database", server.until_status("/readyz", 503).await);
     ledger.rename_back_from(&away).await;
-}
-
-fn some_job() -> String {
-    format!("/jobs/{}", uuid::Uuid::now_v7())
 }
 
 async fn outcome_unknown(answers: &mut Answers) {
     let ledger = Ledger::new().await;
     let proxy = Proxy::before(&ledger).await;
     let server = ledger.serve_through(&proxy, &QUICK).await;
-    assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
-    proxy.treat_next("the-key", Treatment::Swallow);
-    proxy.then_after(0, "the-key", Treatment::Swallow);
-    answers.got("submitJob 503 outcome-unknown", server.submit("the-key", job(1)).await);
+    for write in WRITES {
+        let id = no_job();
+        if write.name == "changeJob" {
+            assert_eq!(server.put(&id, job(1)).await.status, 201);
+        }
+        proxy.treat_next(write.marker, Treatment::Swallow);
+        proxy.then_after(0, write.marker, Treatment::Swallow);
+        answers.got(format!("{} 503 outcome-unknown", write.name), write.send(&server, &id).await);
+    }
 }
 
 async fn database_unfit(answers: &mut Answers) {
     let ledger = Ledger::new().await;
     let (server, other) = (ledger.serve().await, ledger.serve().await);
-    ledger.execute("alter table job_queue rename column queue to gone").await;
-    answers.got("submitJob 500", server.submit("k", job(1)).await);
-    answers.got("showJob 500", server.get(&some_job()).await);
+    ledger.execute("alter table job_queue rename to gone").await;
+    for write in WRITES {
+        answers.got(format!("{} 500", write.name), write.send(&server, &no_job()).await);
+    }
+    answers.got("showJob 500", server.get(&format!("/jobs/{}", no_job())).await);
+    ledger.execute("alter table gone rename to job_queue").await;
     ledger.execute("alter table _sqlx_migrations rename to gone").await;
     answers.got("readiness 503 schema", server.until_status("/readyz", 503).await);
     ledger.execute("alter table gone rename to _sqlx_migrations").await;

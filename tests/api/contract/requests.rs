@@ -3,24 +3,19 @@
 use hapax::access::{Scope, Token};
 
 use super::examples::Answers;
+use super::operations::{READS, WRITES, no_job};
 use crate::harness::{Ledger, Server, request_examples};
-
-/// The operations that read, with a path of each.
-const READS: [(&str, &str); 5] = [
-    ("about", "/"),
-    ("health", "/healthz"),
-    ("readiness", "/readyz"),
-    ("contract", "/openapi.yaml"),
-    ("showJob", "/jobs/01a20053-d957-7108-af22-b2e931e75377"),
-];
-const JSON: &str = "content-type: application/json";
 
 pub async fn all() -> Answers {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let mut answers = Answers::default();
     service(&server, &mut answers).await;
-    jobs(&server, &mut answers).await;
+    submissions(&server, &mut answers).await;
+    named_jobs(&server, &mut answers).await;
+    changes(&server, &mut answers).await;
+    ends(&server, &mut answers).await;
+    paths(&server, &mut answers).await;
     malformed(&server, &mut answers).await;
     bodies(&server, &mut answers).await;
     callers(&ledger, &server, &mut answers).await;
@@ -32,35 +27,98 @@ async fn service(server: &Server, answers: &mut Answers) {
     answers.got("health 200", server.get("/healthz").await);
     answers.got("readiness 200", server.get("/readyz").await);
     answers.got("contract 200 excerpt", server.get("/openapi.yaml").await);
-    for (operation, path) in READS {
-        answers.got(format!("{operation} 400"), server.get(&format!("{path}?x")).await);
-        answers.got(format!("{operation} 405"), server.send(server.request("DELETE", path)).await);
-    }
-    answers.got("submitJob 405", server.get("/jobs").await);
 }
 
-async fn jobs(server: &Server, answers: &mut Answers) {
+async fn submissions(server: &Server, answers: &mut Answers) {
     let requests = request_examples("submitJob");
     for request in &requests {
         let made = server.submit(&request.name, request.text()).await;
         answers.got(format!("showJob 200 {}", request.name), server.get(made.header("location")).await);
         answers.got(format!("submitJob 201 {}", request.name), made);
     }
-    let shortest = requests.iter().find(|request| request.name == "shortest").unwrap();
-    answers.got("submitJob 200", server.submit(&shortest.name, shortest.text()).await);
+    let example = |name| requests.iter().find(|request| request.name == name).unwrap();
+    let shortest = example("shortest");
+    answers.got("submitJob 200 replayed", server.submit(&shortest.name, shortest.text()).await);
+    answers.got("submitJob 200 deduplicated", server.submit("another", example("full").text()).await);
     let another = r#"{"type":"mail.send","payload":{"to":"grace@example.com","x":1}}"#;
     answers.got("submitJob 422", server.submit(&shortest.name, another).await);
-    answers.got("showJob 404 job-not-found", server.get("/jobs/01a20053-d957-7108-af22-b2e931e75377").await);
+}
+
+async fn named_jobs(server: &Server, answers: &mut Answers) {
+    let (id, request) = (no_job(), &request_examples("putJob")[0]);
+    answers.got("putJob 201", server.put(&id, request.text()).await);
+    answers.got("putJob 200", server.put(&id, request.text()).await);
+    let other = r#"{"type":"mail.send","queue":"q","payload":{"to":"grace@example.com"}}"#;
+    answers.got("putJob 409 job-exists-with-other-content", server.put(&id, other).await);
+    server.delete(&id).await;
+    answers.got("putJob 410", server.put(&id, request.text()).await);
+    answers.got("putJob 400 invalid-job-id", server.put("42", request.text()).await);
+    let unique = r#"{"type":"t","payload":1,"unique":{"by":["/payload"]}}"#;
+    answers.got("putJob 400 invalid-job", server.put(no_job(), unique).await);
+}
+
+async fn changes(server: &Server, answers: &mut Answers) {
+    let (id, change) = (no_job(), request_examples("changeJob")[0].text());
+    server.put(&id, request_examples("putJob")[0].text()).await;
+    let keyed = |body: &str| server.patch_job(&id, "*", body).header("idempotency-key", "k");
+    answers.got("changeJob 200", server.send(keyed(&change)).await);
+    answers.got("changeJob 422", server.send(keyed("{}")).await);
+    answers.got("changeJob 412", server.patch(&id, "\"1\"", &change).await);
+    answers.got("changeJob 400 invalid-if-match", server.patch(&id, "2", &change).await);
+    let twice = keyed(&change).header("idempotency-key", "b");
+    answers.got("changeJob 400 invalid-idempotency-key", server.send(twice).await);
+    answers.got("changeJob 400 invalid-job", server.patch(&id, "*", r#"{"payload":1}"#).await);
+    let unconditional = server.request("PATCH", &format!("/jobs/{id}"));
+    answers.got("changeJob 428", server.send(unconditional).await);
+    server.cancel(&id).await;
+    answers.got("changeJob 409 job-not-waiting", server.patch(&id, "*", &change).await);
+    server.delete(&id).await;
+    answers.got("changeJob 410", server.patch(&id, "*", &change).await);
+}
+
+async fn ends(server: &Server, answers: &mut Answers) {
+    let id = server.submit("to-be-deleted", request_examples("submitJob")[0].text()).await.job_id();
+    let known = server.request("GET", &format!("/jobs/{id}")).header("if-none-match", "\"1\"");
+    answers.got("showJob 304", server.send(known).await);
+    answers.got("cancelJob 200", server.cancel(&id).await);
+    answers.got("deleteJob 204", server.delete(&id).await);
+    answers.got("cancelJob 410", server.cancel(&id).await);
+    answers.got("showJob 410", server.get(&format!("/jobs/{id}")).await);
+}
+
+async fn paths(server: &Server, answers: &mut Answers) {
+    for (operation, path) in READS {
+        answers.got(format!("{operation} 400"), server.get(&format!("{path}?x")).await);
+        answers.got(format!("{operation} 405"), server.send(server.request("POST", path)).await);
+    }
+    answers.got("submitJob 405", server.send(server.request("PUT", "/jobs")).await);
+    answers.got("cancelJob 405", server.get(&format!("/jobs/{}/cancel", no_job())).await);
+    answers.got("showJob 404 job-not-found", server.get(&format!("/jobs/{}", no_job())).await);
     answers.got("showJob 404 route-not-found", server.get("/jobs/%30").await);
+    answers.got("putJob 404", server.put("%30", "").await);
+    for write in WRITES.iter().filter(|write| ["changeJob", "deleteJob", "cancelJob"].contains(&write.name)) {
+        answers.got(format!("{} 404 route-not-found", write.name), write.send(server, "%30").await);
+        // To delete what is not there is as good as done, but this could not be there.
+        answers.got(format!("{} 404 job-not-found", write.name), write.send(server, "42").await);
+    }
 }
 
 async fn malformed(server: &Server, answers: &mut Answers) {
-    answers.got("submitJob 400 unknown-parameter", server.send(server.request("POST", "/jobs?dry=1")).await);
+    for write in WRITES {
+        let (name, path) = (write.name, write.path(&no_job()));
+        if !write.takes_body() {
+            answers.got(format!("{name} 400"), server.send(write.request(server, &format!("{path}?x"))).await);
+            continue;
+        }
+        let asked = server.send(write.request(server, &format!("{path}?dry=1"))).await;
+        answers.got(format!("{name} 400 unknown-parameter"), asked);
+        let unfit = write.request(server, &path).body(r#"{"type":"t","payload":"\u0000"}"#);
+        answers.got(format!("{name} 400 invalid-json"), server.send(unfit).await);
+    }
     answers.got("submitJob 400 idempotency-key-required", server.send(server.request("POST", "/jobs")).await);
     let twice = server.post_jobs("a", "").header("idempotency-key", "b");
     answers.got("submitJob 400 invalid-idempotency-key", server.send(twice).await);
     for (example, body) in [
-        ("invalid-json", r#"{"type":"t","payload":"\u0000"}"#),
         ("invalid-job", r#"{"type":"t","payload":1,"priority":5}"#),
         ("unknown-member", r#"{"type":"t","payload":1,"prio":1}"#),
     ] {
@@ -69,15 +127,16 @@ async fn malformed(server: &Server, answers: &mut Answers) {
 }
 
 async fn bodies(server: &Server, answers: &mut Answers) {
-    for (example, headers, body) in [
-        ("400 broken-body", [JSON, "transfer-encoding: chunked"], "no length\r\n"),
-        ("413", [JSON, "content-length: 1048577"], ""),
-        ("415 unsupported-media-type", ["content-type: text/plain", "content-length: 2"], "{}"),
-        ("415 unsupported-content-encoding", [JSON, "content-encoding: gzip\r\ncontent-length: 2"], "{}"),
-    ] {
-        let headers = [b"idempotency-key: k", headers[0].as_bytes(), headers[1].as_bytes()];
-        let answer = server.raw().await.post_jobs(&headers, body.as_bytes()).await;
-        answers.got(format!("submitJob {example}"), answer);
+    for write in WRITES.iter().filter(|write| write.takes_body()) {
+        for (example, lines, body) in [
+            ("400 broken-body", ["transfer-encoding: chunked", "x: y"], "no length\r\n"),
+            ("413", ["content-length: 1048577", "x: y"], ""),
+            ("415 unsupported-media-type", ["content-type: text/plain", "content-length: 2"], "{}"),
+            ("415 unsupported-content-encoding", ["content-encoding: gzip", "content-length: 2"], "{}"),
+        ] {
+            let answer = write.send_raw(server, &no_job(), &lines, body).await;
+            answers.got(format!("{} {example}", write.name), answer);
+        }
     }
 }
 
@@ -85,8 +144,11 @@ async fn callers(ledger: &Ledger, server: &Server, answers: &mut Answers) {
     let unknown = Token::mint();
     let reader = ledger.token_for("acme", &[Scope::Read]).await;
     let submitter = ledger.token_for("acme", &[Scope::Submit]).await;
-    for (example, token) in [("401 missing", ""), ("401 unknown", unknown.expose()), ("403", &reader)] {
-        answers.got(format!("submitJob {example}"), server.as_caller(token).submit("k", "{}").await);
+    for write in WRITES {
+        for (example, token) in [("401 missing", ""), ("401 unknown", unknown.expose()), ("403", &reader)] {
+            let answer = write.send(&server.as_caller(token), &no_job()).await;
+            answers.got(format!("{} {example}", write.name), answer);
+        }
     }
     for (example, token) in [("401 missing", ""), ("401 unknown", unknown.expose()), ("403", &submitter)] {
         answers.got(format!("showJob {example}"), server.as_caller(token).get("/jobs/x").await);

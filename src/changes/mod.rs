@@ -1,0 +1,208 @@
+//! Changes: what a client may do to a job that is there.
+//!
+//! Owns the change of a job that waits, the cancellation and the deletion, with the statements that do them. It never
+//! makes a job, and never begins a transaction.
+
+mod queries;
+
+use tokio::time::Instant;
+
+use crate::database::{DatabaseError, Lane};
+use crate::idempotency::{Acted, Answer, Engine, Keyed, KeyedError, OnConflict, Performed, Terms};
+use crate::ids::{JobId, TenantId};
+use crate::jobs::{self, Current, Found, Job, Patch, State};
+
+/// The one way to change a job.
+pub struct Changes {
+    engine: Engine,
+}
+
+/// What is to be changed, of which job, and of which versions of it.
+#[derive(Debug)]
+pub struct Change {
+    pub tenant: TenantId,
+    pub id: JobId,
+    pub patch: Patch,
+    pub condition: Condition,
+}
+
+/// The versions of a job that a request is meant for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    Any,
+    OneOf(Vec<i32>),
+}
+
+/// Why a job was not changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    NotFound,
+    Deleted,
+    /// It runs, or is over.
+    NotWaiting {
+        id: JobId,
+        state: State,
+    },
+    /// It is of a version that the request is not meant for.
+    Stale {
+        id: JobId,
+        version: i32,
+    },
+}
+
+/// A job as it will be, made from the version that was read.
+pub struct Next {
+    job: Job,
+    made_from: i32,
+    answer: Answer,
+}
+
+impl Changes {
+    pub fn new(engine: Engine) -> Self {
+        Self { engine }
+    }
+
+    /// Changes the job, or finds the outcome of the request that did.
+    ///
+    /// # Errors
+    /// [`KeyedError`], at `deadline` at the latest.
+    pub async fn patch_keyed(
+        &self,
+        change: &Change,
+        keyed: &Keyed,
+        deadline: Instant,
+    ) -> Result<Performed<Refusal>, KeyedError> {
+        let act = async |on_conflict, terms| self.act(change, keyed, on_conflict, terms, deadline).await;
+        self.engine.perform(keyed, deadline, act).await
+    }
+
+    /// Changes the job. Without a key, a repetition meets the version that the first has made.
+    ///
+    /// # Errors
+    /// [`DatabaseError`], at `deadline` at the latest.
+    pub async fn patch(&self, change: &Change, deadline: Instant) -> Result<Result<Answer, Refusal>, DatabaseError> {
+        let terms = self.engine.terms();
+        loop {
+            let next = match self.next(change, deadline).await? {
+                Ok(next) => next,
+                Err(refusal) => return Ok(Err(refusal)),
+            };
+            let mut attempts = 0;
+            let write = async |connection: &mut _| {
+                attempts += 1;
+                queries::patch(connection, change.tenant, &next, terms).await
+            };
+            if self.lane().complete(deadline, write).await? {
+                return Ok(Ok(next.answer));
+            }
+            if attempts > 1 && self.has_come_about(change, &next, deadline).await? {
+                return Ok(Ok(next.answer));
+            }
+        }
+    }
+
+    /// Cancels a job that waits, and says how it stands, whoever has made it so; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`DatabaseError`], at `deadline` at the latest.
+    pub async fn cancel(
+        &self,
+        tenant: TenantId,
+        id: JobId,
+        deadline: Instant,
+    ) -> Result<Option<Found<Current>>, DatabaseError> {
+        let terms = self.engine.terms();
+        loop {
+            let cancel = async |connection: &mut _| queries::cancel(connection, tenant, id, terms).await;
+            self.lane().complete(deadline, cancel).await?;
+            match self.find(tenant, id, deadline).await? {
+                // It came into the queue in between.
+                Some(Found::Job(current)) if current.job.state == State::Queued => {}
+                found => return Ok(found),
+            }
+        }
+    }
+
+    /// Deletes a job, wherever it is. That there is none is as good.
+    ///
+    /// # Errors
+    /// [`DatabaseError`], at `deadline` at the latest.
+    pub async fn delete(&self, tenant: TenantId, id: JobId, deadline: Instant) -> Result<(), DatabaseError> {
+        let terms = self.engine.terms();
+        loop {
+            let delete = async |connection: &mut _| queries::delete(connection, tenant, id, terms).await;
+            let deletion = self.lane().complete(deadline, delete).await?;
+            if deletion.removed || !deletion.emptied {
+                return Ok(());
+            }
+            // It was being moved from one table to another, where that statement could not see it. The next one can.
+        }
+    }
+
+    async fn act(
+        &self,
+        change: &Change,
+        keyed: &Keyed,
+        on_conflict: OnConflict,
+        terms: Terms,
+        deadline: Instant,
+    ) -> Result<Acted<Refusal>, DatabaseError> {
+        let next = match self.next(change, deadline).await? {
+            Ok(next) => next,
+            Err(refusal) => return Ok(Acted::Refused(refusal)),
+        };
+        let write = async |connection: &mut _| queries::patch_keyed(connection, keyed, &next, on_conflict, terms).await;
+        let written = self.lane().complete(deadline, write).await?;
+        Ok(written.map_or(Acted::Not, |expires_at| Acted::Done(next.answer, expires_at)))
+    }
+
+    /// Reads the job and makes of it what it shall be. That it does not wait comes before its version: RFC 9110, section
+    /// 13.2.1, has conditions ignored where the answer would be an error without them, too.
+    async fn next(&self, change: &Change, deadline: Instant) -> Result<Result<Next, Refusal>, DatabaseError> {
+        let Current { mut job, version } = match self.find(change.tenant, change.id, deadline).await? {
+            None => return Ok(Err(Refusal::NotFound)),
+            Some(Found::Deleted) => return Ok(Err(Refusal::Deleted)),
+            Some(Found::Job(current)) => current,
+        };
+        if job.state != State::Queued {
+            return Ok(Err(Refusal::NotWaiting { id: job.id, state: job.state }));
+        }
+        if let Condition::OneOf(versions) = &change.condition
+            && !versions.contains(&version)
+        {
+            return Ok(Err(Refusal::Stale { id: job.id, version }));
+        }
+        change.patch.apply(&mut job);
+        let etag = Some(jobs::etag(version + 1));
+        let answer = Answer { job_id: job.id, status: 200, location: None, etag, body: job.to_json().into() };
+        Ok(Ok(Next { job, made_from: version, answer }))
+    }
+
+    /// Whether a change of ours was committed although its acknowledgement was lost. RFC 9110, section 13.1.1, has it
+    /// answered as done where it appears to be.
+    async fn has_come_about(&self, change: &Change, next: &Next, deadline: Instant) -> Result<bool, DatabaseError> {
+        let Some(Found::Job(now)) = self.find(change.tenant, change.id, deadline).await? else {
+            return Err(DatabaseError::Unknown);
+        };
+        match now.version - next.made_from {
+            0 => Ok(false),
+            1 if now.job.to_json() == next.answer.body => Ok(true),
+            // Another change hides whether ours came before it.
+            _ => Err(DatabaseError::Unknown),
+        }
+    }
+
+    async fn find(
+        &self,
+        tenant: TenantId,
+        id: JobId,
+        deadline: Instant,
+    ) -> Result<Option<Found<Current>>, DatabaseError> {
+        let find = async |connection: &mut _| jobs::queries::find_without_payload(connection, tenant, id).await;
+        self.lane().read(deadline, find).await
+    }
+
+    fn lane(&self) -> &Lane {
+        self.engine.lane()
+    }
+}

@@ -1,0 +1,127 @@
+//! Conditions on a version (RFC 9110, section 13).
+
+use std::future::{Ready, ready};
+
+use actix_web::dev::Payload;
+use actix_web::http::header::{HeaderMap, HeaderName, IF_MATCH, IF_NONE_MATCH};
+use actix_web::{FromRequest, HttpRequest};
+
+use super::Problem;
+use crate::changes::Condition;
+use crate::jobs::etag;
+
+/// The `If-Match` of an operation that requires one.
+pub struct IfMatch(pub Condition);
+
+/// What a client has already: the `If-None-Match` of an operation that reads.
+pub struct IfNoneMatch(Option<Tags>);
+
+enum Tags {
+    Any,
+    Listed(Vec<Tag>),
+}
+
+struct Tag {
+    weak: bool,
+    /// With its quotation marks.
+    opaque: String,
+}
+
+impl IfNoneMatch {
+    /// Whether the client has this version. Compared weakly, which for tags of ours is the same.
+    pub fn has(&self, version: i32) -> bool {
+        match &self.0 {
+            None => false,
+            Some(Tags::Any) => true,
+            Some(Tags::Listed(tags)) => tags.iter().any(|tag| tag.opaque == etag(version)),
+        }
+    }
+}
+
+impl FromRequest for IfMatch {
+    type Error = Problem;
+    type Future = Ready<Result<Self, Problem>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(match tags(request.headers(), &IF_MATCH) {
+            Ok(None) => Err(Problem::PreconditionRequired),
+            Ok(Some(Tags::Any)) => Ok(Self(Condition::Any)),
+            // A weak tag matches nothing that is to be changed (section 8.8.3.2), and one that is not ours nothing at all.
+            Ok(Some(Tags::Listed(tags))) => Ok(Self(Condition::OneOf(tags.iter().filter_map(Tag::version).collect()))),
+            Err(Malformed) => Err(Problem::InvalidIfMatch),
+        })
+    }
+}
+
+impl FromRequest for IfNoneMatch {
+    type Error = Problem;
+    type Future = Ready<Result<Self, Problem>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        // Nothing is lost by an answer in full.
+        ready(Ok(Self(tags(request.headers(), &IF_NONE_MATCH).unwrap_or(None))))
+    }
+}
+
+impl Tag {
+    /// The version that the tag names, if it is one of ours.
+    fn version(&self) -> Option<i32> {
+        let version = self.opaque.trim_matches('"').parse().ok()?;
+        (!self.weak && etag(version) == self.opaque).then_some(version)
+    }
+}
+
+struct Malformed;
+
+/// `*`, or a list of entity tags, in one line of the field or several.
+fn tags(headers: &HeaderMap, field: &HeaderName) -> Result<Option<Tags>, Malformed> {
+    let mut lines = Vec::new();
+    for line in headers.get_all(field) {
+        lines.push(line.to_str().map_err(|_| Malformed)?);
+    }
+    match lines[..] {
+        [] => Ok(None),
+        [line] if line.trim() == "*" => Ok(Some(Tags::Any)),
+        _ => list(&lines.join(",")).map(|tags| Some(Tags::Listed(tags))),
+    }
+}
+
+fn list(mut rest: &str) -> Result<Vec<Tag>, Malformed> {
+    let mut tags = Vec::new();
+    loop {
+        rest = rest.trim_start_matches([' ', '\t', ',']);
+        if rest.is_empty() {
+            return if tags.is_empty() { Err(Malformed) } else { Ok(tags) };
+        }
+        let (weak, quoted) = rest.strip_prefix("W/").map_or((false, rest), |quoted| (true, quoted));
+        let end = quoted.strip_prefix('"').and_then(|content| content.find('"')).ok_or(Malformed)? + 2;
+        let (opaque, after) = quoted.split_at(end);
+        let after = after.trim_start_matches([' ', '\t']);
+        if opaque.contains([' ', '\t']) || !(after.is_empty() || after.starts_with(',')) {
+            return Err(Malformed);
+        }
+        tags.push(Tag { weak, opaque: opaque.to_owned() });
+        rest = after;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn versions(line: &str) -> Option<Vec<i32>> {
+        list(line).ok().map(|tags| tags.iter().filter_map(Tag::version).collect())
+    }
+
+    #[test]
+    fn tags_of_ours_are_versions_and_others_match_nothing() {
+        assert_eq!(versions("\"7\""), Some(vec![7]));
+        assert_eq!(versions(" , \"7\" ,\"8\", "), Some(vec![7, 8]));
+        for nothing in ["W/\"7\"", "\"07\"", "\"x,y\"", "\"\"", "\"+7\"", "\"99999999999\""] {
+            assert_eq!(versions(nothing), Some(vec![]), "{nothing}");
+        }
+        for malformed in ["", ",", "7", "\"7", "7\"", "\"7\" \"8\"", "*, \"7\"", "w/\"7\"", "\"a b\""] {
+            assert_eq!(versions(malformed), None, "{malformed}");
+        }
+    }
+}

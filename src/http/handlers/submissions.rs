@@ -1,0 +1,111 @@
+//! How jobs come to be.
+
+use std::convert::Infallible;
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpRequest, HttpResponse, web};
+
+use crate::access::Caller;
+use crate::http::body::{Body, Json};
+use crate::http::extractors::{Deadline, NoParameters, RequiredKey};
+use crate::http::keyed::{charge_key, finish, scope, write};
+use crate::http::quotas::{charge, give_back};
+use crate::http::{App, Problem, SUBMIT};
+use crate::idempotency::{Fingerprint, KeyedError, Performed};
+use crate::ids::{JobId, RequestId};
+use crate::intake::{Draft, Put, Submission};
+use crate::jobs::{ContentDigest, InvalidJob, NewJob};
+use crate::json::Document;
+
+/// `POST /jobs`: 201 once, 200 afterwards.
+pub async fn submit(
+    request: HttpRequest,
+    app: web::Data<App>,
+    request_id: RequestId,
+    caller: Caller,
+    _: NoParameters,
+    key: RequiredKey,
+    body: Body<Json>,
+) -> Result<HttpResponse, Problem> {
+    let key = scope(&caller, SUBMIT, key.0);
+    let (job, fingerprint) = read(&request, body)?;
+    charge_key(&app, &key, &request)?;
+    let submission = Submission::mint(key, fingerprint, job, request_id);
+    let submitted = submit_within_quota(&request, &app, &submission).await?;
+    finish(&request, submitted)
+}
+
+/// Takes the body by value: it may be large, and what is waited for next may take its time.
+fn read(request: &HttpRequest, body: Body<Json>) -> Result<((NewJob, Option<ContentDigest>), Fingerprint), Problem> {
+    let document = Document::parse(&body.bytes)?;
+    Ok((NewJob::parse(&document)?, Fingerprint::of(request.path(), &document)))
+}
+
+/// A tenant whose creations are used up still has its replays.
+async fn submit_within_quota(
+    request: &HttpRequest,
+    app: &App,
+    submission: &Submission,
+) -> Result<Result<Performed<Infallible>, KeyedError>, Problem> {
+    let deadline = Deadline::of(request);
+    let exceeded = match charge(&app.quotas.creations, &submission.draft.tenant, request) {
+        Err(exceeded) => exceeded,
+        Ok(charge) => {
+            let submitted = app.intake.submit(submission, deadline).await;
+            let may_have_created = match &submitted {
+                Ok(Performed::First(outcome)) => outcome.answer.job_id == submission.draft.answer.job_id,
+                Err(KeyedError::OutcomeUnknown) => true,
+                _ => false,
+            };
+            if !may_have_created {
+                give_back(charge, request);
+            }
+            return Ok(submitted);
+        }
+    };
+    match app.intake.replay(submission, deadline).await.transpose() {
+        Some(replayed) => Ok(replayed.map(Performed::Replayed)),
+        None => Err(exceeded),
+    }
+}
+
+/// `PUT /jobs/{id}`: 201 once, 200 afterwards, without a key, for the client has named the job.
+pub async fn put(
+    request: HttpRequest,
+    app: web::Data<App>,
+    caller: Caller,
+    _: NoParameters,
+    id: web::Path<String>,
+    body: Body<Json>,
+) -> Result<HttpResponse, Problem> {
+    let id = JobId::parse(&id).ok_or(Problem::InvalidJobId)?;
+    let (job, content) = NewJob::parse(&Document::parse(&body.bytes)?)?;
+    drop(body);
+    if content.is_some() {
+        let detail = "a job that its client names is unique by its name".to_owned();
+        return Err(InvalidJob { pointer: "/unique".to_owned(), detail }.into());
+    }
+    tracing::Span::current().record("job_id", tracing::field::display(id));
+    let draft = Draft::named(caller.tenant, id, job);
+    match put_within_quota(&request, &app, &draft).await? {
+        Put::Created(answer) => Ok(write(&mut HttpResponse::build(StatusCode::CREATED), answer)),
+        Put::Same(answer) => Ok(write(&mut HttpResponse::Ok(), answer)),
+        Put::Other { pointers } => Err(Problem::JobExists { job_id: id, pointers }),
+        Put::Deleted => Err(Problem::JobDeleted),
+    }
+}
+
+/// Likewise, a job that is there already is answered for.
+async fn put_within_quota(request: &HttpRequest, app: &App, draft: &Draft) -> Result<Put, Problem> {
+    let deadline = Deadline::of(request);
+    match charge(&app.quotas.creations, &draft.tenant, request) {
+        Err(exceeded) => app.intake.find_named(draft, deadline).await?.ok_or(exceeded),
+        Ok(charge) => {
+            let put = app.intake.put(draft, deadline).await.map_err(Problem::from);
+            if !matches!(put, Ok(Put::Created(_)) | Err(Problem::OutcomeUnknown)) {
+                give_back(charge, request);
+            }
+            put
+        }
+    }
+}

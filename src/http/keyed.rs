@@ -1,0 +1,118 @@
+//! What every route with a key has in common: what is charged, written into the log, and answered.
+
+use std::time::SystemTime;
+
+use actix_web::http::{StatusCode, header};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, HttpResponseBuilder};
+use tracing::Span;
+use tracing::field::display;
+
+use super::quotas::charge;
+use super::{App, Problem};
+use crate::access::Caller;
+use crate::idempotency::{Answer, Key, KeyedError, Outcome, Performed, Route, ScopedKey};
+use crate::jobs;
+use crate::metrics::KeyedOutcome;
+
+/// The key of a request within its tenant and route, shown in the log by its digest.
+pub fn scope(caller: &Caller, route: Route, key: Key) -> ScopedKey {
+    let key = ScopedKey { tenant: caller.tenant, route, key };
+    Span::current().record("idempotency.key_digest", display(key.log_digest()));
+    key
+}
+
+/// Takes what a request with this key costs, new or not.
+///
+/// # Errors
+/// [`Problem::QuotaExceeded`].
+pub fn charge_key(app: &App, key: &ScopedKey, request: &HttpRequest) -> Result<(), Problem> {
+    // A replay is what the quota is for, so nothing is ever given back.
+    charge(&app.quotas.replays, key, request).map(drop)
+}
+
+/// Notes what became of a request with a key, and answers it.
+///
+/// # Errors
+/// [`Problem`], if that is what became of it.
+pub fn finish<R: Into<Problem>>(
+    request: &HttpRequest,
+    performed: Result<Performed<R>, KeyedError>,
+) -> Result<HttpResponse, Problem> {
+    note(request, &performed);
+    match performed? {
+        Performed::First(outcome) => {
+            let status = u16::try_from(outcome.answer.status).ok().and_then(|status| StatusCode::from_u16(status).ok());
+            Ok(answer(status.unwrap_or(StatusCode::OK), "false", outcome))
+        }
+        Performed::Replayed(outcome) => Ok(answer(StatusCode::OK, "true", outcome)),
+        Performed::Refused(refusal) => Err(refusal.into()),
+    }
+}
+
+fn answer(status: StatusCode, replayed: &'static str, outcome: Outcome) -> HttpResponse {
+    let mut response = HttpResponse::build(status);
+    response
+        .insert_header(("Idempotent-Replayed", replayed))
+        .insert_header(("Idempotency-Expires", httpdate::fmt_http_date(SystemTime::from(outcome.expires_at))));
+    if is_deduplicated(&outcome.answer) {
+        response.insert_header(("Deduplicated-By", "content"));
+    }
+    write(&mut response, outcome.answer)
+}
+
+/// The header fields and the body of an answer that is stored, or would be if the request had a key.
+pub fn write(response: &mut HttpResponseBuilder, answer: Answer) -> HttpResponse {
+    response.insert_header((header::CONTENT_TYPE, "application/json"));
+    if let Some(location) = answer.location {
+        response.insert_header((header::LOCATION, location));
+    }
+    if let Some(etag) = answer.etag {
+        response.insert_header((header::ETAG, etag));
+    }
+    response.body(answer.body)
+}
+
+/// Whether a submission has met another one's job: it is told where the job is, but has not made it.
+fn is_deduplicated(answer: &Answer) -> bool {
+    answer.location.is_some() && answer.status == 200
+}
+
+/// Writes into the request's span what became of it, so that its one log line tells.
+fn note<R>(request: &HttpRequest, performed: &Result<Performed<R>, KeyedError>) {
+    let (noted, job_id) = (outcome(performed), job_id(performed));
+    request.extensions_mut().insert(noted);
+    let span = Span::current();
+    if let Some(job_id) = job_id {
+        span.record("job_id", display(job_id));
+    }
+    let first = match performed {
+        Ok(Performed::Replayed(first)) => first,
+        Err(KeyedError::KeyReused { first, .. }) => first,
+        _ => return,
+    };
+    span.record("first.request_id", display(&first.request_id));
+    span.record("first.at", display(jobs::rfc3339(first.created_at)));
+}
+
+pub fn outcome<R>(performed: &Result<Performed<R>, KeyedError>) -> KeyedOutcome {
+    match performed {
+        Ok(Performed::First(outcome)) if is_deduplicated(&outcome.answer) => KeyedOutcome::Deduplicated,
+        Ok(Performed::First(outcome)) if outcome.answer.location.is_some() => KeyedOutcome::Created,
+        Ok(Performed::First(_)) => KeyedOutcome::Changed,
+        Ok(Performed::Replayed(_)) => KeyedOutcome::Replayed,
+        Err(KeyedError::KeyReused { .. }) => KeyedOutcome::Mismatch,
+        Err(KeyedError::InFlight) => KeyedOutcome::InFlight,
+        Err(KeyedError::OutcomeUnknown) => KeyedOutcome::Unknown,
+        Ok(Performed::Refused(_)) | Err(KeyedError::Unavailable(_) | KeyedError::Shed(_) | KeyedError::Failed(_)) => {
+            KeyedOutcome::Refused
+        }
+    }
+}
+
+fn job_id<R>(performed: &Result<Performed<R>, KeyedError>) -> Option<crate::ids::JobId> {
+    match performed {
+        Ok(Performed::First(outcome) | Performed::Replayed(outcome)) => Some(outcome.answer.job_id),
+        Err(KeyedError::KeyReused { first, .. }) => Some(first.answer.job_id),
+        _ => None,
+    }
+}

@@ -1,0 +1,113 @@
+//! The members of what a client sends, read one by one so that each error names its place.
+
+use chrono::{DateTime, Datelike, Utc};
+use thiserror::Error;
+
+use super::microseconds;
+use crate::json::{Kind, Value, member_pointer};
+
+/// Which member of a request is wrong, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{detail}")]
+pub struct InvalidJob {
+    /// A JSON Pointer (RFC 6901) to the member.
+    pub pointer: String,
+    pub detail: String,
+}
+
+const NAME_LENGTH_MAX: usize = 128;
+const PRIORITY_RANGE: std::ops::RangeInclusive<i16> = 1..=4;
+const MAX_ATTEMPTS_RANGE: std::ops::RangeInclusive<i32> = 1..=1000;
+
+/// The values of an object's members, in the order of `names`. `pointer` is where the object stands.
+///
+/// # Errors
+/// [`InvalidJob`] if it is no object, or has another member, or one of them twice.
+pub fn members<'d, 'a, const N: usize>(
+    object: Value<'d, 'a>,
+    pointer: &str,
+    names: [&str; N],
+) -> Result<[Option<Value<'d, 'a>>; N], InvalidJob> {
+    if object.kind() != Kind::Object {
+        return Err(invalid(pointer, "a JSON object is expected"));
+    }
+    let mut values = [None; N];
+    for (name, value) in object.members() {
+        let Some(index) = names.iter().position(|known| **known == *name) else {
+            return Err(unknown_member(pointer, &name, &names));
+        };
+        if values[index].replace(value).is_some() {
+            return Err(invalid(&member_pointer(pointer, &name), "the member is given twice"));
+        }
+    }
+    Ok(values)
+}
+
+/// # Errors
+/// [`InvalidJob`] if the member is not there.
+pub fn required<'d, 'a>(value: Option<Value<'d, 'a>>, pointer: &str) -> Result<Value<'d, 'a>, InvalidJob> {
+    value.ok_or_else(|| invalid(pointer, "the member is required"))
+}
+
+/// What a type or a queue may be called.
+pub fn name(value: Value<'_, '_>, pointer: &str) -> Result<String, InvalidJob> {
+    let text = value.as_str().ok_or_else(|| invalid(pointer, "a string is expected"))?;
+    if text.is_empty() || text.len() > NAME_LENGTH_MAX || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(invalid(pointer, "1 to 128 visible ASCII characters without space are expected"));
+    }
+    Ok(text.into_owned())
+}
+
+pub fn priority(value: Value<'_, '_>) -> Result<i16, InvalidJob> {
+    integer(value, "/priority", PRIORITY_RANGE)
+}
+
+pub fn max_attempts(value: Value<'_, '_>) -> Result<i32, InvalidJob> {
+    integer(value, "/max_attempts", MAX_ATTEMPTS_RANGE)
+}
+
+pub fn run_at(value: Value<'_, '_>) -> Result<DateTime<Utc>, InvalidJob> {
+    value.as_str().as_deref().and_then(moment).ok_or_else(|| {
+        invalid(
+            "/run_at",
+            "a date and time of RFC 3339 in the years 0001 to 9999 is expected, such as 2030-01-31T12:00:00Z",
+        )
+    })
+}
+
+/// A date and time of RFC 3339, to the microsecond.
+pub fn moment(text: &str) -> Option<DateTime<Utc>> {
+    // chrono takes a minus sign of another alphabet, too.
+    if !text.is_ascii() {
+        return None;
+    }
+    let at = microseconds(DateTime::parse_from_rfc3339(text).ok()?.with_timezone(&Utc));
+    // Beyond these years the answer would no longer be RFC 3339.
+    (1..=9999).contains(&at.year()).then_some(at)
+}
+
+fn integer<T>(value: Value<'_, '_>, pointer: &str, range: std::ops::RangeInclusive<T>) -> Result<T, InvalidJob>
+where
+    T: std::str::FromStr + PartialOrd + std::fmt::Display,
+{
+    let number = (value.kind() == Kind::Number).then(|| value.text().parse::<T>().ok()).flatten();
+    number.filter(|number| range.contains(number)).ok_or_else(|| {
+        let detail = format!("an integer from {} to {} is expected", range.start(), range.end());
+        InvalidJob { pointer: pointer.to_owned(), detail }
+    })
+}
+
+fn unknown_member(pointer: &str, name: &str, known: &[&str]) -> InvalidJob {
+    const SHOWN_LENGTH_MAX: usize = 64;
+    let pointer = if name.len() <= SHOWN_LENGTH_MAX { member_pointer(pointer, name) } else { pointer.to_owned() };
+    let detail = match known {
+        [only] => format!("a member is unknown; only {only} is known"),
+        [others @ .., last] => format!("a member is unknown; known are {} and {last}", others.join(", ")),
+        [] => "a member is unknown".to_owned(),
+    };
+    InvalidJob { pointer, detail }
+}
+
+pub fn invalid(pointer: &str, detail: &str) -> InvalidJob {
+    InvalidJob { pointer: pointer.to_owned(), detail: detail.to_owned() }
+}

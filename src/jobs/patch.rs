@@ -1,0 +1,103 @@
+//! What may be changed of a job that waits, and how a client says so.
+
+use chrono::{DateTime, Utc};
+
+use super::members::{InvalidJob, max_attempts, members, priority, run_at};
+use super::{Job, MAX_ATTEMPTS_DEFAULT, PRIORITY_DEFAULT};
+use crate::json::{Document, Kind, Value};
+
+/// A JSON Merge Patch (RFC 7396) of a job.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Patch {
+    priority: Option<Change<i16>>,
+    run_at: Option<Change<DateTime<Utc>>>,
+    max_attempts: Option<Change<i32>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change<T> {
+    To(T),
+    /// `null` takes a member away, and a job without it has what a submission that is silent about it gets.
+    ToDefault,
+}
+
+impl Patch {
+    /// Reads the body of a PATCH.
+    ///
+    /// # Errors
+    /// [`InvalidJob`] for the first member that cannot be changed, is repeated, of the wrong kind or out of range.
+    pub fn parse(document: &Document<'_>) -> Result<Self, InvalidJob> {
+        let names = ["priority", "run_at", "max_attempts"];
+        let [new_priority, new_run_at, new_max_attempts] = members(document.root(), "", names)?;
+        Ok(Self {
+            priority: change(new_priority, priority)?,
+            run_at: change(new_run_at, run_at)?,
+            max_attempts: change(new_max_attempts, max_attempts)?,
+        })
+    }
+
+    /// The job as it is once it has been changed.
+    pub fn apply(&self, job: &mut Job) {
+        let created_at = job.created_at;
+        set(&mut job.priority, self.priority, PRIORITY_DEFAULT);
+        set(&mut job.run_at, self.run_at, created_at);
+        set(&mut job.max_attempts, self.max_attempts, MAX_ATTEMPTS_DEFAULT);
+    }
+}
+
+fn change<T>(
+    value: Option<Value<'_, '_>>,
+    read: impl Fn(Value<'_, '_>) -> Result<T, InvalidJob>,
+) -> Result<Option<Change<T>>, InvalidJob> {
+    let change = |value: Value<'_, '_>| match value.kind() {
+        Kind::Null => Ok(Change::ToDefault),
+        _ => read(value).map(Change::To),
+    };
+    value.map(change).transpose()
+}
+
+fn set<T>(member: &mut T, change: Option<Change<T>>, default: T) {
+    match change {
+        None => {}
+        Some(Change::To(value)) => *member = value,
+        Some(Change::ToDefault) => *member = default,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::JobId;
+    use crate::jobs::NewJob;
+
+    fn parse(body: &str) -> Result<Patch, InvalidJob> {
+        Patch::parse(&Document::parse(body.as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn what_cannot_be_changed_is_refused_in_its_place() {
+        for (body, pointer) in [
+            ("[]", ""),
+            (r#"{"payload":1}"#, "/payload"),
+            (r#"{"queue":"q"}"#, "/queue"),
+            (r#"{"priority":1,"priority":1}"#, "/priority"),
+            (r#"{"priority":5}"#, "/priority"),
+            (r#"{"run_at":"tomorrow"}"#, "/run_at"),
+            (r#"{"max_attempts":0}"#, "/max_attempts"),
+        ] {
+            assert_eq!(parse(body).unwrap_err().pointer, pointer, "{body}");
+        }
+    }
+
+    #[test]
+    fn null_leads_back_to_what_silence_gives() {
+        let new = r#"{"type":"a","payload":1,"priority":1,"run_at":"2030-01-01T00:00:00Z","max_attempts":3}"#;
+        let (new, _) = NewJob::parse(&Document::parse(new.as_bytes()).unwrap()).unwrap();
+        let at = crate::jobs::now();
+        let mut job = Job::submitted(JobId::mint(at), at, &new);
+        parse(r#"{"priority":4}"#).unwrap().apply(&mut job);
+        assert_eq!((job.priority, job.max_attempts), (4, 3));
+        parse(r#"{"priority":null,"run_at":null,"max_attempts":null}"#).unwrap().apply(&mut job);
+        assert_eq!((job.priority, job.run_at, job.max_attempts), (2, at, 25));
+    }
+}

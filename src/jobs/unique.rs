@@ -1,0 +1,145 @@
+//! Content that may be there once at a time.
+
+use std::fmt::Write;
+
+use sha2::{Digest, Sha256};
+
+use super::members::{InvalidJob, invalid, members, required};
+use crate::json::{Document, InvalidPointer, Kind, Value, resolve};
+
+/// SHA-256 over a job's type, its queue, and what stands in the places that it is unique by: the same for every
+/// spelling of one content, different for every other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContentDigest([u8; 32]);
+
+/// More places than a person would name, and few enough to store with each job.
+const POINTERS_MAX: usize = 16;
+const POINTER_LENGTH_MAX: usize = 256;
+
+/// Reads `{"by": ["/payload/…", …]}`.
+///
+/// # Errors
+/// [`InvalidJob`] for the first pointer that leads out of the payload or is repeated.
+pub fn pointers(unique: Value<'_, '_>) -> Result<Vec<String>, InvalidJob> {
+    let [by] = members(unique, "/unique", ["by"])?;
+    let by = required(by, "/unique/by")?;
+    let elements: Vec<_> = by.elements().collect();
+    if by.kind() != Kind::Array || elements.is_empty() || elements.len() > POINTERS_MAX {
+        return Err(invalid("/unique/by", "an array of 1 to 16 JSON Pointers is expected"));
+    }
+    let mut pointers = Vec::new();
+    for (position, element) in elements.into_iter().enumerate() {
+        let pointer = element.as_str().filter(|pointer| leads_into_payload(pointer));
+        let pointer = pointer.ok_or_else(|| {
+            invalid(&place(position), "a JSON Pointer to /payload or into it is expected, of 256 bytes at most")
+        })?;
+        if pointers.iter().any(|known: &String| *known == *pointer) {
+            return Err(invalid(&place(position), "the pointer is given twice"));
+        }
+        pointers.push(pointer.into_owned());
+    }
+    Ok(pointers)
+}
+
+fn leads_into_payload(pointer: &str) -> bool {
+    let rest = pointer.strip_prefix("/payload");
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) && pointer.len() <= POINTER_LENGTH_MAX
+}
+
+fn place(position: usize) -> String {
+    format!("/unique/by/{position}")
+}
+
+impl ContentDigest {
+    /// Of what stands in these places of a request.
+    ///
+    /// # Errors
+    /// [`InvalidJob`] for the first pointer that does not lead to one place.
+    pub fn of(kind: &str, queue: &str, request: &Document<'_>, by: &[String]) -> Result<Self, InvalidJob> {
+        let mut places = Vec::new();
+        for (position, pointer) in by.iter().enumerate() {
+            let value = resolve(request.root(), pointer).map_err(|error| {
+                let detail = match error {
+                    InvalidPointer::Syntax => "in a JSON Pointer, ~ is followed by 0 or 1",
+                    InvalidPointer::Ambiguous => "the pointer leads through a member that is there twice",
+                };
+                invalid(&place(position), detail)
+            })?;
+            places.push((pointer, value));
+        }
+        // The order in which they were named does not matter.
+        places.sort_by_key(|(pointer, _)| *pointer);
+        // A JSON text, in which nothing can pass for anything else; a place that is not there has no content.
+        let quoted = |text: &str| serde_json::Value::from(text).to_string();
+        let mut text = format!("[{},{}", quoted(kind), quoted(queue));
+        for (pointer, value) in places {
+            let content = value.map(|value| format!(",{}", value.canonical())).unwrap_or_default();
+            write!(text, ",[{}{content}]", quoted(pointer)).expect("writing to a string cannot fail");
+        }
+        text.push(']');
+        Ok(Self(Sha256::digest(text).into()))
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jobs::NewJob;
+
+    fn parse(options: &str) -> Result<ContentDigest, InvalidJob> {
+        let body = format!(r#"{{"type":"t",{options}}}"#);
+        NewJob::parse(&Document::parse(body.as_bytes()).unwrap()).map(|(_, content)| content.unwrap())
+    }
+
+    fn digest(options: &str) -> ContentDigest {
+        parse(options).unwrap()
+    }
+
+    #[test]
+    fn content_is_the_same_in_every_spelling() {
+        let first = digest(r#""payload":{"a":1,"b":"é","c":0},"unique":{"by":["/payload/a","/payload/b"]}"#);
+        for same in [
+            r#""payload":{"c":9,"b":"\u00e9","a":1},"unique":{"by":["/payload/b","/payload/a"]}"#,
+            r#""payload":{"a":1,"b":"é"},"unique":{"by":["/payload/a","/payload/b"]},"queue":"default","priority":1"#,
+        ] {
+            assert_eq!(digest(same), first, "{same}");
+        }
+        for other in [
+            r#""payload":{"a":1.0,"b":"é"},"unique":{"by":["/payload/a","/payload/b"]}"#,
+            r#""payload":{"a":1,"b":"é"},"unique":{"by":["/payload/a","/payload/b"]},"queue":"q""#,
+            r#""payload":{"a":1,"b":"é"},"unique":{"by":["/payload/a","/payload/b","/payload/d"]}"#,
+            r#""payload":{"a":1,"b":"é"},"unique":{"by":["/payload"]}"#,
+        ] {
+            assert_ne!(digest(other), first, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_place_that_is_not_there_differs_from_null() {
+        let by = r#""unique":{"by":["/payload/a"]}"#;
+        assert_ne!(digest(&format!(r#""payload":{{}},{by}"#)), digest(&format!(r#""payload":{{"a":null}},{by}"#)));
+        assert_eq!(digest(&format!(r#""payload":{{}},{by}"#)), digest(&format!(r#""payload":[1],{by}"#)));
+    }
+
+    #[test]
+    fn a_pointer_that_is_none_is_refused_in_its_place() {
+        for (by, pointer) in [
+            ("{}", "/unique/by"),
+            ("[]", "/unique/by"),
+            ("[1]", "/unique/by/0"),
+            (r#"["payload"]"#, "/unique/by/0"),
+            (r#"["/type"]"#, "/unique/by/0"),
+            (r#"["/payloads"]"#, "/unique/by/0"),
+            (r#"["/payload/a","/payload/~2"]"#, "/unique/by/1"),
+            (r#"["/payload/a","/payload/a"]"#, "/unique/by/1"),
+            (r#"["/payload/twice"]"#, "/unique/by/0"),
+        ] {
+            let body = format!(r#""payload":{{"twice":1,"twice":2}},"unique":{{"by":{by}}}"#);
+            assert_eq!(parse(&body).unwrap_err().pointer, pointer, "{by}");
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! What may be done to a job that is there: PATCH, cancel, DELETE.
+
+use serde_json::json;
+
+use crate::harness::{Answer, Ledger, Proxy, Server, Treatment, job};
+
+async fn queued(server: &Server) -> String {
+    server.submit(&uuid::Uuid::new_v4().to_string(), job(1)).await.job_id()
+}
+
+async fn show(server: &Server, id: &str) -> Answer {
+    server.get(&format!("/jobs/{id}")).await
+}
+
+#[tokio::test]
+async fn a_change_makes_a_new_version_of_a_job_that_waits() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let id = queued(&server).await;
+    let before = show(&server, &id).await;
+    let changed = server
+        .patch(&id, before.header("etag"), r#"{"priority":1,"run_at":"2031-01-01T00:00:00Z","max_attempts":3}"#)
+        .await;
+    assert_eq!(changed.status, 200);
+    assert_ne!(changed.header("etag"), before.header("etag"));
+    let after = show(&server, &id).await;
+    assert_eq!(after.header("etag"), changed.header("etag"));
+    let mut expected = before.json();
+    let changes = json!({ "priority": 1, "run_at": "2031-01-01T00:00:00.000000Z", "max_attempts": 3 });
+    expected.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    assert_eq!(after.json(), expected);
+    expected.as_object_mut().unwrap().remove("payload");
+    assert_eq!(changed.json(), expected);
+    // Null leads back to what silence gives.
+    let back = server.patch(&id, "*", r#"{"priority":null,"run_at":null,"max_attempts":null}"#).await.json();
+    let mut expected = before.json();
+    expected.as_object_mut().unwrap().remove("payload");
+    assert_eq!(back, expected);
+}
+
+#[tokio::test]
+async fn a_change_of_another_version_is_refused_and_told_the_present_one() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let id = queued(&server).await;
+    let first = show(&server, &id).await.header("etag").to_owned();
+    let second = server.patch(&id, &first, r#"{"priority":1}"#).await.header("etag").to_owned();
+    for stale in [&first, "W/\"2\"", "\"another\"", "\"\""] {
+        let refused = server.patch(&id, stale, r#"{"priority":3}"#).await;
+        refused.is_problem(412, "precondition-failed");
+        assert_eq!(refused.header("etag"), second);
+    }
+    let unconditional = server.request("PATCH", &format!("/jobs/{id}")).body(r#"{"priority":3}"#);
+    let unconditional = unconditional.header("content-type", "application/merge-patch+json");
+    server.send(unconditional).await.is_problem(428, "precondition-required");
+    assert_eq!(show(&server, &id).await.json()["priority"], 1);
+    assert_eq!(server.patch(&id, &format!("{first}, {second}"), r#"{"priority":3}"#).await.status, 200);
+    assert_eq!(server.patch(&id, "*", r#"{"priority":4}"#).await.status, 200);
+}
+
+#[tokio::test]
+async fn of_many_changes_of_one_version_one_is_made() {
+    let ledger = Ledger::new().await;
+    let (one, two) = (ledger.serve().await, ledger.serve().await);
+    let id = queued(&one).await;
+    let change = |n: usize| {
+        let (client, id) = ((*[&one, &two][n % 2]).clone(), id.clone());
+        tokio::spawn(async move { client.patch(&id, "\"1\"", format!(r#"{{"max_attempts":{}}}"#, n + 1)).await })
+    };
+    let mut made = Vec::new();
+    for asked in (0..40).map(change).collect::<Vec<_>>() {
+        let answer = asked.await.unwrap();
+        match answer.status {
+            200 => made.push(answer),
+            _ => answer.is_problem(412, "precondition-failed"),
+        }
+    }
+    assert_eq!(made.len(), 1);
+    assert_eq!(show(&one, &id).await.json()["max_attempts"], made[0].json()["max_attempts"]);
+}
+
+/// A server whose writes are known by how long they wait for locks, which is written into each.
+async fn marked(ledger: &Ledger) -> (Proxy, Server) {
+    let proxy = Proxy::before(ledger).await;
+    let server = ledger.serve_through(&proxy, &[("HAPAX__INTAKE__LOCK_WAIT", MARK)]).await;
+    (proxy, server)
+}
+
+const MARK: &str = "2718ms";
+
+#[tokio::test]
+async fn a_change_whose_acknowledgement_was_lost_is_not_taken_for_another_one_s() {
+    for treatment in [Treatment::CutBefore, Treatment::CutAfter] {
+        let ledger = Ledger::new().await;
+        let (proxy, server) = marked(&ledger).await;
+        let id = queued(&server).await;
+        proxy.treat_next(&MARK[..4], treatment);
+        let changed = server.patch(&id, "\"1\"", r#"{"priority":1}"#).await;
+        assert!(proxy.is_done());
+        assert_eq!((changed.status, changed.header("etag")), (200, "\"2\""));
+        assert_eq!(show(&server, &id).await.json()["priority"], 1);
+    }
+}
+
+#[tokio::test]
+async fn a_change_that_another_one_hides_is_not_claimed_to_have_been_made_or_not() {
+    let ledger = Ledger::new().await;
+    let (proxy, server) = marked(&ledger).await;
+    let id = queued(&server).await;
+    ledger
+        .execute(
+            "create function hide() returns trigger language plpgsql as $$ begin new.version = 7; return new; end $$; \
+             create trigger hide before update on job_queue for each row execute function hide()",
+        )
+        .await;
+    proxy.treat_next(&MARK[..4], Treatment::CutAfter);
+    server.patch(&id, "*", r#"{"priority":1}"#).await.is_problem(503, "outcome-unknown");
+}
+
+#[tokio::test]
+async fn a_lost_acknowledgement_of_a_cancellation_or_a_deletion_is_not_seen() {
+    for treatment in [Treatment::CutBefore, Treatment::CutAfter] {
+        let ledger = Ledger::new().await;
+        let (proxy, server) = marked(&ledger).await;
+        let id = queued(&server).await;
+        proxy.treat_next(&MARK[..4], treatment);
+        assert_eq!(server.cancel(&id).await.json()["state"], "cancelled");
+        assert!(proxy.is_done());
+        proxy.treat_next(&MARK[..4], treatment);
+        assert_eq!(server.delete(&id).await.status, 204);
+        assert!(proxy.is_done());
+        show(&server, &id).await.is_problem(410, "job-deleted");
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_there_or_not_waiting_is_not_changed_whatever_the_version() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let another = server.as_caller(&ledger.token_for("another", &hapax::access::Scope::ALL).await);
+    let id = queued(&server).await;
+    another.patch(&id, "*", r#"{"priority":1}"#).await.is_problem(404, "job-not-found");
+    server.cancel(&id).await;
+    for version in ["*", "\"1\"", "\"2\"", "\"9\""] {
+        server.patch(&id, version, r#"{"priority":1}"#).await.is_problem(409, "job-not-waiting");
+    }
+    server.delete(&id).await;
+    server.patch(&id, "*", r#"{"priority":1}"#).await.is_problem(410, "job-deleted");
+}
+
+#[tokio::test]
+async fn a_job_is_told_as_unchanged_while_it_is() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let id = queued(&server).await;
+    let known = async |tags: &str| {
+        server.send(server.request("GET", &format!("/jobs/{id}")).header("if-none-match", tags)).await
+    };
+    for same in ["\"1\"", "W/\"1\"", "*", "\"x\", \"1\""] {
+        let unchanged = known(same).await;
+        assert_eq!((unchanged.status, unchanged.header("etag")), (304, "\"1\""), "{same}");
+    }
+    for other in ["\"2\"", "1", "", "\"1"] {
+        assert_eq!(known(other).await.status, 200, "{other}");
+    }
+    server.patch(&id, "*", r#"{"priority":1}"#).await;
+    assert_eq!(known("\"1\"").await.status, 200);
+    server.cancel(&id).await;
+    assert_eq!((known("\"2\"").await.status, known("\"3\"").await.status), (200, 304));
+}
+
+#[tokio::test]
+async fn a_cancelled_job_is_over_however_often_it_is_cancelled() {
+    let ledger = Ledger::new().await;
+    let (one, two) = (ledger.serve().await, ledger.serve().await);
+    let id = queued(&one).await;
+    let cancel = |n: usize| {
+        let (client, id) = ((*[&one, &two][n % 2]).clone(), id.clone());
+        tokio::spawn(async move { client.cancel(&id).await })
+    };
+    let mut answers = Vec::new();
+    for asked in (0..20).map(cancel).collect::<Vec<_>>() {
+        answers.push(asked.await.unwrap());
+    }
+    for answer in &answers {
+        assert_eq!((answer.status, &answer.body, answer.header("etag")), (200, &answers[0].body, "\"2\""));
+    }
+    let cancelled = answers[0].json();
+    assert_eq!(cancelled["state"], "cancelled");
+    assert!(cancelled["finished_at"].is_string() && cancelled.get("payload").is_none());
+    let shown = show(&one, &id).await.json();
+    assert_eq!((&shown["finished_at"], &shown["payload"]), (&cancelled["finished_at"], &json!({ "n": 1 })));
+    assert_eq!(ledger.number("select count(*) from job_queue").await, 0);
+}
+
+#[tokio::test]
+async fn a_body_that_nobody_looks_at_does_no_harm_to_the_connection() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let mut connection = server.raw().await;
+    for _ in 0..3 {
+        let id = queued(&server).await;
+        connection.write_head(&format!("POST /jobs/{id}/cancel"), &[b"content-length: 20000"]).await;
+        connection.write(&[b'x'; 20000]).await;
+        assert_eq!(connection.answer().await.json()["state"], "cancelled");
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_job_is_gone_but_for_its_name_and_its_key() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let first = server.submit("key-1", r#"{"type":"t","payload":"a secret"}"#).await;
+    let id = first.job_id();
+    for _ in 0..3 {
+        assert_eq!((server.delete(&id).await.status, server.delete(&id).await.body.len()), (204, 0));
+    }
+    show(&server, &id).await.is_problem(410, "job-deleted");
+    server.cancel(&id).await.is_problem(410, "job-deleted");
+    let replay = server.submit("key-1", r#"{"type":"t","payload":"a secret"}"#).await;
+    assert_eq!((replay.status, &replay.body), (200, &first.body));
+    let reused = server.submit("key-1", r#"{"type":"t","payload":"another"}"#).await;
+    reused.is_problem(422, "idempotency-key-reused");
+    assert_eq!(reused.json().get("pointers"), None, "there is nothing left to compare with");
+    for table in ["job_queue", "job_outcomes", "job_uniques"] {
+        assert_eq!(ledger.number(&format!("select count(*) from {table}")).await, 0, "{table}");
+    }
+    assert_eq!(ledger.number("select count(*) from jobs where payload is null").await, 1);
+}
+
+#[tokio::test]
+async fn what_is_over_can_be_deleted_and_what_is_another_s_cannot() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let another = server.as_caller(&ledger.token_for("another", &hapax::access::Scope::ALL).await);
+    let id = queued(&server).await;
+    server.cancel(&id).await;
+    assert_eq!(another.delete(&id).await.status, 204);
+    another.cancel(&id).await.is_problem(404, "job-not-found");
+    assert_eq!(show(&server, &id).await.status, 200);
+    assert_eq!(server.delete(&id).await.status, 204);
+    show(&server, &id).await.is_problem(410, "job-deleted");
+    assert_eq!(ledger.number("select count(*) from job_outcomes").await, 0);
+}
+
+/// A deletion that began before a cancellation was committed does not see where it has put the job.
+#[tokio::test]
+async fn a_deletion_that_waits_for_a_cancellation_leaves_nothing_behind() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let id = queued(&server).await;
+    let cancelling = ledger
+        .hold(
+            "with gone as (delete from job_queue returning *) \
+             insert into job_outcomes (tenant_id, job_id, state, queue, priority, run_at, max_attempts, attempt, \
+             version, finished_at) select tenant_id, job_id, 'cancelled', queue, priority, run_at, max_attempts, \
+             attempt, version + 1, now() from gone",
+        )
+        .await;
+    let deleting = {
+        let (client, id) = ((*server).clone(), id.clone());
+        tokio::spawn(async move { client.delete(&id).await })
+    };
+    ledger.until_waiting(1).await;
+    cancelling.commit().await;
+    assert_eq!(deleting.await.unwrap().status, 204);
+    assert_eq!(ledger.number("select count(*) from job_outcomes").await, 0);
+    show(&server, &id).await.is_problem(410, "job-deleted");
+}
+
+#[tokio::test]
+async fn changes_cancellations_and_deletions_at_once_leave_a_job_in_one_state() {
+    let ledger = Ledger::new().await;
+    let (one, two) = (ledger.serve().await, ledger.serve().await);
+    for _ in 0..10 {
+        let id = queued(&one).await;
+        let tasks: Vec<_> = (0..24)
+            .map(|n| {
+                let (client, id) = ((*[&one, &two][n % 2]).clone(), id.clone());
+                tokio::spawn(async move {
+                    match n % 8 {
+                        0 => client.delete(&id).await.status,
+                        1 | 2 => client.cancel(&id).await.status,
+                        3 | 4 => client.get(&format!("/jobs/{id}")).await.status,
+                        _ => client.patch(&id, "*", r#"{"priority":1}"#).await.status,
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            let status = task.await.unwrap();
+            assert!([200, 204, 409, 410].contains(&status), "{status}");
+        }
+        show(&one, &id).await.is_problem(410, "job-deleted");
+    }
+    let anywhere = "select (select count(*) from job_queue) + (select count(*) from job_outcomes)";
+    assert_eq!(ledger.number(anywhere).await, 0);
+}

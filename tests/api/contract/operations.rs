@@ -1,0 +1,106 @@
+//! The operations, each with a request that would be carried out if nothing were wrong.
+
+use crate::harness::{Answer, Client};
+
+/// The operations that read, with a path of each.
+pub const READS: [(&str, &str); 5] = [
+    ("about", "/"),
+    ("health", "/healthz"),
+    ("readiness", "/readyz"),
+    ("contract", "/openapi.yaml"),
+    ("showJob", "/jobs/01a20053-d957-7108-af22-b2e931e75377"),
+];
+
+/// An operation that writes.
+#[derive(Clone, Copy)]
+pub struct Write {
+    pub name: &'static str,
+    pub method: &'static str,
+    /// With `{id}` for the id of a job.
+    pub template: &'static str,
+    pub headers: &'static [(&'static str, &'static str)],
+    pub body: &'static str,
+    /// What its statement is known by in the stream to the database, when a session sees it first.
+    pub marker: &'static str,
+}
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+const MERGE_PATCH: (&str, &str) = ("content-type", "application/merge-patch+json");
+
+pub const WRITES: [Write; 5] = [
+    Write {
+        name: "submitJob",
+        method: "POST",
+        template: "/jobs",
+        headers: &[("idempotency-key", "the-key"), JSON],
+        body: r#"{"type":"t","payload":"the-payload"}"#,
+        marker: "the-key",
+    },
+    Write {
+        name: "putJob",
+        method: "PUT",
+        template: "/jobs/{id}",
+        headers: &[JSON],
+        body: r#"{"type":"t","payload":"the-payload"}"#,
+        marker: "the-payload",
+    },
+    Write {
+        name: "changeJob",
+        method: "PATCH",
+        template: "/jobs/{id}",
+        headers: &[("if-match", "*"), MERGE_PATCH],
+        body: r#"{"priority":1}"#,
+        marker: "set priority",
+    },
+    Write { name: "deleteJob", method: "DELETE", template: "/jobs/{id}", headers: &[], body: "", marker: "emptied as" },
+    Write {
+        name: "cancelJob",
+        method: "POST",
+        template: "/jobs/{id}/cancel",
+        headers: &[],
+        body: "",
+        marker: "'cancelled'",
+    },
+];
+
+impl Write {
+    pub fn path(&self, id: &str) -> String {
+        self.template.replace("{id}", id)
+    }
+
+    pub fn takes_body(&self) -> bool {
+        !self.body.is_empty()
+    }
+
+    pub fn request(&self, client: &Client, path: &str) -> reqwest::RequestBuilder {
+        let request = client.request(self.method, path).body(self.body);
+        self.headers.iter().fold(request, |request, (name, value)| request.header(*name, *value))
+    }
+
+    /// Sends it about a job.
+    pub async fn send(&self, client: &Client, id: &str) -> Answer {
+        client.send(self.request(client, &self.path(id))).await
+    }
+
+    /// Sends its head by hand, with these lines of the body's in place of its own.
+    pub async fn send_raw(&self, client: &Client, id: &str, lines: &[&str], body: &str) -> Answer {
+        let media_type = |name: &str| lines.iter().any(|line| line.starts_with(&format!("{name}:")));
+        let own: Vec<String> = self
+            .headers
+            .iter()
+            .filter(|(name, _)| !media_type(name))
+            .map(|(name, value)| format!("{name}: {value}"))
+            .collect();
+        let head: Vec<&[u8]> =
+            own.iter().map(String::as_bytes).chain(lines.iter().map(|line| line.as_bytes())).collect();
+        let mut connection = client.raw().await;
+        connection.write_head(&format!("{} {}", self.method, self.path(id)), &head).await;
+        connection.write(body.as_bytes()).await;
+        connection.answer().await
+    }
+}
+
+/// An id that no job has.
+pub fn no_job() -> String {
+    uuid::Uuid::now_v7().to_string()
+}

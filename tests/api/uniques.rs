@@ -1,0 +1,159 @@
+//! Jobs that are unique by their content while they are active.
+
+use std::collections::HashSet;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Ledger, Proxy, Treatment};
+
+fn unique(size: u64, note: &str) -> Value {
+    json!({ "type": "render", "payload": { "size": size, "note": note }, "unique": { "by": ["/payload/size"] } })
+}
+
+#[tokio::test]
+async fn the_same_content_under_another_key_is_answered_with_the_job_that_is_there() {
+    let ledger = Ledger::new().await;
+    let (one, two) = (ledger.serve().await, ledger.serve().await);
+    let first = one.submit("key-1", unique(1, "first")).await;
+    let second = two.submit("key-2", unique(1, "second")).await;
+    assert_eq!((second.status, &second.body), (200, &first.body));
+    assert_eq!((second.header("deduplicated-by"), second.header("idempotent-replayed")), ("content", "false"));
+    assert_eq!(second.header("location"), first.header("location"));
+    // Its key stands for that answer from now on, whatever becomes of the job.
+    one.cancel(&first.job_id()).await;
+    let replay = one.submit("key-2", unique(1, "second")).await;
+    assert_eq!((replay.status, &replay.body), (200, &first.body));
+    assert_eq!((replay.header("deduplicated-by"), replay.header("idempotent-replayed")), ("content", "true"));
+    one.submit("key-2", unique(1, "third")).await.is_problem(422, "idempotency-key-reused");
+    let of_the_first = one.submit("key-1", unique(1, "first")).await;
+    assert_eq!((of_the_first.status, of_the_first.headers.get("deduplicated-by")), (200, None));
+    assert_eq!((ledger.jobs().await, ledger.keys().await), (1, 2));
+    let counted = r#"hapax_idempotency_outcomes_total{route="POST /jobs",outcome="deduplicated"}"#;
+    assert_eq!(two.metric(counted).await, 1.0);
+}
+
+#[tokio::test]
+async fn other_content_another_queue_type_or_tenant_is_another_job() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let another = server.as_caller(&ledger.token_for("another", &hapax::access::Scope::ALL).await);
+    let mut bodies = vec![unique(1, ""), unique(2, "")];
+    for (member, value) in [("queue", "q"), ("type", "t")] {
+        let mut body = unique(1, "");
+        body[member] = value.into();
+        bodies.push(body);
+    }
+    bodies.push(json!({ "type": "render", "payload": { "size": 1, "note": "" } }));
+    for (number, body) in bodies.iter().enumerate() {
+        assert_eq!(server.submit(&format!("key-{number}"), body).await.status, 201, "{body}");
+    }
+    assert_eq!(another.submit("key-1", unique(1, "")).await.status, 201);
+    let mut default_queue = unique(1, "");
+    default_queue["queue"] = "default".into();
+    assert_eq!(server.submit("key-9", default_queue).await.header("deduplicated-by"), "content");
+}
+
+#[tokio::test]
+async fn content_is_free_again_once_its_job_is_over_or_deleted() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let first = server.submit("key-1", unique(1, "")).await;
+    server.cancel(&first.job_id()).await;
+    let second = server.submit("key-2", unique(1, "")).await;
+    assert_eq!(second.status, 201);
+    server.delete(&second.job_id()).await;
+    let third = server.submit("key-3", unique(1, "")).await;
+    assert_eq!(third.status, 201);
+    assert_eq!(ledger.number("select count(*) from job_uniques").await, 1);
+}
+
+#[tokio::test]
+async fn of_many_keys_with_one_content_one_makes_the_job_and_each_has_its_answer() {
+    let ledger = Ledger::new().await;
+    let (one, two) = (ledger.serve().await, ledger.serve().await);
+    for round in 0..10 {
+        let tasks: Vec<_> = (0..24)
+            .map(|n| {
+                let client = (*[&one, &two][n % 2]).clone();
+                // Each key comes twice.
+                let key = format!("key-{round}-{}", n / 2);
+                tokio::spawn(async move { client.submit(&key, unique(round, "")).await })
+            })
+            .collect();
+        let mut answers = Vec::new();
+        for task in tasks {
+            answers.push(task.await.unwrap());
+        }
+        let made = answers.iter().filter(|answer| answer.status == 201).count();
+        let jobs: HashSet<_> = answers.iter().map(|answer| answer.job_id()).collect();
+        assert_eq!((made, jobs.len()), (1, 1), "{answers:?}");
+        assert!(answers.iter().all(|answer| [200, 201].contains(&answer.status)));
+    }
+    assert_eq!((ledger.jobs().await, ledger.keys().await), (10, 120));
+    assert_eq!(ledger.number("select count(*) from job_uniques").await, 10);
+}
+
+#[tokio::test]
+async fn a_submission_that_waits_for_one_of_the_same_content_adopts_its_job() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let first = server.submit("key-1", unique(1, "")).await;
+    // As if the first were still being committed: the content is taken, and nobody else can see by whom.
+    let digest = "update job_uniques set digest = digest";
+    let held = ledger
+        .hold(&format!(
+            "{digest}; delete from job_uniques; insert into job_uniques select tenant_id, \
+        sha256('moved'), id from jobs"
+        ))
+        .await;
+    let waiting = server.submit_meanwhile("key-2", unique(1, ""));
+    ledger.until_waiting(1).await;
+    held.roll_back().await;
+    let second = waiting.await.unwrap();
+    assert_eq!((second.status, second.job_id()), (200, first.job_id()));
+    assert_eq!((ledger.jobs().await, ledger.keys().await), (1, 2));
+}
+
+#[tokio::test]
+async fn a_submission_that_waits_for_the_end_of_the_job_with_its_content_makes_another() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let first = server.submit("key-1", unique(1, "")).await;
+    let ending = ledger.hold("delete from job_uniques").await;
+    let waiting = server.submit_meanwhile("key-2", unique(1, ""));
+    ledger.until_waiting(1).await;
+    ending.commit().await;
+    let second = waiting.await.unwrap();
+    assert_eq!(second.status, 201);
+    assert_ne!(second.job_id(), first.job_id());
+}
+
+#[tokio::test]
+async fn a_lost_acknowledgement_of_a_unique_submission_is_not_seen() {
+    for treatment in [Treatment::CutBefore, Treatment::CutAfter] {
+        let ledger = Ledger::new().await;
+        let proxy = Proxy::before(&ledger).await;
+        let server = ledger.serve_through(&proxy, &[]).await;
+        proxy.treat_next("the-key", treatment);
+        let first = server.submit("the-key", unique(1, "")).await;
+        assert_eq!(first.status, 201);
+        proxy.treat_next("another", treatment);
+        let second = server.submit("another", unique(1, "")).await;
+        assert!(proxy.is_done());
+        assert_eq!((second.status, second.header("deduplicated-by")), (200, "content"));
+        assert_eq!(second.body, first.body);
+        assert_eq!((ledger.jobs().await, ledger.keys().await), (1, 2));
+    }
+}
+
+#[tokio::test]
+async fn what_it_is_unique_by_is_part_of_what_a_key_stands_for() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    server.submit("key-1", unique(1, "")).await;
+    let mut other = unique(1, "");
+    other["unique"] = json!({ "by": ["/payload/note"] });
+    let refused = server.submit("key-1", other).await;
+    refused.is_problem(422, "idempotency-key-reused");
+    assert_eq!(refused.json()["pointers"], json!(["/unique/by"]));
+}
