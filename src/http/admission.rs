@@ -28,21 +28,27 @@ impl Admission {
         Self { places: Semaphore::new(limit), limit, tenants: Cache::new(TENANTS_MAX), tenant_limit }
     }
 
+    /// A request that is as large as several takes as many places, or all that there are.
+    ///
     /// # Errors
-    /// [`Problem::Shed`] if every place is taken.
-    pub fn enter(&self) -> Result<SemaphorePermit<'_>, Problem> {
-        self.places.try_acquire().map_err(|_| Problem::Shed(Shed::InFlight))
+    /// [`Problem::Shed`] if the places are taken.
+    pub fn enter(&self, places: usize) -> Result<SemaphorePermit<'_>, Problem> {
+        self.places.try_acquire_many(within(places, self.limit)).map_err(|_| Problem::Shed(Shed::InFlight))
     }
 
     /// # Errors
     /// [`Problem::Shed`] if the tenant has its share already.
-    pub fn enter_as(&self, tenant: TenantId) -> Result<OwnedSemaphorePermit, Problem> {
+    pub fn enter_as(&self, tenant: TenantId, places: usize) -> Result<OwnedSemaphorePermit, Problem> {
         let new = || Ok::<_, Infallible>(Arc::new(Semaphore::new(self.tenant_limit)));
-        let Ok(places) = self.tenants.get_or_insert_with(&tenant, new);
-        places.try_acquire_owned().map_err(|_| Problem::Shed(Shed::TenantInFlight))
+        let Ok(share) = self.tenants.get_or_insert_with(&tenant, new);
+        share.try_acquire_many_owned(within(places, self.tenant_limit)).map_err(|_| Problem::Shed(Shed::TenantInFlight))
     }
 
     pub fn level(&self) -> Level {
         Level { now: self.limit - self.places.available_permits(), limit: self.limit }
     }
+}
+
+fn within(places: usize, limit: usize) -> u32 {
+    u32::try_from(places.min(limit)).unwrap_or(u32::MAX)
 }

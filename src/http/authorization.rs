@@ -14,15 +14,16 @@ use super::quotas::charge;
 use super::{App, Problem, Unauthenticated};
 use crate::access::{Caller, Scope, Token};
 
-/// Lets a request through if its token is valid and has `scope`, and there is a place for it; the handler then finds the
-/// [`Caller`].
+/// Lets a request through if its token is valid and has `scope`, and there is room for it, which for one that is as large
+/// as several is as many places; the handler then finds the [`Caller`].
 pub async fn authorize<B: MessageBody + 'static>(
     scope: Scope,
+    places: usize,
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<B>>, actix_web::Error> {
     let app = request.app_data::<web::Data<App>>().expect("the server registers it").clone();
-    match admit(&app, scope, &request).await {
+    match admit(&app, scope, places, &request).await {
         Ok((caller, _places)) => {
             request.extensions_mut().insert(caller);
             next.call(request).await.map(ServiceResponse::map_into_left_body)
@@ -35,17 +36,18 @@ pub async fn authorize<B: MessageBody + 'static>(
 async fn admit<'a>(
     app: &'a App,
     scope: Scope,
+    places: usize,
     request: &ServiceRequest,
 ) -> Result<(Caller, (SemaphorePermit<'a>, OwnedSemaphorePermit)), Problem> {
     let digest = bearer(request.headers()).map_err(Problem::Unauthenticated)?.digest();
-    let place = app.admission.enter()?;
+    let place = app.admission.enter(places)?;
     let caller = app.verifier.verify(digest, Deadline::of(request)).await?;
     tracing::Span::current().record("tenant", tracing::field::display(&caller.tenant_name));
     if !caller.scopes.contains(scope) {
         return Err(Problem::MissingScope(scope));
     }
     charge(&app.quotas.requests, &digest, request)?;
-    let places = (place, app.admission.enter_as(caller.tenant)?);
+    let places = (place, app.admission.enter_as(caller.tenant, places)?);
     Ok((caller, places))
 }
 

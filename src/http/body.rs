@@ -28,6 +28,8 @@ pub struct Body<T> {
 /// What an operation takes.
 pub trait MediaType: 'static {
     const NAME: &'static str;
+    /// How many times as large as one body it may be.
+    const BODIES: usize = 1;
 }
 
 /// JSON (RFC 8259).
@@ -35,6 +37,9 @@ pub struct Json;
 
 /// JSON Merge Patch (RFC 7396).
 pub struct MergePatch;
+
+/// A JSON text in each line (NDJSON).
+pub struct JsonLines;
 
 impl MediaType for Json {
     const NAME: &'static str = "application/json";
@@ -44,18 +49,27 @@ impl MediaType for MergePatch {
     const NAME: &'static str = "application/merge-patch+json";
 }
 
+impl MediaType for JsonLines {
+    const NAME: &'static str = "application/x-ndjson";
+    const BODIES: usize = BATCH_BODIES;
+}
+
+/// What a batch may hold, and takes of the places for requests in flight.
+pub const BATCH_BODIES: usize = 16;
+
 impl<T: MediaType> FromRequest for Body<T> {
     type Error = Problem;
     type Future = LocalBoxFuture<'static, Result<Self, Problem>>;
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let limits = request.app_data::<web::Data<App>>().expect("the server registers it").limits;
-        let head = check_head(request.headers(), T::NAME, limits.body_bytes);
+        let limit = limits.body_bytes.saturating_mul(T::BODIES);
+        let head = check_head(request.headers(), T::NAME, limit);
         let (request, payload) = (request.clone(), payload.take());
         Box::pin(async move {
             let announced = head?;
             let began = Instant::now();
-            let reading = timeout(limits.body_deadline, read(payload, announced, limits.body_bytes)).await;
+            let reading = timeout(limits.body_deadline, read(payload, announced, limit)).await;
             Deadline::extend(&request, began.elapsed());
             let bytes = reading.map_err(|_| Problem::BodyTooSlow)??;
             Ok(Self { bytes, media_type: PhantomData })

@@ -54,8 +54,8 @@ fn answer(status: StatusCode, replayed: &'static str, outcome: Outcome) -> HttpR
     response
         .insert_header(("Idempotent-Replayed", replayed))
         .insert_header(("Idempotency-Expires", httpdate::fmt_http_date(SystemTime::from(outcome.expires_at))));
-    if is_deduplicated(&outcome.answer) {
-        response.insert_header(("Deduplicated-By", "content"));
+    if let Some(by) = deduplicated_by(&outcome.answer) {
+        response.insert_header(("Deduplicated-By", by));
     }
     write(&mut response, outcome.answer)
 }
@@ -72,9 +72,9 @@ pub fn write(response: &mut HttpResponseBuilder, answer: Answer) -> HttpResponse
     response.body(answer.body)
 }
 
-/// Whether a submission has met another one's job: it is told where the job is, but has not made it.
-fn is_deduplicated(answer: &Answer) -> bool {
-    answer.location.is_some() && answer.status == 200
+/// By what a submission has met another one's job: it is told where the job is, but has not made it.
+pub fn deduplicated_by(answer: &Answer) -> Option<&'static str> {
+    (answer.location.is_some() && answer.status == 200).then_some("content")
 }
 
 /// Writes into the request's span what became of it, so that its one log line tells.
@@ -96,7 +96,7 @@ fn note<R>(request: &HttpRequest, performed: &Result<Performed<R>, KeyedError>) 
 
 pub fn outcome<R>(performed: &Result<Performed<R>, KeyedError>) -> KeyedOutcome {
     match performed {
-        Ok(Performed::First(outcome)) if is_deduplicated(&outcome.answer) => KeyedOutcome::Deduplicated,
+        Ok(Performed::First(outcome)) if deduplicated_by(&outcome.answer).is_some() => KeyedOutcome::Deduplicated,
         Ok(Performed::First(outcome)) if outcome.answer.location.is_some() => KeyedOutcome::Created,
         Ok(Performed::First(_)) => KeyedOutcome::Changed,
         Ok(Performed::Replayed(_)) => KeyedOutcome::Replayed,

@@ -34,7 +34,9 @@ use crate::ids::TenantId;
 use crate::intake::Intake;
 use crate::metrics::Metrics;
 use authorization::authorize;
-use handlers::{jobs, service, submissions};
+use body::BATCH_BODIES;
+use handlers::{batches, jobs, service, submissions};
+use problem::ProblemDocument;
 
 /// All that the handlers share.
 pub struct App {
@@ -77,10 +79,11 @@ const HEALTHZ: &str = "/healthz";
 const READYZ: &str = "/readyz";
 const OPENAPI: &str = "/openapi.yaml";
 const JOBS: &str = "/jobs";
+const BATCH: &str = "/jobs/batch";
 const JOB: &str = "/jobs/{id}";
 const CANCEL: &str = "/jobs/{id}/cancel";
 const METRICS: &str = "/metrics";
-const TEMPLATES: [&str; 8] = [ROOT, HEALTHZ, READYZ, OPENAPI, JOBS, JOB, CANCEL, METRICS];
+const TEMPLATES: [&str; 9] = [ROOT, HEALTHZ, READYZ, OPENAPI, JOBS, BATCH, JOB, CANCEL, METRICS];
 /// What machines ask every few seconds.
 const PROBES: [&str; 3] = [HEALTHZ, READYZ, METRICS];
 
@@ -92,13 +95,15 @@ pub const KEYED_ROUTES: [Route; 2] = [SUBMIT, CHANGE];
 const KEY_REQUIRED: [Route; 1] = [SUBMIT];
 
 pub fn routes(config: &mut ServiceConfig) {
-    let may = |scope: Scope| from_fn(move |request, next| authorize(scope, request, next));
+    let may = |scope: Scope| from_fn(move |request, next| authorize(scope, 1, request, next));
+    let may_in_bulk = |scope: Scope| from_fn(move |request, next| authorize(scope, BATCH_BODIES, request, next));
     config
         .service(resource(ROOT, "GET").route(web::get().to(service::about)))
         .service(resource(HEALTHZ, "GET").route(web::get().to(service::healthz)))
         .service(resource(READYZ, "GET").route(web::get().to(service::readyz)))
         .service(resource(OPENAPI, "GET").route(web::get().to(service::openapi)))
         .service(resource(JOBS, "POST").route(web::post().to(submissions::submit).wrap(may(Scope::Submit))))
+        .service(resource(BATCH, "POST").route(web::post().to(batches::submit).wrap(may_in_bulk(Scope::Submit))))
         .service(
             resource(JOB, "DELETE, GET, PATCH, PUT")
                 .route(web::get().to(jobs::show).wrap(may(Scope::Read)))

@@ -139,12 +139,7 @@ fn write_problem(
             &framework
         }
     };
-    problem.log();
-    match problem {
-        Problem::Shed(reason) => app.metrics.count_shed_request(*reason),
-        Problem::QuotaExceeded(standing) => app.metrics.count_quota_refusal(standing.policy.name),
-        _ => {}
-    }
+    problem.report(&app.metrics);
     let (code, document) = (problem.code(), problem.response(request_id));
     (response.into_response(document), Some(code))
 }

@@ -17,7 +17,7 @@ use crate::idempotency::{InvalidKey, KeyedError};
 use crate::ids::{JobId, RequestId};
 use crate::jobs::{InvalidJob, State, etag};
 use crate::json::InvalidJson;
-use crate::metrics::Shed;
+use crate::metrics::{Metrics, Shed};
 
 #[derive(Debug)]
 pub enum Problem {
@@ -31,6 +31,8 @@ pub enum Problem {
     JobNotFound,
     InvalidJobId,
     InvalidIfMatch,
+    InvalidBatch,
+    InvalidItem,
     MethodNotAllowed {
         allow: &'static str,
     },
@@ -112,6 +114,8 @@ impl Problem {
             Self::BodyBroken => (400, "broken-body", "The body could not be read", true),
             Self::Unauthenticated(_) => (401, "unauthenticated", "A valid access token is required", false),
             Self::MissingScope(_) => (403, "missing-scope", "The access token lacks a scope", false),
+            Self::InvalidBatch => (400, "invalid-batch", "The batch is not valid", false),
+            Self::InvalidItem => (400, "invalid-item", "The item is not valid", false),
             Self::InvalidJobId => (400, "invalid-job-id", "The job's id is not a UUID", false),
             Self::InvalidIfMatch => (400, "invalid-if-match", "The If-Match is not valid", false),
             Self::RouteNotFound => (404, "route-not-found", "There is nothing at this path", false),
@@ -178,6 +182,11 @@ impl Problem {
             Self::RequestInFlight => {
                 "Another request for the same is being worked on. Send this one again to get its answer.".to_owned()
             }
+            Self::InvalidBatch => "1 to 1000 items are expected, each in a line of its own.".to_owned(),
+            Self::InvalidItem => {
+                "An object is expected with the members idempotency_key, a string, and job; nothing else, and each once."
+                    .to_owned()
+            }
             Self::InvalidJobId => "The id is a UUID in its hyphenated form.".to_owned(),
             Self::InvalidIfMatch => {
                 "If-Match is *, or a list of entity tags in quotation marks, as ETag gives them.".to_owned()
@@ -232,8 +241,51 @@ impl Problem {
 
     /// The document and the headers that go with it.
     pub fn response(&self, request_id: &RequestId) -> HttpResponse {
+        let document = self.document(request_id);
+        let mut response = HttpResponse::build(self.status());
+        if let Some(seconds) = self.retry_after() {
+            response.insert_header((header::RETRY_AFTER, seconds.to_string()));
+        }
+        match self {
+            Self::Unauthenticated(Unauthenticated::Missing) => {
+                response.insert_header((header::WWW_AUTHENTICATE, "Bearer realm=\"hapax\""))
+            }
+            Self::Unauthenticated(_) => {
+                response.insert_header((header::WWW_AUTHENTICATE, "Bearer realm=\"hapax\", error=\"invalid_token\""))
+            }
+            Self::MissingScope(scope) => {
+                let challenge =
+                    format!("Bearer realm=\"hapax\", error=\"insufficient_scope\", scope=\"{}\"", scope.name());
+                response.insert_header((header::WWW_AUTHENTICATE, challenge))
+            }
+            Self::MethodNotAllowed { allow } => response.insert_header((header::ALLOW, *allow)),
+            Self::UnsupportedMediaType { taken } => response.insert_header((header::ACCEPT, *taken)),
+            Self::PreconditionFailed { version, .. } => response.insert_header((header::ETAG, etag(*version))),
+            Self::UnsupportedContentEncoding => response.insert_header((header::ACCEPT_ENCODING, "identity")),
+            // The rest of the body is still on its way and would be read as the next request.
+            Self::BodyTooSlow | Self::BodyBroken | Self::BodyTooLarge { .. } => response.force_close(),
+            _ => &mut response,
+        };
+        let text = serde_json::to_vec(&document).expect("a problem's members all have a JSON form");
+        response.insert_header((header::CONTENT_TYPE, "application/problem+json")).body(text)
+    }
+
+    /// After how many seconds to send the same again.
+    pub fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::RequestInFlight => Some(1),
+            Self::QuotaExceeded(standing) => Some(whole_seconds(standing.retry_after.unwrap_or(standing.reset))),
+            Self::Shed(_) | Self::Unavailable(_) | Self::OutcomeUnknown | Self::NotReady(_) | Self::ShuttingDown => {
+                Some(rand::random_range(RETRY_AFTER_SECONDS))
+            }
+            _ => None,
+        }
+    }
+
+    /// The document alone.
+    pub fn document(&self, request_id: &RequestId) -> ProblemDocument {
         let Entry { status, code, title, retryable } = self.entry();
-        let document = Document {
+        ProblemDocument {
             kind: format!("urn:hapax:problem:{code}"),
             title,
             status: status.as_u16(),
@@ -257,43 +309,22 @@ impl Problem {
                 Self::QuotaExceeded(standing) => vec![standing.policy.name],
                 _ => Vec::new(),
             },
-        };
-        let mut response = HttpResponse::build(status);
+        }
+    }
+
+    /// Logs and counts it, where it is handled.
+    pub fn report(&self, metrics: &Metrics) {
+        self.log();
         match self {
-            Self::Unauthenticated(Unauthenticated::Missing) => {
-                response.insert_header((header::WWW_AUTHENTICATE, "Bearer realm=\"hapax\""))
-            }
-            Self::Unauthenticated(_) => {
-                response.insert_header((header::WWW_AUTHENTICATE, "Bearer realm=\"hapax\", error=\"invalid_token\""))
-            }
-            Self::MissingScope(scope) => {
-                let challenge =
-                    format!("Bearer realm=\"hapax\", error=\"insufficient_scope\", scope=\"{}\"", scope.name());
-                response.insert_header((header::WWW_AUTHENTICATE, challenge))
-            }
-            Self::MethodNotAllowed { allow } => response.insert_header((header::ALLOW, *allow)),
-            Self::UnsupportedMediaType { taken } => response.insert_header((header::ACCEPT, *taken)),
-            Self::PreconditionFailed { version, .. } => response.insert_header((header::ETAG, etag(*version))),
-            Self::UnsupportedContentEncoding => response.insert_header((header::ACCEPT_ENCODING, "identity")),
-            Self::RequestInFlight => response.insert_header((header::RETRY_AFTER, "1")),
-            Self::QuotaExceeded(standing) => {
-                let seconds = whole_seconds(standing.retry_after.unwrap_or(standing.reset));
-                response.insert_header((header::RETRY_AFTER, seconds.to_string()))
-            }
-            Self::Shed(_) | Self::Unavailable(_) | Self::OutcomeUnknown | Self::NotReady(_) | Self::ShuttingDown => {
-                response.insert_header((header::RETRY_AFTER, rand::random_range(RETRY_AFTER_SECONDS).to_string()))
-            }
-            // The rest of the body is still on its way and would be read as the next request.
-            Self::BodyTooSlow | Self::BodyBroken | Self::BodyTooLarge { .. } => response.force_close(),
-            _ => &mut response,
-        };
-        let text = serde_json::to_vec(&document).expect("a problem's members all have a JSON form");
-        response.insert_header((header::CONTENT_TYPE, "application/problem+json")).body(text)
+            Self::Shed(reason) => metrics.count_shed_request(*reason),
+            Self::QuotaExceeded(standing) => metrics.count_quota_refusal(standing.policy.name),
+            _ => {}
+        }
     }
 
     /// Says it once, where it is handled: what is ours as an error with its whole chain, what is the client's not at
     /// all (the request's own line has the code).
-    pub fn log(&self) {
+    fn log(&self) {
         match self {
             Self::Internal(error) => tracing::error!(error = format!("{error:#}"), "the request failed"),
             Self::Unavailable(reason) => tracing::error!(%reason, "the database is not available"),
@@ -305,7 +336,7 @@ impl Problem {
 }
 
 /// Drawn anew for each answer: whoever was refused together shall not come back together.
-const RETRY_AFTER_SECONDS: std::ops::RangeInclusive<u8> = 1..=3;
+const RETRY_AFTER_SECONDS: std::ops::RangeInclusive<u64> = 1..=3;
 
 /// An error's words as a sentence of their own.
 fn sentence(words: &impl fmt::Display) -> String {
@@ -316,7 +347,7 @@ fn sentence(words: &impl fmt::Display) -> String {
 }
 
 #[derive(Serialize)]
-struct Document {
+pub struct ProblemDocument {
     #[serde(rename = "type")]
     kind: String,
     title: &'static str,
@@ -458,6 +489,12 @@ mod tests {
             for code in members["code"]["enum"].as_array().map_or(one, Vec::as_slice) {
                 documented.extend(code.as_str().map(|code| format!("{} {code}", members["status"]["const"])));
             }
+        }
+        // What only an item of a batch is told.
+        let batch = &contract["components"]["responses"]["Batch"]["content"]["application/x-ndjson"]["examples"];
+        for example in batch.as_object().unwrap().values() {
+            let problem = &example["value"]["problem"];
+            documented.extend(problem["code"].as_str().map(|code| format!("{} {code}", problem["status"])));
         }
         assert_eq!(entries.0, documented);
     }

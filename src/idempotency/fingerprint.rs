@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use crate::json::Document;
+use crate::json::Value;
 
 /// SHA-256 over the path and the canonical JSON body: the same for every spelling of one request, different for
 /// every other. Headers and transfer framing do not matter.
@@ -10,9 +10,9 @@ use crate::json::Document;
 pub struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
-    pub fn of(path: &str, body: &Document<'_>) -> Self {
+    pub fn of(path: &str, body: Value<'_, '_>) -> Self {
         let mut canonical = Vec::new();
-        body.root().write_canonical(&mut canonical);
+        body.write_canonical(&mut canonical);
         let mut hash = Sha256::new();
         hash.update(path);
         hash.update(b"\n");
@@ -33,18 +33,19 @@ impl Fingerprint {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::Value;
+    use serde_json::Value as Json;
 
     use super::*;
+    use crate::json::Document;
 
     fn of(text: &str) -> Fingerprint {
-        Fingerprint::of("/jobs", &Document::parse(text.as_bytes()).unwrap())
+        Fingerprint::of("/jobs", Document::parse(text.as_bytes()).unwrap().root())
     }
 
     #[test]
     fn the_path_is_part_of_it() {
         let body = Document::parse(b"{}").unwrap();
-        assert_ne!(Fingerprint::of("/jobs", &body), Fingerprint::of("/jobs/1/retry", &body));
+        assert_ne!(Fingerprint::of("/jobs", body.root()), Fingerprint::of("/jobs/1/retry", body.root()));
     }
 
     /// Written down once: stored fingerprints outlive a release.
@@ -55,34 +56,34 @@ mod tests {
         assert_eq!(fingerprint.as_bytes(), &Sha256::digest(canonical)[..]);
     }
 
-    fn any_json() -> impl Strategy<Value = Value> {
+    fn any_json() -> impl Strategy<Value = Json> {
         let leaf = prop_oneof![
-            Just(Value::Null),
-            any::<bool>().prop_map(Value::from),
-            any::<i64>().prop_map(Value::from),
-            "[a-c\\u{0001}\\n\"\\\\/é]{0,4}".prop_map(Value::from),
+            Just(Json::Null),
+            any::<bool>().prop_map(Json::from),
+            any::<i64>().prop_map(Json::from),
+            "[a-c\\u{0001}\\n\"\\\\/é]{0,4}".prop_map(Json::from),
         ];
         leaf.prop_recursive(4, 24, 4, |inner| {
             prop_oneof![
-                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Json::from),
                 prop::collection::btree_map("[a-c\"é]{0,3}", inner, 0..4)
-                    .prop_map(|members| Value::Object(members.into_iter().collect())),
+                    .prop_map(|members| Json::Object(members.into_iter().collect())),
             ]
         })
     }
 
     /// Another spelling of the same value: members reversed, white space everywhere, every character escaped.
-    fn respelled(value: &Value) -> String {
+    fn respelled(value: &Json) -> String {
         let escaped = |text: &str| {
             let units: String = text.encode_utf16().map(|unit| format!("\\u{unit:04X}")).collect();
             format!("\"{units}\"")
         };
         match value {
-            Value::String(text) => escaped(text),
-            Value::Array(elements) => {
+            Json::String(text) => escaped(text),
+            Json::Array(elements) => {
                 format!("[ {} ]", elements.iter().map(respelled).collect::<Vec<_>>().join(" ,\n"))
             }
-            Value::Object(members) => {
+            Json::Object(members) => {
                 let members =
                     members.iter().rev().map(|(name, value)| format!("{}\t: {}", escaped(name), respelled(value)));
                 format!("{{ {} }}", members.collect::<Vec<_>>().join(" ,\r\n"))

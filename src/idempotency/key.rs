@@ -49,6 +49,14 @@ impl Key {
         }
     }
 
+    /// Reads a key that is not in a header field, so that nothing is quoted and a comma is as good as any other character.
+    ///
+    /// # Errors
+    /// [`InvalidKey`] for what no header field could carry as a key.
+    pub fn parse(text: &str) -> Result<Self, InvalidKey> {
+        Self::check(text.as_bytes().to_vec())
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

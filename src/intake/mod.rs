@@ -42,6 +42,11 @@ impl Intake {
         Self { engine }
     }
 
+    /// How many submissions one request may have under way at once: half of what there is room for.
+    pub fn share(&self) -> usize {
+        (self.engine.lane().count().limit / 2).max(1)
+    }
+
     /// Makes the job, or finds the outcome of the request that did, or the active job of the same content.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 
 use super::members::{InvalidJob, max_attempts, members, name, priority, required, run_at};
 use super::{ContentDigest, MAX_ATTEMPTS_DEFAULT, PRIORITY_DEFAULT, unique};
-use crate::json::{DIFFERENCES_MAX, Document, differences};
+use crate::json::{DIFFERENCES_MAX, Document, Value, differences};
 
 /// A job as submitted. `None` is what the request was silent about: a default filled in here could not be told
 /// from a value that was sent.
@@ -28,9 +28,9 @@ impl NewJob {
     ///
     /// # Errors
     /// [`InvalidJob`] for the first member that is unknown, repeated, missing, of the wrong kind or out of range.
-    pub fn parse(document: &Document<'_>) -> Result<(Self, Option<ContentDigest>), InvalidJob> {
+    pub fn parse(request: Value<'_, '_>) -> Result<(Self, Option<ContentDigest>), InvalidJob> {
         let names = ["type", "payload", "queue", "priority", "run_at", "max_attempts", "unique"];
-        let [kind, payload, queue, urgency, earliest, attempts, unique] = members(document.root(), "", names)?;
+        let [kind, payload, queue, urgency, earliest, attempts, unique] = members(request, "", names)?;
         let (kind, payload) = (required(kind, "/type")?, required(payload, "/payload")?);
         let mut job = Self {
             kind: name(kind, "/type")?,
@@ -43,7 +43,7 @@ impl NewJob {
         };
         let Some(unique) = unique else { return Ok((job, None)) };
         let by = unique::pointers(unique)?;
-        let content = ContentDigest::of(&job.kind, job.queue_or_default(), document, &by)?;
+        let content = ContentDigest::of(&job.kind, job.queue_or_default(), request, &by)?;
         job.unique_by = Some(by);
         Ok((job, Some(content)))
     }
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     fn parse(body: &str) -> Result<NewJob, InvalidJob> {
-        NewJob::parse(&Document::parse(body.as_bytes()).unwrap()).map(|(job, _)| job)
+        NewJob::parse(Document::parse(body.as_bytes()).unwrap().root()).map(|(job, _)| job)
     }
 
     #[test]

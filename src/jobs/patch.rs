@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn null_leads_back_to_what_silence_gives() {
         let new = r#"{"type":"a","payload":1,"priority":1,"run_at":"2030-01-01T00:00:00Z","max_attempts":3}"#;
-        let (new, _) = NewJob::parse(&Document::parse(new.as_bytes()).unwrap()).unwrap();
+        let (new, _) = NewJob::parse(Document::parse(new.as_bytes()).unwrap().root()).unwrap();
         let at = crate::jobs::now();
         let mut job = Job::submitted(JobId::mint(at), at, &new);
         parse(r#"{"priority":4}"#).unwrap().apply(&mut job);

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use sha2::{Digest, Sha256};
 
 use super::members::{InvalidJob, invalid, members, required};
-use crate::json::{Document, InvalidPointer, Kind, Value, resolve};
+use crate::json::{InvalidPointer, Kind, Value, resolve};
 
 /// SHA-256 over a job's type, its queue, and what stands in the places that it is unique by: the same for every
 /// spelling of one content, different for every other.
@@ -55,10 +55,10 @@ impl ContentDigest {
     ///
     /// # Errors
     /// [`InvalidJob`] for the first pointer that does not lead to one place.
-    pub fn of(kind: &str, queue: &str, request: &Document<'_>, by: &[String]) -> Result<Self, InvalidJob> {
+    pub fn of(kind: &str, queue: &str, request: Value<'_, '_>, by: &[String]) -> Result<Self, InvalidJob> {
         let mut places = Vec::new();
         for (position, pointer) in by.iter().enumerate() {
-            let value = resolve(request.root(), pointer).map_err(|error| {
+            let value = resolve(request, pointer).map_err(|error| {
                 let detail = match error {
                     InvalidPointer::Syntax => "in a JSON Pointer, ~ is followed by 0 or 1",
                     InvalidPointer::Ambiguous => "the pointer leads through a member that is there twice",
@@ -89,10 +89,11 @@ impl ContentDigest {
 mod tests {
     use super::*;
     use crate::jobs::NewJob;
+    use crate::json::Document;
 
     fn parse(options: &str) -> Result<ContentDigest, InvalidJob> {
         let body = format!(r#"{{"type":"t",{options}}}"#);
-        NewJob::parse(&Document::parse(body.as_bytes()).unwrap()).map(|(_, content)| content.unwrap())
+        NewJob::parse(Document::parse(body.as_bytes()).unwrap().root()).map(|(_, content)| content.unwrap())
     }
 
     fn digest(options: &str) -> ContentDigest {

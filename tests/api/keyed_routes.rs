@@ -11,13 +11,14 @@ use crate::harness::{Answer, Client, Ledger, Proxy, QUICK, Server, Treatment, jo
 #[derive(Clone, Copy)]
 enum Keyed {
     Submission,
+    BatchItem,
     Change,
 }
 
 impl Keyed {
     fn route(self) -> &'static str {
         match self {
-            Self::Submission => "POST /jobs",
+            Self::Submission | Self::BatchItem => "POST /jobs",
             Self::Change => "PATCH /jobs/{id}",
         }
     }
@@ -25,7 +26,7 @@ impl Keyed {
     /// What the requests are about.
     async fn target(self, server: &Client) -> String {
         match self {
-            Self::Submission => String::new(),
+            Self::Submission | Self::BatchItem => String::new(),
             Self::Change => {
                 let id = uuid::Uuid::now_v7().to_string();
                 assert_eq!(server.put(&id, job(0)).await.status, 201);
@@ -38,6 +39,10 @@ impl Keyed {
     async fn send(self, client: &Client, target: &str, key: &str, n: u64) -> Answer {
         match self {
             Self::Submission => client.submit(key, job(n)).await,
+            Self::BatchItem => {
+                let line = serde_json::json!({ "idempotency_key": key, "job": job(n) });
+                client.submit_batch(line).await.items().remove(0)
+            }
             Self::Change => {
                 let body = format!(r#"{{"max_attempts":{}}}"#, n + 1);
                 client.send(client.patch_job(target, "*", body).header("idempotency-key", key)).await
@@ -47,7 +52,7 @@ impl Keyed {
 
     fn first_status(self) -> u16 {
         match self {
-            Self::Submission => 201,
+            Self::Submission | Self::BatchItem => 201,
             Self::Change => 200,
         }
     }
@@ -55,7 +60,7 @@ impl Keyed {
     /// How often something was done.
     async fn effects(self, ledger: &Ledger) -> i64 {
         match self {
-            Self::Submission => ledger.jobs().await,
+            Self::Submission | Self::BatchItem => ledger.jobs().await,
             Self::Change => ledger.number("select sum(version - 1)::bigint from job_queue").await,
         }
     }
@@ -241,6 +246,15 @@ macro_rules! suite {
                 #[tokio::test]
                 async fn $test() {
                     super::$test(super::Keyed::Submission).await;
+                }
+            )*
+        }
+
+        mod batch_item {
+            $(
+                #[tokio::test]
+                async fn $test() {
+                    super::$test(super::Keyed::BatchItem).await;
                 }
             )*
         }

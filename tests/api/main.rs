@@ -8,6 +8,7 @@
 mod harness;
 
 mod access;
+mod batches;
 mod changes;
 mod command_line;
 mod concurrency;

@@ -1,6 +1,9 @@
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 /// A whole HTTP answer.
 #[derive(Clone, Debug)]
@@ -33,6 +36,33 @@ impl Answer {
 
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {self:?}"))
+    }
+
+    /// What the items of a batch were answered, each as if it had been a request of its own.
+    pub fn items(&self) -> Vec<Self> {
+        assert_eq!((self.status, self.header("content-type")), (200, "application/x-ndjson"), "{self:?}");
+        self.body
+            .split_inclusive(|byte| *byte == b'\n')
+            .enumerate()
+            .map(|(number, line)| self.item(number, line))
+            .collect()
+    }
+
+    fn item(&self, number: usize, line: &[u8]) -> Self {
+        let members: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(line).unwrap();
+        let text = |name: &str| members.get(name).map(|value| value.get().trim_matches('"').to_owned());
+        assert_eq!(text("item").unwrap(), number.to_string());
+        let content_type = if members.contains_key("job") { "application/json" } else { "application/problem+json" };
+        let mut headers = HeaderMap::new();
+        headers.insert("content-type", content_type.parse().unwrap());
+        headers.insert("x-request-id", self.headers["x-request-id"].clone());
+        for name in ["location", "idempotent-replayed", "idempotency-expires", "deduplicated-by", "retry-after"] {
+            if let Some(value) = text(&name.replace('-', "_")) {
+                headers.insert(name, value.parse().unwrap());
+            }
+        }
+        let body = members.get("job").or_else(|| members.get("problem")).unwrap().get().to_owned();
+        Self { status: text("status").unwrap().parse().unwrap(), headers, body: body.into() }
     }
 
     pub fn job_id(&self) -> String {

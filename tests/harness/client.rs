@@ -82,6 +82,12 @@ impl Client {
         self.send(self.patch_job(id, if_match, body)).await
     }
 
+    /// `POST /jobs/batch`, lines as they stand.
+    pub async fn submit_batch(&self, lines: impl ToString) -> Answer {
+        let request = self.request("POST", "/jobs/batch").header("content-type", "application/x-ndjson");
+        self.send(request.body(lines.to_string())).await
+    }
+
     pub async fn cancel(&self, id: &str) -> Answer {
         self.send(self.request("POST", &format!("/jobs/{id}/cancel"))).await
     }

@@ -89,7 +89,13 @@ impl Contract {
         }
         let media_type = answer.header("content-type");
         assert!(response["content"].get(media_type).is_some(), "{media_type} is not in the contract: {case}");
-        if media_type.ends_with("json") {
+        if media_type == "application/x-ndjson" {
+            let place = format!("{pointer}/content/application~1x-ndjson/schema");
+            for line in answer.body.split_inclusive(|byte| *byte == b'\n') {
+                let line = serde_json::from_slice(line).unwrap();
+                self.validate(json!({ "$ref": format!("{CONTRACT}#{place}") }), &line, case);
+            }
+        } else if media_type.ends_with("json") {
             let place = format!("{pointer}/content/{}/schema", media_type.replace('/', "~1"));
             let place = place.replace('{', "%7B").replace('}', "%7D");
             let body: &RawValue = serde_json::from_slice(&answer.body).unwrap();

@@ -104,6 +104,11 @@ impl Example {
         self.value["code"].as_str()
     }
 
+    /// The code, if it is the answer to an item of a batch and a problem.
+    pub fn code_of_item(&self) -> Option<&str> {
+        self.value.get("problem")?["code"].as_str()
+    }
+
     /// In what an answer's body is another, but for what is another in each run.
     pub fn difference(&self, answer: &Answer) -> Option<String> {
         if self.value.is_null() {
@@ -175,11 +180,18 @@ fn excerpt(whole: &Value, like: &Value) -> Value {
 /// A JSON text with the ids and the time that the server made up replaced by the names of their members, wherever else
 /// they occur in it.
 fn of_any_run(text: &str) -> String {
-    let members: Json = serde_json::from_str(text).unwrap();
-    let made_up = ["id", "job_id", "created_at", "finished_at", "instance"].map(|name| (name, members[name].as_str()));
-    let made_up = made_up.into_iter().filter_map(|(name, value)| Some((name, value?)));
-    made_up.fold(text.to_owned(), |text, (name, value)| {
-        let value = value.strip_prefix("urn:hapax:request:").unwrap_or(value);
+    let mut made_up = Vec::new();
+    collect_made_up(&serde_json::from_str(text).unwrap(), &mut made_up);
+    made_up.into_iter().fold(text.trim_end().to_owned(), |text, (name, value)| {
+        let value = value.strip_prefix("urn:hapax:request:").unwrap_or(&value);
         text.replace(value, &format!("<{name}>"))
     })
+}
+
+fn collect_made_up(value: &Json, found: &mut Vec<(&'static str, String)>) {
+    for name in ["id", "job_id", "created_at", "finished_at", "instance", "idempotency_expires"] {
+        found.extend(value[name].as_str().map(|value| (name, value.to_owned())));
+    }
+    let members = value.as_object().into_iter().flat_map(|members| members.values());
+    members.for_each(|member| collect_made_up(member, found));
 }

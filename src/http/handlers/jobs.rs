@@ -49,7 +49,7 @@ pub async fn change(
 ) -> Result<HttpResponse, Problem> {
     let (patch, fingerprint) = {
         let document = Document::parse(&body.bytes)?;
-        (Patch::parse(&document)?, Fingerprint::of(request.path(), &document))
+        (Patch::parse(&document)?, Fingerprint::of(request.path(), document.root()))
     };
     Span::current().record("job_id", display(id.0));
     let change = Change { tenant: caller.tenant, id: id.0, patch, condition: condition.0 };

@@ -1,5 +1,6 @@
 //! The handlers, a file for each noun of the API.
 
+pub mod batches;
 pub mod jobs;
 pub mod service;
 pub mod submissions;

@@ -38,11 +38,11 @@ pub async fn submit(
 /// Takes the body by value: it may be large, and what is waited for next may take its time.
 fn read(request: &HttpRequest, body: Body<Json>) -> Result<((NewJob, Option<ContentDigest>), Fingerprint), Problem> {
     let document = Document::parse(&body.bytes)?;
-    Ok((NewJob::parse(&document)?, Fingerprint::of(request.path(), &document)))
+    Ok((NewJob::parse(document.root())?, Fingerprint::of(request.path(), document.root())))
 }
 
 /// A tenant whose creations are used up still has its replays.
-async fn submit_within_quota(
+pub async fn submit_within_quota(
     request: &HttpRequest,
     app: &App,
     submission: &Submission,
@@ -79,7 +79,7 @@ pub async fn put(
     body: Body<Json>,
 ) -> Result<HttpResponse, Problem> {
     let id = JobId::parse(&id).ok_or(Problem::InvalidJobId)?;
-    let (job, content) = NewJob::parse(&Document::parse(&body.bytes)?)?;
+    let (job, content) = NewJob::parse(Document::parse(&body.bytes)?.root())?;
     drop(body);
     if content.is_some() {
         let detail = "a job that its client names is unique by its name".to_owned();

@@ -4,7 +4,7 @@ use hapax::access::Scope;
 use rustix::process::Signal;
 
 use super::examples::Answers;
-use super::operations::{WRITES, no_job};
+use super::operations::{WRITES, no_job, wholes};
 use crate::harness::{Answer, Ledger, OwnPostgres, Proxy, QUICK, Treatment, job};
 
 /// Limits, each set so low that it is reached.
@@ -47,7 +47,7 @@ async fn quotas(ledger: &Ledger, answers: &mut Answers) {
     let id = no_job();
     for write in WRITES.iter().filter(|write| write.name != "submitJob") {
         let refused = until_refused(async |_| write.send(&three, &id).await).await;
-        let one_of_several = if write.takes_body() { " requests" } else { "" };
+        let one_of_several = if ["putJob", "changeJob"].contains(&write.name) { " requests" } else { "" };
         answers.got(format!("{} 429{one_of_several}", write.name), refused);
     }
     let of_names = until_refused(async |n| two.put(no_job(), job(n)).await).await;
@@ -96,7 +96,7 @@ async fn slowness(answers: &mut Answers) {
     let (key, jobs) = (ledger.hold_key("the-key").await, ledger.hold_jobs().await);
     let new = no_job();
     let new_job = ledger.hold_new_job(&new).await;
-    for write in WRITES {
+    for write in wholes() {
         let id = if write.name == "putJob" { &new } else { &id };
         let several = if ["putJob", "changeJob"].contains(&write.name) { " request-in-flight" } else { "" };
         answers.got(format!("{} 409{several}", write.name), write.send(&server, id).await);
@@ -113,9 +113,13 @@ async fn database_away(answers: &mut Answers) {
     server.get("/jobs/x").await.is_problem(404, "job-not-found");
     let away = format!("{}_away", ledger.name);
     ledger.rename_to(&away).await;
-    for write in WRITES {
+    for write in wholes() {
         answers.got(format!("{} 503 database-unavailable", write.name), write.send(&server, &no_job()).await);
     }
+    // A token that is not known yet cannot be looked up.
+    let batch = WRITES.iter().find(|write| write.by_item).unwrap();
+    let another = server.as_caller(hapax::access::Token::mint().expose());
+    answers.got("submitBatch 503 database-unavailable", batch.send(&another, "").await);
     answers.got("showJob 503 database-unavailable", server.get(&format!("/jobs/{}", no_job())).await);
     answers.got("readiness 503 database", server.until_status("/readyz", 503).await);
     ledger.rename_back_from(&away).await;
@@ -125,7 +129,7 @@ async fn outcome_unknown(answers: &mut Answers) {
     let ledger = Ledger::new().await;
     let proxy = Proxy::before(&ledger).await;
     let server = ledger.serve_through(&proxy, &QUICK).await;
-    for write in WRITES {
+    for write in wholes() {
         let id = no_job();
         if write.name == "changeJob" {
             assert_eq!(server.put(&id, job(1)).await.status, 201);
@@ -140,7 +144,7 @@ async fn database_unfit(answers: &mut Answers) {
     let ledger = Ledger::new().await;
     let (server, other) = (ledger.serve().await, ledger.serve().await);
     ledger.execute("alter table job_queue rename to gone").await;
-    for write in WRITES {
+    for write in wholes() {
         answers.got(format!("{} 500", write.name), write.send(&server, &no_job()).await);
     }
     answers.got("showJob 500", server.get(&format!("/jobs/{}", no_job())).await);

@@ -20,6 +20,8 @@ pub struct Write {
     pub template: &'static str,
     pub headers: &'static [(&'static str, &'static str)],
     pub body: &'static str,
+    /// Whether what goes wrong in the database is told item by item.
+    pub by_item: bool,
     /// What its statement is known by in the stream to the database, when a session sees it first.
     pub marker: &'static str,
 }
@@ -27,13 +29,14 @@ pub struct Write {
 const JSON: (&str, &str) = ("content-type", "application/json");
 const MERGE_PATCH: (&str, &str) = ("content-type", "application/merge-patch+json");
 
-pub const WRITES: [Write; 5] = [
+pub const WRITES: [Write; 6] = [
     Write {
         name: "submitJob",
         method: "POST",
         template: "/jobs",
         headers: &[("idempotency-key", "the-key"), JSON],
         body: r#"{"type":"t","payload":"the-payload"}"#,
+        by_item: false,
         marker: "the-key",
     },
     Write {
@@ -42,6 +45,7 @@ pub const WRITES: [Write; 5] = [
         template: "/jobs/{id}",
         headers: &[JSON],
         body: r#"{"type":"t","payload":"the-payload"}"#,
+        by_item: false,
         marker: "the-payload",
     },
     Write {
@@ -50,18 +54,42 @@ pub const WRITES: [Write; 5] = [
         template: "/jobs/{id}",
         headers: &[("if-match", "*"), MERGE_PATCH],
         body: r#"{"priority":1}"#,
+        by_item: false,
         marker: "set priority",
     },
-    Write { name: "deleteJob", method: "DELETE", template: "/jobs/{id}", headers: &[], body: "", marker: "emptied as" },
+    Write {
+        name: "deleteJob",
+        method: "DELETE",
+        template: "/jobs/{id}",
+        headers: &[],
+        body: "",
+        by_item: false,
+        marker: "emptied as",
+    },
     Write {
         name: "cancelJob",
         method: "POST",
         template: "/jobs/{id}/cancel",
         headers: &[],
         body: "",
+        by_item: false,
         marker: "'cancelled'",
     },
+    Write {
+        name: "submitBatch",
+        method: "POST",
+        template: "/jobs/batch",
+        headers: &[("content-type", "application/x-ndjson")],
+        body: r#"{"idempotency_key":"k","job":{"type":"t","payload":1}}"#,
+        by_item: true,
+        marker: "",
+    },
 ];
+
+/// Those that tell as a whole what goes wrong.
+pub fn wholes() -> impl Iterator<Item = Write> {
+    WRITES.into_iter().filter(|write| !write.by_item)
+}
 
 impl Write {
     pub fn path(&self, id: &str) -> String {

@@ -1,0 +1,191 @@
+//! `POST /jobs/batch`: many submissions in one request.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Answer, Ledger, NO_QUOTAS, Proxy, Treatment, job};
+
+fn item(key: impl ToString, job: Value) -> String {
+    format!("{}\n", json!({ "idempotency_key": key.to_string(), "job": job }))
+}
+
+fn statuses(answers: &[Answer]) -> Vec<u16> {
+    answers.iter().map(|answer| answer.status).collect()
+}
+
+#[tokio::test]
+async fn each_item_is_a_submission_and_meets_those_that_came_alone() {
+    let ledger = Ledger::new().await;
+    let (one, two) = (ledger.serve().await, ledger.serve().await);
+    let alone = one.submit("alone", job(1)).await;
+    let batch = [item("alone", job(1)), item("new", job(2)), item("alone", job(3))].concat();
+    let answers = one.submit_batch(&batch).await.items();
+    assert_eq!(statuses(&answers), [200, 201, 422]);
+    assert_eq!((&answers[0].body, answers[0].header("location")), (&alone.body, alone.header("location")));
+    let again = two.submit_batch(&batch).await.items();
+    assert_eq!(statuses(&again), [200, 200, 422]);
+    let alone_again = two.submit("new", job(2)).await;
+    assert_eq!((alone_again.status, &alone_again.body), (200, &answers[1].body));
+    assert_eq!(again[1].body, answers[1].body);
+    ledger.is_whole_with(2).await;
+}
+
+#[tokio::test]
+async fn one_bad_item_costs_the_others_nothing() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__SERVER__BODY_LIMIT_BYTES", "1024")]).await;
+    let large = item("large", json!({ "type": "t", "payload": "x".repeat(1024) }));
+    let lines = [
+        item("good-1", job(1)),
+        "{\"idempotency_key\":\"broken\",\"job\":{\n".to_owned(),
+        "\r\n".to_owned(),
+        "[]\n".to_owned(),
+        "{\"job\":{\"type\":\"t\",\"payload\":1}}\n".to_owned(),
+        item("two words", job(1)),
+        "{\"idempotency_key\":7,\"job\":{}}\n".to_owned(),
+        "{\"idempotency_key\":\"k\",\"job\":{},\"job\":{}}\n".to_owned(),
+        "{\"idempotency_key\":\"k\",\"job\":{},\"x\":{}}\n".to_owned(),
+        item("wrong", json!({ "type": "t", "payload": 1, "priority": 9 })),
+        large,
+        item("NUL", json!({ "type": "t", "payload": "\0" })),
+        item("good-2", job(2)).trim_end().to_owned(),
+    ];
+    let answers = server.submit_batch(lines.concat()).await.items();
+    assert_eq!(answers.len(), lines.len() - 1, "an empty line is no item");
+    let codes: Vec<String> =
+        answers.iter().map(|a| if a.status < 300 { "made".to_owned() } else { a.problem() }).collect();
+    let (required, invalid) = ("idempotency-key-required", "invalid-idempotency-key");
+    let wanted =
+        ["made", "invalid-json", "invalid-item", required, invalid, "invalid-item", "invalid-item", "invalid-item"];
+    assert_eq!(codes, [&wanted[..], &["invalid-job", "body-too-large", "invalid-json", "made"]].concat());
+    assert_eq!(answers[8].json()["pointers"], json!(["/priority"]));
+    ledger.is_whole_with(2).await;
+}
+
+#[tokio::test]
+async fn items_of_one_key_are_tried_in_their_order() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let batch: String = (0..50).map(|n| item(format!("key-{}", n % 10), job(n % 10))).collect();
+    let answers = server.submit_batch(batch).await.items();
+    assert_eq!(statuses(&answers), [vec![201; 10], vec![200; 40]].concat());
+    for (number, answer) in answers.iter().enumerate() {
+        assert_eq!(answer.body, answers[number % 10].body);
+    }
+    ledger.is_whole_with(10).await;
+}
+
+#[tokio::test]
+async fn a_thousand_items_are_taken_and_one_more_is_not() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&NO_QUOTAS).await;
+    let batch: String = (0..1000).map(|n| item(n, job(n))).collect();
+    server.submit_batch(format!("{batch}{}", item(1000, job(0)))).await.is_problem(400, "invalid-batch");
+    assert_eq!(ledger.jobs().await, 0);
+    let answers = server.submit_batch(&batch).await.items();
+    assert_eq!(statuses(&answers), [201; 1000]);
+    assert_eq!(answers[700].json()["type"], "demo.count");
+    let again = server.submit_batch(&batch).await.items();
+    assert!(again.iter().zip(&answers).all(|(again, first)| again.status == 200 && again.body == first.body));
+    ledger.is_whole_with(1000).await;
+}
+
+#[tokio::test]
+async fn a_batch_sent_twice_at_once_makes_each_job_once() {
+    let ledger = Ledger::new().await;
+    let (one, two) = (ledger.serve().await, ledger.serve().await);
+    let batch: String = (0..100).map(|n| item(n, job(n))).collect();
+    let (first, second) = tokio::join!(one.submit_batch(&batch), two.submit_batch(&batch));
+    for (first, second) in first.items().iter().zip(second.items()) {
+        let mut both = [first.status, second.status];
+        both.sort_unstable();
+        assert_eq!((both, &first.body), ([200, 201], &second.body));
+    }
+    ledger.is_whole_with(100).await;
+}
+
+#[tokio::test]
+async fn connections_cut_in_the_middle_of_a_batch_are_not_seen() {
+    let ledger = Ledger::new().await;
+    let proxy = Proxy::before(&ledger).await;
+    let server = ledger.serve_through(&proxy, &[]).await;
+    proxy.treat_next("key-17", Treatment::CutAfter);
+    proxy.then_after(0, "key-31", Treatment::CutBefore);
+    let batch: String = (0..40).map(|n| item(format!("key-{n}"), job(n))).collect();
+    let answers = server.submit_batch(&batch).await.items();
+    assert!(proxy.is_done());
+    assert_eq!(statuses(&answers), [201; 40]);
+    ledger.is_whole_with(40).await;
+    assert_eq!(statuses(&server.submit_batch(&batch).await.items()), [200; 40]);
+}
+
+#[tokio::test]
+async fn with_the_database_away_each_item_says_so_and_the_retry_does_the_rest() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&crate::harness::QUICK).await;
+    server.get("/jobs/x").await.is_problem(404, "job-not-found");
+    let batch: String = (0..10).map(|n| item(n, job(n))).collect();
+    let away = format!("{}_away", ledger.name);
+    ledger.rename_to(&away).await;
+    for answer in server.submit_batch(&batch).await.items() {
+        answer.is_problem(503, "database-unavailable");
+        answer.wants_a_retry();
+    }
+    ledger.rename_back_from(&away).await;
+    while statuses(&server.submit_batch(&batch).await.items()).contains(&503) {}
+    ledger.is_whole_with(10).await;
+}
+
+#[tokio::test]
+async fn a_batch_leaves_room_for_others_and_takes_as_much_as_it_is_large() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__SERVER__REQUESTS_IN_FLIGHT", "20")]).await;
+    let held = ledger.hold_key("held").await;
+    let waiting = {
+        let client = (*server).clone();
+        tokio::spawn(async move { client.submit_batch(item("held", job(1))).await })
+    };
+    server.until_metric("hapax_http_requests_in_flight", 16.0).await;
+    server.submit_batch(item("free", job(2))).await.is_problem(503, "overloaded");
+    assert_eq!(server.submit("free", job(2)).await.status, 201);
+    held.roll_back().await;
+    assert_eq!(statuses(&waiting.await.unwrap().items()), [201]);
+}
+
+#[tokio::test]
+async fn each_item_counts_against_the_quotas() {
+    let ledger = Ledger::new().await;
+    let settings = [("HAPAX__QUOTA__CREATIONS_PER_SECOND", "1"), ("HAPAX__QUOTA__CREATIONS_BURST", "20")];
+    let server = ledger.serve_with(&settings).await;
+    let batch: String = (0..100).map(|n| item(n, job(n))).collect();
+    let answers = server.submit_batch(&batch).await.items();
+    let made: Vec<&Answer> = answers.iter().filter(|answer| answer.status == 201).collect();
+    assert!((20..60).contains(&made.len()), "{}", made.len());
+    for answer in answers.iter().filter(|answer| answer.status != 201) {
+        answer.is_problem(429, "quota-exceeded");
+        assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
+    }
+    // What has been made is replayed all the same.
+    let again = server.submit_batch(&batch).await.items();
+    let replayed = again.iter().zip(&answers).filter(|(again, first)| again.status == 200 && first.status == 201);
+    assert_eq!(replayed.count(), made.len());
+}
+
+#[tokio::test]
+async fn each_item_has_its_line_in_the_log() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let batch = [item("a-secret-key", job(1)), item("a-secret-key", job(1)), item("two words", job(1))].concat();
+    let answer = server.submit_batch(batch).await;
+    let lines = server.log_until(answer.header("x-request-id")).await;
+    let items: Vec<_> = lines.iter().filter(|line| line["message"] == "item answered").collect();
+    let outcomes: Vec<_> = items.iter().map(|line| line["idempotency.outcome"].as_str().unwrap()).collect();
+    let mut sorted = outcomes.clone();
+    sorted.sort_unstable();
+    assert_eq!(sorted, ["created", "refused", "replayed"]);
+    assert!(items.iter().all(|line| line["span"]["request_id"] == answer.header("x-request-id")));
+    assert!(!server.log_text().contains("a-secret-key"));
+    for outcome in ["created", "replayed", "refused"] {
+        let name = format!(r#"hapax_idempotency_outcomes_total{{route="POST /jobs",outcome="{outcome}"}}"#);
+        assert_eq!(server.metric(&name).await, 1.0, "{outcome}");
+    }
+}
