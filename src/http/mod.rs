@@ -24,7 +24,7 @@ pub use readiness::Readiness;
 use std::time::Duration;
 
 use actix_web::web::{self, ServiceConfig};
-use actix_web::{Resource, middleware::from_fn};
+use actix_web::{Resource, guard, middleware::from_fn};
 
 use crate::access::{Quota, Scope, TokenDigest, Verifier};
 use crate::changes::Changes;
@@ -98,15 +98,15 @@ pub fn routes(config: &mut ServiceConfig) {
     let may = |scope: Scope| from_fn(move |request, next| authorize(scope, 1, request, next));
     let may_in_bulk = |scope: Scope| from_fn(move |request, next| authorize(scope, BATCH_BODIES, request, next));
     config
-        .service(resource(ROOT, "GET").route(web::get().to(service::about)))
-        .service(resource(HEALTHZ, "GET").route(web::get().to(service::healthz)))
-        .service(resource(READYZ, "GET").route(web::get().to(service::readyz)))
-        .service(resource(OPENAPI, "GET").route(web::get().to(service::openapi)))
+        .service(resource(ROOT, "GET, HEAD").route(read().to(service::about)))
+        .service(resource(HEALTHZ, "GET, HEAD").route(read().to(service::healthz)))
+        .service(resource(READYZ, "GET, HEAD").route(read().to(service::readyz)))
+        .service(resource(OPENAPI, "GET, HEAD").route(read().to(service::openapi)))
         .service(resource(JOBS, "POST").route(web::post().to(submissions::submit).wrap(may(Scope::Submit))))
         .service(resource(BATCH, "POST").route(web::post().to(batches::submit).wrap(may_in_bulk(Scope::Submit))))
         .service(
-            resource(JOB, "DELETE, GET, PATCH, PUT")
-                .route(web::get().to(jobs::show).wrap(may(Scope::Read)))
+            resource(JOB, "DELETE, GET, HEAD, PATCH, PUT")
+                .route(read().to(jobs::show).wrap(may(Scope::Read)))
                 .route(web::put().to(submissions::put).wrap(may(Scope::Submit)))
                 .route(web::patch().to(jobs::change).wrap(may(Scope::Submit)))
                 .route(web::delete().to(jobs::delete).wrap(may(Scope::Submit))),
@@ -119,9 +119,9 @@ pub fn routes(config: &mut ServiceConfig) {
 /// connection to the API is taken.
 pub fn operations_routes(config: &mut ServiceConfig) {
     config
-        .service(resource(HEALTHZ, "GET").route(web::get().to(service::healthz)))
-        .service(resource(READYZ, "GET").route(web::get().to(service::readyz)))
-        .service(resource(METRICS, "GET").route(web::get().to(service::metrics)))
+        .service(resource(HEALTHZ, "GET, HEAD").route(read().to(service::healthz)))
+        .service(resource(READYZ, "GET, HEAD").route(read().to(service::readyz)))
+        .service(resource(METRICS, "GET, HEAD").route(read().to(service::metrics)))
         .default_service(web::to(|| async { Err::<String, _>(Problem::RouteNotFound) }));
 }
 
@@ -130,6 +130,11 @@ fn resource(template: &'static str, allow: &'static str) -> Resource {
     debug_assert!(TEMPLATES.contains(&template), "logs and metrics know every route by its template");
     let refuse = move || async move { Err::<String, _>(Problem::MethodNotAllowed { allow }) };
     web::resource(template).default_service(web::to(refuse))
+}
+
+/// GET, and HEAD with it: the same answer, which the framework then sends without its body (RFC 9110, section 9.3.2).
+fn read() -> actix_web::Route {
+    web::route().guard(guard::Any(guard::Get()).or(guard::Head()))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ mod requests;
 
 use std::collections::BTreeSet;
 
-use crate::harness::{Answer, Ledger, Server, job, key_examples, paths};
+use crate::harness::{Answer, Client, Ledger, Server, job, key_examples, paths};
 
 async fn serve() -> (Ledger, Server) {
     let ledger = Ledger::new().await;
@@ -44,7 +44,7 @@ async fn a_path_takes_the_methods_that_are_documented_and_names_them_to_every_ot
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     for path in paths() {
-        let concrete = path.template.replace("{id}", &uuid::Uuid::now_v7().to_string());
+        let concrete = path.concrete(&uuid::Uuid::now_v7().to_string());
         let documented: BTreeSet<&str> = path.methods.iter().map(String::as_str).collect();
         for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"] {
             // Not held against the contract: the answer to HEAD has no body that could be.
@@ -58,6 +58,45 @@ async fn a_path_takes_the_methods_that_are_documented_and_names_them_to_every_ot
             }
         }
     }
+}
+
+/// Asks by HEAD and then by GET, on one connection: a body after the first answer would be read as the second.
+async fn by_head_and_by_get(client: &Client, path: &str) -> [Answer; 2] {
+    /// What is another in each answer.
+    const OF_ONE_ANSWER: [&str; 4] = ["date", "x-request-id", "ratelimit", "retry-after"];
+    let mut connection = client.raw().await;
+    connection.write_head(&format!("HEAD {path}"), &[]).await;
+    let by_head = connection.answer_to_head().await;
+    connection.write_head(&format!("GET {path}"), &[]).await;
+    let by_get = connection.answer().await;
+    [by_head, by_get].map(|mut answer| {
+        for name in OF_ONE_ANSWER {
+            answer.headers.remove(name);
+        }
+        answer
+    })
+}
+
+#[tokio::test]
+async fn head_is_answered_like_get_without_the_body_and_so_are_its_refusals() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let (job, nobody) = (server.submit("k", job(1)).await.job_id(), server.as_caller(""));
+    let read: Vec<_> = paths().into_iter().filter(|path| path.methods.contains("GET")).collect();
+    let cases = read.iter().flat_map(|path| {
+        let (found, other) = (path.concrete(&job), path.concrete("other"));
+        let with_query = format!("{found}?x");
+        [(&*server, found.clone()), (&nobody, found), (&*server, other), (&*server, with_query)]
+    });
+    let aliases = ["/nothing", "/jobs/%30"].map(|path| (&*server, path.to_owned()));
+    let mut statuses = BTreeSet::new();
+    for (client, path) in cases.chain(aliases) {
+        let [by_head, by_get] = by_head_and_by_get(client, &path).await;
+        assert_eq!((by_head.status, by_head.headers), (by_get.status, by_get.headers), "{path}");
+        assert!(!by_get.body.is_empty(), "{path}");
+        statuses.insert(by_get.status);
+    }
+    assert_eq!(statuses, [200, 400, 401, 404].into());
 }
 
 #[tokio::test]

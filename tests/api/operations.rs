@@ -93,6 +93,11 @@ async fn the_operations_address_answers_probes_and_metrics_and_nothing_else() {
     assert_eq!(operations.get("/readyz").await.status, 200);
     let metrics = Answer::of(operations.request("GET", "/metrics").send().await.unwrap()).await;
     assert_eq!(metrics.header("content-type"), "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    let mut kept_alive = operations.raw().await;
+    for path in ["/metrics", "/healthz", "/readyz"] {
+        kept_alive.write_head(&format!("HEAD {path}"), &[]).await;
+        assert_eq!(kept_alive.answer_to_head().await.status, 200, "{path}");
+    }
     for (method, path, status, code) in
         [("POST", "/metrics", 405, "method-not-allowed"), ("GET", "/jobs/x", 404, "route-not-found")]
     {

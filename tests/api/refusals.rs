@@ -150,11 +150,11 @@ async fn a_method_that_a_path_does_not_take_is_405_with_those_it_does() {
         ("DELETE /jobs", "POST"),
         ("OPTIONS /jobs", "POST"),
         ("BREW /jobs", "POST"),
-        ("POST /jobs/7d0b8d9a-0000-7000-8000-000000000000", "DELETE, GET, PATCH, PUT"),
+        ("POST /jobs/7d0b8d9a-0000-7000-8000-000000000000", "DELETE, GET, HEAD, PATCH, PUT"),
         ("GET /jobs/7d0b8d9a-0000-7000-8000-000000000000/cancel", "POST"),
-        ("POST /", "GET"),
-        ("POST /healthz", "GET"),
-        ("PUT /openapi.yaml", "GET"),
+        ("POST /", "GET, HEAD"),
+        ("POST /healthz", "GET, HEAD"),
+        ("PUT /openapi.yaml", "GET, HEAD"),
     ] {
         let (_, answer) = raw_request(&server, request).await;
         answer.is_problem(405, "method-not-allowed");

@@ -25,10 +25,18 @@ pub struct Example {
     value: Value,
 }
 
-/// A path of the contract, with the methods that it takes.
+/// A path of the contract, with the methods that it takes: HEAD goes with GET and is not listed by itself.
 pub struct Path {
     pub template: String,
     pub methods: BTreeSet<String>,
+}
+
+impl Path {
+    /// With this in the place of what the template leaves open.
+    pub fn concrete(&self, id: &str) -> String {
+        let segments = self.template.split('/').map(|segment| if segment.starts_with('{') { id } else { segment });
+        segments.collect::<Vec<_>>().join("/")
+    }
 }
 
 /// All of the contract's paths.
@@ -40,6 +48,9 @@ pub fn paths() -> Vec<Path> {
             Some(path) => drop(path.methods.insert(method)),
             None => paths.push(Path { template, methods: [method].into() }),
         }
+    }
+    for path in paths.iter_mut().filter(|path| path.methods.contains("GET")) {
+        path.methods.insert("HEAD".to_owned());
     }
     paths
 }

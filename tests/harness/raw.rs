@@ -48,7 +48,23 @@ impl RawConnection {
         tokio::time::timeout(Duration::from_secs(60), self.read_answer()).await.expect("an answer")
     }
 
+    /// Reads one answer to HEAD, whose Content-Length is that of a body that does not come.
+    pub async fn answer_to_head(&mut self) -> Answer {
+        let reading = tokio::time::timeout(Duration::from_secs(60), self.read_head());
+        let (status, headers) = reading.await.expect("an answer");
+        Answer { status, headers, body: Bytes::new() }
+    }
+
     async fn read_answer(&mut self) -> Answer {
+        let (status, headers) = self.read_head().await;
+        let length = headers.get("content-length").map_or(0, |length| length.to_str().unwrap().parse().unwrap());
+        while self.unread.len() < length {
+            self.read_more().await;
+        }
+        Answer { status, headers, body: Bytes::from(self.unread.drain(..length).collect::<Vec<u8>>()) }
+    }
+
+    async fn read_head(&mut self) -> (u16, HeaderMap) {
         let head_end = loop {
             if let Some(at) = self.unread.windows(4).position(|window| window == b"\r\n\r\n") {
                 break at + 4;
@@ -62,11 +78,7 @@ impl RawConnection {
         let headers: HeaderMap = fields
             .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse::<HeaderValue>().unwrap()))
             .collect();
-        let length = headers.get("content-length").map_or(0, |length| length.to_str().unwrap().parse().unwrap());
-        while self.unread.len() < length {
-            self.read_more().await;
-        }
-        Answer { status, headers, body: Bytes::from(self.unread.drain(..length).collect::<Vec<u8>>()) }
+        (status, headers)
     }
 
     async fn read_more(&mut self) {
