@@ -1,4 +1,4 @@
-"""What schemathesis cannot read in the contract: how keys are used, and how integers are written."""
+"""What schemathesis cannot read in the contract: how keys are used, how integers are written, and what a page is."""
 
 import itertools
 import json
@@ -59,6 +59,12 @@ def map_body(context, body):
             if isinstance(value, float) and value.is_integer():
                 body[name] = int(value)
     return body
+
+
+@schemathesis.deserializer("text/html")
+def page(context, response):
+    """A page is a string to its schema."""
+    return response.text
 
 
 @schemathesis.check

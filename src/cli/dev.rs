@@ -129,6 +129,7 @@ Hapax serves on http://{address}. Paste this twice: the first makes a job, the s
     -H 'Content-Type: application/json' \
     -d '{{"type":"mail.send","payload":{{"to":"ada@example.com"}}}}'
 
+The API as a page, to try it with that token: http://{address}/docs
 The contract: http://{address}/openapi.yaml    The database: psql "$(cat {url})"    Ctrl-C stops both.
 "#,
         token = quoted(&folder.join("dev-token")),

@@ -35,7 +35,7 @@ use crate::intake::Intake;
 use crate::metrics::Metrics;
 use authorization::authorize;
 use body::BATCH_BODIES;
-use handlers::{batches, jobs, service, submissions};
+use handlers::{batches, docs, jobs, service, submissions};
 use problem::ProblemDocument;
 
 /// All that the handlers share.
@@ -78,12 +78,32 @@ const ROOT: &str = "/";
 const HEALTHZ: &str = "/healthz";
 const READYZ: &str = "/readyz";
 const OPENAPI: &str = "/openapi.yaml";
+const DOCS: &str = "/docs";
+const DOCS_STYLE: &str = "/docs/page.css";
+const DOCS_SCRIPT: &str = "/docs/page.js";
+const SWAGGER_UI_STYLE: &str = "/docs/swagger-ui.css";
+const SWAGGER_UI_SCRIPT: &str = "/docs/swagger-ui-bundle.js";
 const JOBS: &str = "/jobs";
 const BATCH: &str = "/jobs/batch";
 const JOB: &str = "/jobs/{id}";
 const CANCEL: &str = "/jobs/{id}/cancel";
 const METRICS: &str = "/metrics";
-const TEMPLATES: [&str; 9] = [ROOT, HEALTHZ, READYZ, OPENAPI, JOBS, BATCH, JOB, CANCEL, METRICS];
+const TEMPLATES: [&str; 14] = [
+    ROOT,
+    HEALTHZ,
+    READYZ,
+    OPENAPI,
+    DOCS,
+    DOCS_STYLE,
+    DOCS_SCRIPT,
+    SWAGGER_UI_STYLE,
+    SWAGGER_UI_SCRIPT,
+    JOBS,
+    BATCH,
+    JOB,
+    CANCEL,
+    METRICS,
+];
 /// What machines ask every few seconds.
 const PROBES: [&str; 3] = [HEALTHZ, READYZ, METRICS];
 
@@ -102,6 +122,11 @@ pub fn routes(config: &mut ServiceConfig) {
         .service(resource(HEALTHZ, "GET, HEAD").route(read().to(service::healthz)))
         .service(resource(READYZ, "GET, HEAD").route(read().to(service::readyz)))
         .service(resource(OPENAPI, "GET, HEAD").route(read().to(service::openapi)))
+        .service(resource(DOCS, "GET, HEAD").route(read().to(docs::page)))
+        .service(resource(DOCS_STYLE, "GET, HEAD").route(read().to(docs::file)))
+        .service(resource(DOCS_SCRIPT, "GET, HEAD").route(read().to(docs::file)))
+        .service(resource(SWAGGER_UI_STYLE, "GET, HEAD").route(read().to(docs::file)))
+        .service(resource(SWAGGER_UI_SCRIPT, "GET, HEAD").route(read().to(docs::file)))
         .service(resource(JOBS, "POST").route(web::post().to(submissions::submit).wrap(may(Scope::Submit))))
         .service(resource(BATCH, "POST").route(web::post().to(batches::submit).wrap(may_in_bulk(Scope::Submit))))
         .service(
@@ -148,8 +173,9 @@ mod tests {
         let contract = include_str!("../../api-design/jobs-api.yaml");
         let contract: serde_json::Value = yaml_serde::from_str(contract).unwrap();
         let documented: BTreeSet<&str> = contract["paths"].as_object().unwrap().keys().map(String::as_str).collect();
-        // Metrics are for the operator, at another address.
-        let ours: BTreeSet<&str> = TEMPLATES.into_iter().filter(|template| *template != METRICS).collect();
+        // Metrics are for the operator, at another address; the files below `/docs/` for the page alone.
+        let for_clients = |template: &&str| *template != METRICS && !template.starts_with("/docs/");
+        let ours: BTreeSet<&str> = TEMPLATES.into_iter().filter(for_clients).collect();
         assert_eq!(documented, ours);
     }
 }

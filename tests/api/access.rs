@@ -63,7 +63,7 @@ async fn the_open_paths_need_no_token_and_look_at_none() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let nobody: Client = server.as_caller("nonsense");
-    for path in ["/", "/healthz", "/readyz", "/openapi.yaml"] {
+    for path in ["/", "/healthz", "/readyz", "/openapi.yaml", "/docs"] {
         assert_eq!(nobody.get(path).await.status, 200, "{path}");
     }
     nobody.get("/jobs/x").await.is_problem(401, "unauthenticated");

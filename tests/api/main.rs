@@ -14,6 +14,7 @@ mod command_line;
 mod concurrency;
 mod contract;
 mod dev;
+mod docs;
 mod expiry;
 mod faults;
 mod keyed_routes;

@@ -135,8 +135,19 @@ async fn raw_request(server: &Server, request: &str) -> (RawConnection, crate::h
 async fn an_unknown_path_is_404_and_so_is_another_spelling_of_a_known_one() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
-    for path in ["/nothing", "/jobs/", "//jobs", "/Jobs", "/%6aobs", "/%6Aobs?x", "/jobs/%2e", "/jobs/a/b", "/metrics"]
-    {
+    for path in [
+        "/nothing",
+        "/jobs/",
+        "//jobs",
+        "/Jobs",
+        "/%6aobs",
+        "/%6Aobs?x",
+        "/jobs/%2e",
+        "/jobs/a/b",
+        "/docs/",
+        "/docs/x",
+        "/metrics",
+    ] {
         raw_request(&server, &format!("POST {path}")).await.1.is_problem(404, "route-not-found");
     }
 }
@@ -168,7 +179,7 @@ async fn a_query_parameter_that_nobody_knows_is_refused() {
     let server = ledger.serve().await;
     let answer = server.send(server.request("POST", "/jobs?dry=1").header("idempotency-key", "k")).await;
     answer.is_problem(400, "unknown-parameter");
-    for path in ["/?a", "/healthz?b=1", "/readyz?c", "/openapi.yaml?d=", "/jobs/x?e=f"] {
+    for path in ["/?a", "/healthz?b=1", "/readyz?c", "/openapi.yaml?d=", "/docs?e", "/jobs/x?f=g"] {
         server.get(path).await.is_problem(400, "unknown-parameter");
     }
     assert_eq!(server.get("/?").await.status, 200);

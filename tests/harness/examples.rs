@@ -125,11 +125,17 @@ impl Example {
         if self.value.is_null() {
             return (!answer.body.is_empty()).then(|| format!("{} has a body: {answer:?}", self.name));
         }
-        let body = if answer.header("content-type") == "application/yaml" {
-            let whole: Value = yaml_serde::from_slice(&answer.body).unwrap();
-            serde_json::to_string(&excerpt(&whole, &self.value)).unwrap()
-        } else {
-            String::from_utf8(answer.body.to_vec()).unwrap()
+        let body = String::from_utf8(answer.body.to_vec()).unwrap();
+        let body = match answer.header("content-type") {
+            "application/yaml" => {
+                let whole: Value = yaml_serde::from_str(&body).unwrap();
+                serde_json::to_string(&excerpt(&whole, &self.value)).unwrap()
+            }
+            "text/html; charset=utf-8" => {
+                let line = body.lines().find(|line| self.value == *line);
+                serde_json::to_string(line.unwrap_or(&body)).unwrap()
+            }
+            _ => body,
         };
         let (shown, answered) = (of_any_run(&self.text()), of_any_run(&body));
         (shown != answered).then(|| format!("{}\n  is shown as {shown}\n  and answered {answered}", self.name))

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::database::Lane;
 use crate::http::extractors::NoParameters;
-use crate::http::{App, KEY_REQUIRED, KEYED_ROUTES, Problem};
+use crate::http::{App, DOCS, KEY_REQUIRED, KEYED_ROUTES, OPENAPI, Problem};
 use crate::idempotency::{self, KEY_LENGTH_MAX};
 
 const CONTRACT: &str = include_str!("../../../api-design/jobs-api.yaml");
@@ -18,7 +18,7 @@ pub async fn about(app: web::Data<App>, _: NoParameters) -> HttpResponse {
     HttpResponse::Ok().json(json!({
         "name": env!("CARGO_PKG_NAME"),
         "version": env!("CARGO_PKG_VERSION"),
-        "documents": { "openapi": "/openapi.yaml" },
+        "documents": { "docs": DOCS, "openapi": OPENAPI },
         "idempotency": {
             "header": "Idempotency-Key",
             "required_on": KEY_REQUIRED.map(|route| route.0),

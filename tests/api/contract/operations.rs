@@ -3,11 +3,12 @@
 use crate::harness::{Answer, Client};
 
 /// The operations that read, with a path of each.
-pub const READS: [(&str, &str); 5] = [
+pub const READS: [(&str, &str); 6] = [
     ("about", "/"),
     ("health", "/healthz"),
     ("readiness", "/readyz"),
     ("contract", "/openapi.yaml"),
+    ("page", "/docs"),
     ("showJob", "/jobs/01a20053-d957-7108-af22-b2e931e75377"),
 ];
 

@@ -28,6 +28,7 @@ async fn service(server: &Server, answers: &mut Answers) {
     answers.got("health 200", server.get("/healthz").await);
     answers.got("readiness 200", server.get("/readyz").await);
     answers.got("contract 200 excerpt", server.get("/openapi.yaml").await);
+    answers.got("page 200 excerpt", server.get("/docs").await);
 }
 
 async fn submissions(server: &Server, answers: &mut Answers) {

@@ -1,0 +1,76 @@
+//! The page at `/docs`: the contract, with each operation to be tried.
+//!
+//! Owns the page, the files that it loads, and what a browser lets it do. It names no other host, and has no script or
+//! style within itself, so that the policy can be a closed one. ADR 0011 says why it is Swagger UI.
+
+use actix_web::http::header::{self, AcceptEncoding, ContentEncoding, Encoding, Header};
+use actix_web::{HttpRequest, HttpResponse};
+
+use crate::http::extractors::NoParameters;
+use crate::http::{DOCS_SCRIPT, DOCS_STYLE, Problem, SWAGGER_UI_SCRIPT, SWAGGER_UI_STYLE};
+
+/// Nothing but what is needed, and that from here alone. Swagger UI draws its arrows from `data:` in its style sheet.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; \
+                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// How long a browser may keep the files without asking. Their names are the same in each release, so that the page of
+/// one replica finds them on another; for this long they may be those of the release before.
+const FILES_CACHE_CONTROL: &str = "max-age=3600";
+
+struct File {
+    path: &'static str,
+    media_type: &'static str,
+    content: &'static [u8],
+    /// The same, for whoever takes gzip.
+    compressed: Option<&'static [u8]>,
+}
+
+const CSS: &str = "text/css; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+const FILES: [File; 4] = [
+    File { path: DOCS_STYLE, media_type: CSS, content: include_bytes!("../docs_page/page.css"), compressed: None },
+    File { path: DOCS_SCRIPT, media_type: SCRIPT, content: include_bytes!("../docs_page/page.js"), compressed: None },
+    File {
+        path: SWAGGER_UI_STYLE,
+        media_type: CSS,
+        content: include_bytes!(concat!(env!("OUT_DIR"), "/swagger-ui.css")),
+        compressed: Some(include_bytes!(concat!(env!("OUT_DIR"), "/swagger-ui.css.gz"))),
+    },
+    File {
+        path: SWAGGER_UI_SCRIPT,
+        media_type: SCRIPT,
+        content: include_bytes!(concat!(env!("OUT_DIR"), "/swagger-ui-bundle.js")),
+        compressed: Some(include_bytes!(concat!(env!("OUT_DIR"), "/swagger-ui-bundle.js.gz"))),
+    },
+];
+
+/// `GET /docs`
+pub async fn page(_: NoParameters) -> HttpResponse {
+    HttpResponse::Ok()
+        .content_type("text/html; charset=utf-8")
+        .insert_header((header::CACHE_CONTROL, "no-cache"))
+        .insert_header((header::CONTENT_SECURITY_POLICY, POLICY))
+        .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        .insert_header((header::REFERRER_POLICY, "no-referrer"))
+        .body(include_str!("../docs_page/page.html").replace("{version}", env!("SWAGGER_UI_VERSION")))
+}
+
+/// What the page loads, by its path.
+pub async fn file(request: HttpRequest, _: NoParameters) -> Result<HttpResponse, Problem> {
+    let file = FILES.iter().find(|file| file.path == request.path()).ok_or(Problem::RouteNotFound)?;
+    let mut response = HttpResponse::Ok();
+    response
+        .content_type(file.media_type)
+        .insert_header((header::CACHE_CONTROL, FILES_CACHE_CONTROL))
+        .insert_header((header::VARY, "accept-encoding"))
+        .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"));
+    Ok(match file.compressed.filter(|_| takes_gzip(&request)) {
+        Some(compressed) => response.insert_header(ContentEncoding::Gzip).body(compressed),
+        None => response.body(file.content),
+    })
+}
+
+fn takes_gzip(request: &HttpRequest) -> bool {
+    let offered = [Encoding::gzip(), Encoding::identity()];
+    AcceptEncoding::parse(request).is_ok_and(|accepted| accepted.negotiate(offered.iter()) == Some(Encoding::gzip()))
+}

@@ -1,0 +1,100 @@
+//! The page at `/docs`: it works by itself, and a browser lets it reach nobody else.
+
+use std::collections::BTreeMap;
+
+use crate::harness::{Answer, Client, Ledger};
+
+/// What the page loads is no part of the contract, so it is not held against it.
+async fn fetch(client: &Client, method: &str, path: &str, encoding: &str) -> Answer {
+    Answer::of(client.request(method, path).header("accept-encoding", encoding).send().await.unwrap()).await
+}
+
+async fn text(client: &Client, path: &str) -> String {
+    String::from_utf8(fetch(client, "GET", path, "identity").await.body.to_vec()).unwrap()
+}
+
+/// The paths that a page loads something from.
+fn loaded(page: &str) -> Vec<String> {
+    let tags = page.split('<').filter(|tag| tag.starts_with("link ") || tag.starts_with("script "));
+    let urls = tags.map(|tag| tag.split_once("src=\"").or_else(|| tag.split_once("href=\"")).unwrap().1);
+    urls.map(|url| url.split('"').next().unwrap().to_owned()).filter(|url| url != "data:,").collect()
+}
+
+#[tokio::test]
+async fn the_policy_of_the_page_is_a_closed_one() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let answer = server.get("/docs").await;
+    assert_eq!(answer.header("content-type"), "text/html; charset=utf-8");
+    assert_eq!((answer.header("x-content-type-options"), answer.header("referrer-policy")), ("nosniff", "no-referrer"));
+    let policy = answer.header("content-security-policy");
+    let policy: BTreeMap<&str, &str> = policy.split("; ").map(|part| part.split_once(' ').unwrap()).collect();
+    for directive in ["default-src", "base-uri", "form-action", "frame-ancestors"] {
+        assert_eq!(policy[directive], "'none'", "{directive}");
+    }
+    for (directive, sources) in policy {
+        let from_here = sources == "'none'" || sources == "'self'" || (directive, sources) == ("img-src", "data:");
+        assert!(from_here, "{directive} {sources}");
+    }
+}
+
+#[tokio::test]
+async fn the_page_has_nothing_in_it_that_its_policy_would_forbid() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let page = text(&server, "/docs").await;
+    assert_eq!(page.matches("<script ").count(), page.matches(" defer></script>").count());
+    for forbidden in ["<script>", "<style", " style=", " onload=", " onclick=", "javascript:", "//"] {
+        assert!(!page.contains(forbidden), "{forbidden}");
+    }
+    for path in loaded(&page).iter().filter(|path| path.ends_with(".css")) {
+        let style = text(&server, path).await;
+        assert!(!style.contains("@import"), "{path}");
+        for url in style.split("url(").skip(1) {
+            assert!(url.trim_start_matches(['"', '\'']).starts_with("data:"), "{path}: {}", &url[..40]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn everything_that_the_page_loads_is_served_with_its_type() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let page = text(&server, "/docs").await;
+    let types: Vec<_> = loaded(&page).iter().map(|path| path.rsplit('.').next().unwrap().to_owned()).collect();
+    assert_eq!(types, ["css", "css", "js", "js"]);
+    for path in loaded(&page) {
+        let answer = fetch(&server, "GET", &path, "identity").await;
+        let media_type = if path.ends_with(".js") { "text/javascript" } else { "text/css" };
+        assert_eq!((answer.status, answer.header("content-type")), (200, &*format!("{media_type}; charset=utf-8")));
+        assert_eq!(answer.header("x-content-type-options"), "nosniff");
+        assert_eq!((answer.header("cache-control"), answer.header("vary")), ("max-age=3600", "accept-encoding"));
+        fetch(&server, "POST", &path, "identity").await.is_problem(405, "method-not-allowed");
+        fetch(&server, "GET", &format!("{path}?x"), "identity").await.is_problem(400, "unknown-parameter");
+    }
+    // What starts it finds the library, its place in the page, and the contract.
+    let (library, start) = (text(&server, "/docs/swagger-ui-bundle.js").await, text(&server, "/docs/page.js").await);
+    assert!(library.contains("SwaggerUIBundle") && start.contains("SwaggerUIBundle({"));
+    assert!(page.contains("id=\"api\"") && start.contains("dom_id: '#api'") && start.contains("url: '/openapi.yaml'"));
+    let version = page.split("Swagger UI ").nth(1).unwrap().split(',').next().unwrap();
+    assert!(library.contains(&format!("\"{version}\"")), "{version}");
+}
+
+#[tokio::test]
+async fn the_large_files_come_compressed_to_whoever_takes_that() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    for path in ["/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js"] {
+        let plain = fetch(&server, "GET", path, "identity").await;
+        for refusing in ["gzip;q=0", "br", ""] {
+            let answer = fetch(&server, "GET", path, refusing).await;
+            assert!(!answer.headers.contains_key("content-encoding") && answer.body == plain.body, "{refusing}");
+        }
+        let compressed = fetch(&server, "GET", path, "br, gzip, deflate").await;
+        assert_eq!((compressed.header("content-encoding"), compressed.header("vary")), ("gzip", "accept-encoding"));
+        // RFC 1952, section 2.3.1: the last four bytes are the length of what was compressed.
+        let (_, length) = compressed.body.split_last_chunk().unwrap();
+        assert_eq!(u32::from_le_bytes(*length) as usize, plain.body.len());
+        assert!(compressed.body.len() * 3 < plain.body.len());
+    }
+}
