@@ -16,7 +16,7 @@ WITH_BALANCER = haproxy="$$(scripts/debian-program haproxy haproxy)" && export H
 WITH_POOLER = pgbouncer="$$(scripts/pgbouncer)" && without="" || without="--skip pooler::"; \
     export HAPAX_PGBOUNCER="$$pgbouncer"
 
-.PHONY: run test demo drill release check fmt lint api contract alerts load-balancer containers docs supply-chain sqlx-check sqlx-prepare metrics-page build
+.PHONY: run test demo drill release check fmt lint api contract alerts load-balancer containers docs supply-chain sqlx-check sqlx-prepare metrics-page retries-page build
 
 ## run: the service on http://127.0.0.1:8080, with a PostgreSQL of its own in .hapax/
 run: build
@@ -63,6 +63,10 @@ sqlx-prepare: $(TOOLS)/bin/sqlx
 ## metrics-page: bring docs/metrics.md up to date
 metrics-page: build
 	target/debug/hapax metrics >docs/metrics.md
+
+## retries-page: bring docs/retries.md up to date, by asking
+retries-page: build
+	@$(WITH_DATABASE) env HAPAX_WRITE_PAGES=1 cargo test --locked --test api -- retries::
 
 ## supply-chain: licences, sources and bans of all dependencies
 supply-chain:

@@ -27,6 +27,7 @@ mod pooler;
 mod quotas;
 mod refusals;
 mod replicas;
+mod retries;
 mod schema;
 mod submission;
 mod telemetry;

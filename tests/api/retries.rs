@@ -1,0 +1,190 @@
+//! The one table that a client's author reads: what a retry of each call is answered. It is made by asking.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::json;
+use tokio::sync::Barrier;
+
+use crate::harness::{Answer, Client, Ledger, Server, job};
+
+/// A call, as the table names it, and why a retry of it is safe.
+#[derive(Clone, Copy)]
+struct Call {
+    name: &'static str,
+    why: &'static str,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Submission,
+    Unique,
+    BatchItem,
+    Put,
+    Change,
+    KeyedChange,
+    Delete,
+    Cancel,
+    Show,
+    ConditionalShow,
+}
+
+const CALLS: [Call; 10] = [
+    Call { name: "`POST /jobs`", why: "`Idempotency-Key`, required", kind: Kind::Submission },
+    Call {
+        name: "`POST /jobs` with `unique`, each copy under a key of its own",
+        why: "the content",
+        kind: Kind::Unique,
+    },
+    Call { name: "an item of `POST /jobs/batch`", why: "its `idempotency_key`, required", kind: Kind::BatchItem },
+    Call { name: "`PUT /jobs/{id}`", why: "the client names the job", kind: Kind::Put },
+    Call { name: "`PATCH /jobs/{id}`", why: "`If-Match`, required", kind: Kind::Change },
+    Call { name: "`PATCH /jobs/{id}` with a key", why: "`Idempotency-Key` besides", kind: Kind::KeyedChange },
+    Call { name: "`DELETE /jobs/{id}`", why: "naturally", kind: Kind::Delete },
+    Call { name: "`POST /jobs/{id}/cancel`", why: "naturally", kind: Kind::Cancel },
+    Call { name: "`GET /jobs/{id}`", why: "it changes nothing", kind: Kind::Show },
+    Call { name: "`GET /jobs/{id}` with `If-None-Match`", why: "it changes nothing", kind: Kind::ConditionalShow },
+];
+
+const COPIES: usize = 20;
+
+const HEAD: &str = "# What a retry is answered
+
+For each call: the first time, the same again on another replica, the same again after the job was changed by somebody
+else in between, 20 copies at once on two replicas (of a call that nobody has made before), and the same call with other
+content. *Same bytes* is said where the body is that of the first answer. The table is made by asking two servers (`make
+retries-page`), and a test holds this page to what they answer.
+
+| call | why a retry is safe | first | again, elsewhere | again, after a change | 20 at once | other content |
+|---|---|---|---|---|---|---|
+";
+
+const FOOT: &str = "
+Changed in between: by a PATCH of `max_attempts`; for the cancellation and the deletion, by a deletion.
+
+No answer at all, or one of 408, 429, 500 and 503, leaves it open or undone: send the very same again, as often as need
+be. `retryable` in an error's body says the same.
+";
+
+impl Call {
+    /// The job that it is about, where it needs one.
+    async fn target(self, client: &Client) -> String {
+        let id = uuid::Uuid::new_v4().to_string();
+        if !matches!(self.kind, Kind::Submission | Kind::Unique | Kind::BatchItem | Kind::Put) {
+            assert_eq!(client.put(&id, job(1)).await.status, 201);
+        }
+        id
+    }
+
+    /// Sends it; `n` is what other content differs in. The target names whatever else it needs a name for.
+    async fn send(self, client: &Client, target: &str, n: u64) -> Answer {
+        let change = json!({ "priority": n });
+        match self.kind {
+            Kind::Submission => client.submit(target, job(n)).await,
+            Kind::Unique => {
+                let mut body = job(n);
+                body["unique"] = json!({ "by": ["/payload"] });
+                body["queue"] = target.into();
+                client.submit(&uuid::Uuid::new_v4().to_string(), body).await
+            }
+            Kind::BatchItem => {
+                let line = json!({ "idempotency_key": target, "job": job(n) });
+                client.submit_batch(line).await.items().remove(0)
+            }
+            Kind::Put => client.put(target, job(n)).await,
+            Kind::Change => client.patch(target, "\"1\"", change).await,
+            Kind::KeyedChange => {
+                client.send(client.patch_job(target, "\"1\"", change).header("idempotency-key", target)).await
+            }
+            Kind::Delete => client.delete(target).await,
+            Kind::Cancel => client.cancel(target).await,
+            Kind::Show => client.get(&format!("/jobs/{target}")).await,
+            Kind::ConditionalShow => {
+                let request = client.request("GET", &format!("/jobs/{target}"));
+                client.send(request.header("if-none-match", "\"1\"")).await
+            }
+        }
+    }
+
+    fn has_content(self) -> bool {
+        !matches!(self.kind, Kind::Delete | Kind::Cancel | Kind::Show | Kind::ConditionalShow)
+    }
+
+    async fn row(self, one: &Server, two: &Server) -> String {
+        let target = self.target(one).await;
+        let first = self.send(one, &target, 1).await;
+        let elsewhere = self.send(two, &target, 1).await;
+        let other = if self.has_content() { said(&self.send(two, &target, 2).await, &first) } else { "".to_owned() };
+        let changed = self.after_a_change(one, two).await;
+        let at_once = self.at_once([one, two]).await;
+        let cells = [self.name.to_owned(), self.why.to_owned(), status(&first), said(&elsewhere, &first)];
+        format!("| {} |\n", [&cells[..], &[changed, at_once, other]].concat().join(" | "))
+    }
+
+    async fn after_a_change(self, one: &Server, two: &Server) -> String {
+        let target = self.target(one).await;
+        let first = self.send(one, &target, 1).await;
+        let id = match self.kind {
+            Kind::Submission | Kind::Unique | Kind::BatchItem => first.job_id(),
+            _ => target.clone(),
+        };
+        match self.kind {
+            Kind::Delete | Kind::Cancel => assert_eq!(two.delete(&id).await.status, 204),
+            _ => assert_eq!(two.patch(&id, "*", r#"{"max_attempts":7}"#).await.status, 200),
+        }
+        said(&self.send(two, &target, 1).await, &first)
+    }
+
+    async fn at_once(self, servers: [&Server; 2]) -> String {
+        let target = self.target(servers[0]).await;
+        let start = Arc::new(Barrier::new(COPIES));
+        let copies: Vec<_> = (0..COPIES)
+            .map(|n| {
+                let (client, target, start) = ((**servers[n % 2]).clone(), target.clone(), start.clone());
+                tokio::spawn(async move {
+                    start.wait().await;
+                    self.send(&client, &target, 1).await
+                })
+            })
+            .collect();
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        for copy in copies {
+            *counts.entry(status(&copy.await.unwrap())).or_default() += 1;
+        }
+        let mut counts: Vec<_> = counts.into_iter().collect();
+        counts.sort_by_key(|(_, count)| *count);
+        counts.into_iter().map(|(status, count)| format!("{count} × {status}")).collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn status(answer: &Answer) -> String {
+    match answer.status {
+        status @ 200..400 => status.to_string(),
+        status => format!("{status} `{}`", answer.problem()),
+    }
+}
+
+/// With a word on the body, where there is one.
+fn said(answer: &Answer, first: &Answer) -> String {
+    let same = answer.status < 300 && !answer.body.is_empty() && answer.body == first.body;
+    format!("{}{}", status(answer), if same { ", same bytes" } else { "" })
+}
+
+#[tokio::test]
+async fn the_page_says_what_the_servers_answer() {
+    let ledger = Ledger::new().await;
+    let (one, two) = (ledger.serve().await, ledger.serve().await);
+    let mut page = HEAD.to_owned();
+    for call in CALLS {
+        write!(page, "{}", call.row(&one, &two).await).unwrap();
+    }
+    page.push_str(FOOT);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/retries.md");
+    if std::env::var_os("HAPAX_WRITE_PAGES").is_some() {
+        std::fs::write(&path, &page).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), page, "`make retries-page` writes it anew");
+}
