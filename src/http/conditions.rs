@@ -3,7 +3,7 @@
 use std::future::{Ready, ready};
 
 use actix_web::dev::Payload;
-use actix_web::http::header::{HeaderMap, HeaderName, IF_MATCH, IF_NONE_MATCH};
+use actix_web::http::header::{HeaderMap, HeaderName, IF_MATCH, IF_NONE_MATCH, IF_UNMODIFIED_SINCE};
 use actix_web::{FromRequest, HttpRequest};
 
 use super::Problem;
@@ -12,6 +12,10 @@ use crate::jobs::etag;
 
 /// The `If-Match` of an operation that requires one.
 pub struct IfMatch(pub Condition);
+
+/// That there is no condition, for an operation that would ignore it: what is asked for on a condition must not be done
+/// without (section 13.1).
+pub struct NoConditions;
 
 /// What a client has already: the `If-None-Match` of an operation that reads.
 pub struct IfNoneMatch(Option<Tags>);
@@ -50,6 +54,17 @@ impl FromRequest for IfMatch {
             Ok(Some(Tags::Listed(tags))) => Ok(Self(Condition::OneOf(tags.iter().filter_map(Tag::version).collect()))),
             Err(Malformed) => Err(Problem::InvalidIfMatch),
         })
+    }
+}
+
+impl FromRequest for NoConditions {
+    type Error = Problem;
+    type Future = Ready<Result<Self, Problem>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let conditions = [IF_MATCH, IF_NONE_MATCH, IF_UNMODIFIED_SINCE];
+        let conditional = conditions.iter().any(|field| request.headers().contains_key(field));
+        ready(if conditional { Err(Problem::UnsupportedCondition) } else { Ok(Self) })
     }
 }
 

@@ -31,6 +31,7 @@ pub enum Problem {
     JobNotFound,
     InvalidJobId,
     InvalidIfMatch,
+    UnsupportedCondition,
     InvalidBatch,
     InvalidItem,
     MethodNotAllowed {
@@ -118,6 +119,7 @@ impl Problem {
             Self::InvalidItem => (400, "invalid-item", "The item is not valid", false),
             Self::InvalidJobId => (400, "invalid-job-id", "The job's id is not a UUID", false),
             Self::InvalidIfMatch => (400, "invalid-if-match", "The If-Match is not valid", false),
+            Self::UnsupportedCondition => (400, "unsupported-condition", "A condition is not taken here", false),
             Self::RouteNotFound => (404, "route-not-found", "There is nothing at this path", false),
             Self::JobNotFound => (404, "job-not-found", "There is no such job", false),
             Self::MethodNotAllowed { .. } => (405, "method-not-allowed", "The path does not take this method", false),
@@ -190,6 +192,10 @@ impl Problem {
             Self::InvalidJobId => "The id is a UUID in its hyphenated form.".to_owned(),
             Self::InvalidIfMatch => {
                 "If-Match is *, or a list of entity tags in quotation marks, as ETag gives them.".to_owned()
+            }
+            Self::UnsupportedCondition => {
+                "If-Match, If-None-Match and If-Unmodified-Since are not taken here: this is safe to repeat without."
+                    .to_owned()
             }
             Self::JobExists { .. } => {
                 "A job of other content has this id, and goes on having it. Send a new id with a new job.".to_owned()

@@ -8,7 +8,7 @@ use tracing::field::display;
 use crate::access::Caller;
 use crate::changes::Change;
 use crate::http::body::{Body, MergePatch};
-use crate::http::conditions::{IfMatch, IfNoneMatch};
+use crate::http::conditions::{IfMatch, IfNoneMatch, NoConditions};
 use crate::http::extractors::{Deadline, NoParameters, OptionalKey, PathId};
 use crate::http::keyed::{charge_key, finish, scope, write};
 use crate::http::{App, CHANGE, Problem};
@@ -70,6 +70,7 @@ pub async fn cancel(
     app: web::Data<App>,
     caller: Caller,
     _: NoParameters,
+    _: NoConditions,
     id: PathId,
 ) -> Result<HttpResponse, Problem> {
     Span::current().record("job_id", display(id.0));
@@ -83,6 +84,7 @@ pub async fn delete(
     app: web::Data<App>,
     caller: Caller,
     _: NoParameters,
+    _: NoConditions,
     id: PathId,
 ) -> Result<HttpResponse, Problem> {
     Span::current().record("job_id", display(id.0));

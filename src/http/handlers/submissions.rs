@@ -7,6 +7,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 
 use crate::access::Caller;
 use crate::http::body::{Body, Json};
+use crate::http::conditions::NoConditions;
 use crate::http::extractors::{Deadline, NoParameters, RequiredKey};
 use crate::http::keyed::{charge_key, finish, scope, write};
 use crate::http::quotas::{charge, give_back};
@@ -75,6 +76,7 @@ pub async fn put(
     app: web::Data<App>,
     caller: Caller,
     _: NoParameters,
+    _: NoConditions,
     id: web::Path<String>,
     body: Body<Json>,
 ) -> Result<HttpResponse, Problem> {

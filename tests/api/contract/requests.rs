@@ -105,6 +105,10 @@ async fn paths(server: &Server, answers: &mut Answers) {
     answers.got("cancelJob 405", server.get(&format!("/jobs/{}/cancel", no_job())).await);
     answers.got("showJob 404 job-not-found", server.get(&format!("/jobs/{}", no_job())).await);
     answers.got("showJob 404 route-not-found", server.get("/jobs/%30").await);
+    for write in WRITES.iter().filter(|write| ["putJob", "deleteJob", "cancelJob"].contains(&write.name)) {
+        let conditional = write.request(server, &write.path(&no_job())).header("if-match", "\"1\"");
+        answers.got(format!("{} 400 unsupported-condition", write.name), server.send(conditional).await);
+    }
     answers.got("putJob 404", server.put("%30", "").await);
     for write in WRITES.iter().filter(|write| ["changeJob", "deleteJob", "cancelJob"].contains(&write.name)) {
         answers.got(format!("{} 404 route-not-found", write.name), write.send(server, "%30").await);
@@ -117,7 +121,8 @@ async fn malformed(server: &Server, answers: &mut Answers) {
     for write in WRITES {
         let (name, path) = (write.name, write.path(&no_job()));
         if !write.takes_body() {
-            answers.got(format!("{name} 400"), server.send(write.request(server, &format!("{path}?x"))).await);
+            let asked = server.send(write.request(server, &format!("{path}?dry=1"))).await;
+            answers.got(format!("{name} 400 unknown-parameter"), asked);
             continue;
         }
         let asked = server.send(write.request(server, &format!("{path}?dry=1"))).await;
