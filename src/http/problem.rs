@@ -9,6 +9,7 @@ use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
 use thiserror::Error;
 
+use super::body::{MediaType, MergePatch};
 use super::quotas::whole_seconds;
 use crate::access::{Policy, Rejection, Scope, Standing};
 use crate::changes::Refusal;
@@ -265,6 +266,10 @@ impl Problem {
                 response.insert_header((header::WWW_AUTHENTICATE, challenge))
             }
             Self::MethodNotAllowed { allow } => response.insert_header((header::ALLOW, *allow)),
+            // RFC 5789, section 2.2.
+            Self::UnsupportedMediaType { taken } if *taken == MergePatch::NAME => {
+                response.insert_header(("Accept-Patch", *taken))
+            }
             Self::UnsupportedMediaType { taken } => response.insert_header((header::ACCEPT, *taken)),
             Self::PreconditionFailed { version, .. } => response.insert_header((header::ETAG, etag(*version))),
             Self::UnsupportedContentEncoding => response.insert_header((header::ACCEPT_ENCODING, "identity")),
