@@ -32,7 +32,7 @@ enum Item {
 }
 
 /// What one item is answered, in a line.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Line<'a> {
     /// The number of the item, from 0.
     item: usize,
@@ -63,15 +63,14 @@ pub async fn submit(
     body: Body<JsonLines>,
 ) -> Result<HttpResponse, Problem> {
     let items = read(&caller, &request_id, app.limits.body_bytes, body).await?;
-    let count = items.len();
+    let batch = Batch { request: &request, app: &app, request_id: &request_id };
     let mut lines: Vec<(usize, Vec<u8>)> = stream::iter(by_key(items))
-        .map(|items| in_turn(&request, &app, &request_id, items))
+        .map(|items| batch.in_turn(items))
         .buffer_unordered(app.intake.share())
         .flat_map(stream::iter)
         .collect()
         .await;
     lines.sort_unstable_by_key(|(number, _)| *number);
-    debug_assert_eq!(lines.len(), count, "each item has its line");
     let text: Vec<u8> = lines.into_iter().flat_map(|(_, line)| line).collect();
     Ok(HttpResponse::Ok().content_type(JsonLines::NAME).body(text))
 }
@@ -145,93 +144,102 @@ fn by_key(items: Vec<Item>) -> Vec<Vec<(usize, Item)>> {
     groups
 }
 
-async fn in_turn(
-    request: &HttpRequest,
-    app: &App,
-    request_id: &RequestId,
-    items: Vec<(usize, Item)>,
-) -> Vec<(usize, Vec<u8>)> {
-    let mut lines = Vec::new();
-    for (number, item) in items {
-        let line = match item {
-            Item::Submission(submission) => answer(request, app, request_id, number, &submission).await,
-            Item::Refused(problem) => refuse(app, request_id, number, KeyedOutcome::Refused, &problem),
-        };
-        lines.push((number, line));
+/// What the items of one batch have in common.
+struct Batch<'a> {
+    request: &'a HttpRequest,
+    app: &'a App,
+    request_id: &'a RequestId,
+}
+
+/// An item's outcome, as it is told this time.
+struct Done {
+    status: i16,
+    replayed: bool,
+    outcome: Outcome,
+}
+
+impl Batch<'_> {
+    async fn in_turn(&self, items: Vec<(usize, Item)>) -> Vec<(usize, Vec<u8>)> {
+        let mut lines = Vec::new();
+        for (number, item) in items {
+            let (digest, noted, done) = match item {
+                Item::Refused(problem) => (None, KeyedOutcome::Refused, Err(problem)),
+                Item::Submission(submission) => {
+                    let (noted, done) = self.carry_out(&submission).await;
+                    (Some(submission.keyed.key.log_digest()), noted, done)
+                }
+            };
+            self.note(number, digest, noted, &done);
+            lines.push((number, self.line(number, done)));
+        }
+        lines
     }
-    lines
-}
 
-async fn answer(
-    request: &HttpRequest,
-    app: &App,
-    request_id: &RequestId,
-    number: usize,
-    submission: &Submission,
-) -> Vec<u8> {
-    let key = &submission.keyed.key;
-    let submitted = match charge_key(app, key, request) {
-        Ok(()) => submit_within_quota(request, app, submission).await,
-        Err(exceeded) => Err(exceeded),
-    };
-    let submitted: Result<Performed<Infallible>, KeyedError> = match submitted {
-        Ok(submitted) => submitted,
-        Err(problem) => return refuse(app, request_id, number, KeyedOutcome::Refused, &problem),
-    };
-    let outcome = keyed::outcome(&submitted);
-    let (status, replayed, stored) = match submitted {
-        Ok(Performed::First(stored)) => (stored.answer.status, false, stored),
-        Ok(Performed::Replayed(stored)) => (200, true, stored),
-        Ok(Performed::Refused(never)) => match never {},
-        Err(error) => return refuse(app, request_id, number, outcome, &error.into()),
-    };
-    app.metrics.count_outcome(SUBMIT.0, outcome);
-    tracing::info!(
-        item = number,
-        status,
-        idempotency.outcome = outcome.name(),
-        idempotency.key_digest = key.log_digest(),
-        job_id = %stored.answer.job_id,
-        first.request_id = replayed.then_some(stored.request_id.as_str()),
-        "item answered"
-    );
-    success(number, status, replayed, &stored)
-}
+    async fn carry_out(&self, submission: &Submission) -> (KeyedOutcome, Result<Done, Problem>) {
+        let submitted = match charge_key(self.app, &submission.keyed.key, self.request) {
+            Ok(()) => submit_within_quota(self.request, self.app, submission).await,
+            Err(exceeded) => Err(exceeded),
+        };
+        let submitted: Result<Performed<Infallible>, KeyedError> = match submitted {
+            Ok(submitted) => submitted,
+            Err(problem) => return (KeyedOutcome::Refused, Err(problem)),
+        };
+        let noted = keyed::outcome(&submitted);
+        let done = match submitted {
+            Ok(Performed::First(outcome)) => Ok(Done { status: outcome.answer.status, replayed: false, outcome }),
+            Ok(Performed::Replayed(outcome)) => Ok(Done { status: 200, replayed: true, outcome }),
+            Ok(Performed::Refused(never)) => match never {},
+            Err(error) => Err(error.into()),
+        };
+        (noted, done)
+    }
 
-fn success(number: usize, status: i16, replayed: bool, stored: &Outcome) -> Vec<u8> {
-    write(&Line {
-        item: number,
-        status: status.unsigned_abs(),
-        location: stored.answer.location.as_deref(),
-        idempotent_replayed: Some(replayed),
-        idempotency_expires: Some(httpdate::fmt_http_date(SystemTime::from(stored.expires_at))),
-        deduplicated_by: keyed::deduplicated_by(&stored.answer),
-        job: Some(serde_json::from_slice(&stored.answer.body).expect("what is stored is JSON")),
-        retry_after: None,
-        problem: None,
-    })
-}
+    /// An item is a request: it is counted as one, and has a line in the log.
+    fn note(&self, item: usize, digest: Option<String>, noted: KeyedOutcome, done: &Result<Done, Problem>) {
+        self.app.metrics.count_outcome(SUBMIT.0, noted);
+        let (status, code) = match done {
+            Ok(done) => (done.status.unsigned_abs(), None),
+            Err(problem) => (problem.status().as_u16(), Some(problem.code())),
+        };
+        let outcome = done.as_ref().ok().map(|done| &done.outcome);
+        let first = done.as_ref().ok().filter(|done| done.replayed).map(|done| done.outcome.request_id.as_str());
+        tracing::info!(
+            item,
+            status,
+            code,
+            idempotency.outcome = noted.name(),
+            idempotency.key_digest = digest,
+            job_id = outcome.map(|outcome| display(outcome.answer.job_id)),
+            first.request_id = first,
+            "item answered"
+        );
+    }
 
-fn refuse(app: &App, request_id: &RequestId, number: usize, outcome: KeyedOutcome, problem: &Problem) -> Vec<u8> {
-    problem.report(&app.metrics);
-    app.metrics.count_outcome(SUBMIT.0, outcome);
-    let (status, code) = (problem.status().as_u16(), problem.code());
-    tracing::info!(item = number, status, code, idempotency.outcome = outcome.name(), "item answered");
-    write(&Line {
-        item: number,
-        status,
-        location: None,
-        idempotent_replayed: None,
-        idempotency_expires: None,
-        deduplicated_by: None,
-        job: None,
-        retry_after: problem.retry_after(),
-        problem: Some(problem.document(request_id)),
-    })
-}
-
-fn write(line: &Line<'_>) -> Vec<u8> {
-    let mut text = serde_json::to_vec(line).expect("a line's members all have a JSON form");
-    text.push(b'\n');
-    text
+    fn line(&self, item: usize, done: Result<Done, Problem>) -> Vec<u8> {
+        let mut text = match done {
+            Ok(Done { status, replayed, outcome }) => serde_json::to_vec(&Line {
+                item,
+                status: status.unsigned_abs(),
+                location: outcome.answer.location.as_deref(),
+                idempotent_replayed: Some(replayed),
+                idempotency_expires: Some(httpdate::fmt_http_date(SystemTime::from(outcome.expires_at))),
+                deduplicated_by: keyed::deduplicated_by(&outcome.answer),
+                job: Some(serde_json::from_slice(&outcome.answer.body).expect("what is stored is JSON")),
+                ..Line::default()
+            }),
+            Err(problem) => {
+                problem.report(&self.app.metrics);
+                serde_json::to_vec(&Line {
+                    item,
+                    status: problem.status().as_u16(),
+                    retry_after: problem.retry_after(),
+                    problem: Some(problem.document(self.request_id)),
+                    ..Line::default()
+                })
+            }
+        }
+        .expect("a line's members all have a JSON form");
+        text.push(b'\n');
+        text
+    }
 }
