@@ -8,6 +8,7 @@ use actix_web::{FromRequest, HttpMessage, HttpRequest};
 use tokio::time::Instant;
 
 use super::Problem;
+use super::parameters::parameters;
 use crate::idempotency::{InvalidKey, Key};
 use crate::ids::{JobId, RequestId};
 
@@ -79,18 +80,8 @@ impl FromRequest for NoParameters {
     type Future = Ready<Result<Self, Problem>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        ready(match first_parameter(request.query_string()) {
-            None => Ok(Self),
-            Some(name) => Err(Problem::UnknownParameter(name)),
-        })
+        ready(parameters(request, []).map(|[]| Self))
     }
-}
-
-/// The name of the first parameter, cut to a length that is fit to be shown.
-fn first_parameter(query: &str) -> Option<String> {
-    const SHOWN_LENGTH_MAX: usize = 64;
-    let (name, _) = url::form_urlencoded::parse(query.as_bytes()).next()?;
-    Some(name.chars().take(SHOWN_LENGTH_MAX).collect())
 }
 
 impl FromRequest for RequestId {

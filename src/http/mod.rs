@@ -11,6 +11,7 @@ mod extractors;
 mod handlers;
 mod keyed;
 mod observation;
+mod parameters;
 mod problem;
 mod quotas;
 mod readiness;
@@ -35,7 +36,7 @@ use crate::intake::Intake;
 use crate::metrics::Metrics;
 use authorization::authorize;
 use body::BATCH_BODIES;
-use handlers::{batches, docs, jobs, service, submissions};
+use handlers::{batches, docs, jobs, lists, service, submissions};
 use problem::ProblemDocument;
 
 /// All that the handlers share.
@@ -127,7 +128,11 @@ pub fn routes(config: &mut ServiceConfig) {
         .service(resource(DOCS_SCRIPT, "GET, HEAD").route(read().to(docs::file)))
         .service(resource(SWAGGER_UI_STYLE, "GET, HEAD").route(read().to(docs::file)))
         .service(resource(SWAGGER_UI_SCRIPT, "GET, HEAD").route(read().to(docs::file)))
-        .service(resource(JOBS, "POST").route(web::post().to(submissions::submit).wrap(may(Scope::Submit))))
+        .service(
+            resource(JOBS, "GET, HEAD, POST")
+                .route(read().to(lists::jobs).wrap(may(Scope::Read)))
+                .route(web::post().to(submissions::submit).wrap(may(Scope::Submit))),
+        )
         .service(resource(BATCH, "POST").route(web::post().to(batches::submit).wrap(may_in_bulk(Scope::Submit))))
         .service(
             resource(JOB, "DELETE, GET, HEAD, PATCH, PUT")

@@ -10,6 +10,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use super::body::{MediaType, MergePatch};
+use super::parameters::InvalidParameter;
 use super::quotas::whole_seconds;
 use crate::access::{Policy, Rejection, Scope, Standing};
 use crate::changes::Refusal;
@@ -26,6 +27,7 @@ pub enum Problem {
     InvalidJson(InvalidJson),
     InvalidJob(InvalidJob),
     UnknownParameter(String),
+    InvalidParameter(InvalidParameter),
     Unauthenticated(Unauthenticated),
     MissingScope(Scope),
     RouteNotFound,
@@ -113,6 +115,7 @@ impl Problem {
             Self::InvalidJson(_) => (400, "invalid-json", "The body is not JSON that can be stored", false),
             Self::InvalidJob(_) => (400, "invalid-job", "The job is not valid", false),
             Self::UnknownParameter(_) => (400, "unknown-parameter", "A query parameter is unknown", false),
+            Self::InvalidParameter(_) => (400, "invalid-parameter", "A query parameter is not valid", false),
             Self::BodyBroken => (400, "broken-body", "The body could not be read", true),
             Self::Unauthenticated(_) => (401, "unauthenticated", "A valid access token is required", false),
             Self::MissingScope(_) => (403, "missing-scope", "The access token lacks a scope", false),
@@ -165,6 +168,7 @@ impl Problem {
             Self::InvalidJob(error) if error.pointer.is_empty() => sentence(error),
             Self::InvalidJob(error) => format!("{}: {error}.", error.pointer),
             Self::UnknownParameter(name) => format!("The query parameter {name:?} is not known here."),
+            Self::InvalidParameter(error) => format!("{}: {}.", error.name, error.why),
             Self::Unauthenticated(why) => sentence(why),
             Self::MissingScope(scope) => format!("The access token does not have the scope {:?}.", scope.name()),
             Self::RouteNotFound => "The paths are listed in /openapi.yaml.".to_owned(),

@@ -52,10 +52,14 @@ pub fn required<'d, 'a>(value: Option<Value<'d, 'a>>, pointer: &str) -> Result<V
 /// What a type or a queue may be called.
 pub fn name(value: Value<'_, '_>, pointer: &str) -> Result<String, InvalidJob> {
     let text = value.as_str().ok_or_else(|| invalid(pointer, "a string is expected"))?;
-    if text.is_empty() || text.len() > NAME_LENGTH_MAX || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+    if !is_name(&text) {
         return Err(invalid(pointer, "1 to 128 visible ASCII characters without space are expected"));
     }
     Ok(text.into_owned())
+}
+
+pub fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.len() <= NAME_LENGTH_MAX && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 pub fn priority(value: Value<'_, '_>) -> Result<i16, InvalidJob> {

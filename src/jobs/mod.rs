@@ -1,16 +1,20 @@
 //! Jobs: what is asked for, and how it is shown.
 //!
-//! Owns [`NewJob`] (as submitted), [`Job`] (as shown), [`Patch`] (what may be changed), their rules and their queries. It
-//! never decides whether a request is a repetition; that is `idempotency`, `intake` and `changes`.
+//! Owns [`NewJob`] (as submitted), [`Job`] (as shown), [`Page`] (many of them), [`Patch`] (what may be changed), their
+//! rules and their queries. It never decides whether a request is a repetition; that is `idempotency`, `intake` and
+//! `changes`.
 
+mod list_queries;
 mod members;
 mod new_job;
+mod page;
 mod patch;
 pub mod queries;
 mod unique;
 
-pub use members::{InvalidJob, moment};
+pub use members::{InvalidJob, is_name, moment};
 pub use new_job::NewJob;
+pub use page::{Filter, Page};
 pub use patch::Patch;
 pub use unique::ContentDigest;
 

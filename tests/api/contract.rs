@@ -2,6 +2,7 @@
 
 mod circumstances;
 mod examples;
+mod lists;
 mod operations;
 mod requests;
 

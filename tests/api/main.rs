@@ -19,6 +19,8 @@ mod expiry;
 mod faults;
 mod keyed_routes;
 mod keys;
+mod list_plans;
+mod lists;
 mod named_jobs;
 mod operations;
 mod outages;

@@ -157,10 +157,10 @@ async fn a_method_that_a_path_does_not_take_is_405_with_those_it_does() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     for (request, allow) in [
-        ("GET /jobs", "POST"),
-        ("DELETE /jobs", "POST"),
-        ("OPTIONS /jobs", "POST"),
-        ("BREW /jobs", "POST"),
+        ("PUT /jobs", "GET, HEAD, POST"),
+        ("DELETE /jobs", "GET, HEAD, POST"),
+        ("OPTIONS /jobs", "GET, HEAD, POST"),
+        ("BREW /jobs", "GET, HEAD, POST"),
         ("POST /jobs/7d0b8d9a-0000-7000-8000-000000000000", "DELETE, GET, HEAD, PATCH, PUT"),
         ("GET /jobs/7d0b8d9a-0000-7000-8000-000000000000/cancel", "POST"),
         ("POST /", "GET, HEAD"),

@@ -194,21 +194,25 @@ fn excerpt(whole: &Value, like: &Value) -> Value {
     }
 }
 
-/// A JSON text with the ids and the time that the server made up replaced by the names of their members, wherever else
-/// they occur in it.
+/// A JSON text with the ids, the times and the ages that the server made up replaced by the names of their members,
+/// wherever else they occur in it.
 fn of_any_run(text: &str) -> String {
+    const MADE_UP: [&str; 8] =
+        ["id", "job_id", "created_at", "finished_at", "instance", "at", "expires_at", "idempotency_expires"];
     let mut made_up = Vec::new();
-    collect_made_up(&serde_json::from_str(text).unwrap(), &mut made_up);
+    members(&serde_json::from_str(text).unwrap(), &mut made_up);
+    made_up.retain(|(name, _)| MADE_UP.contains(&name.as_str()));
     made_up.into_iter().fold(text.trim_end().to_owned(), |text, (name, value)| {
         let value = value.strip_prefix("urn:hapax:request:").unwrap_or(&value);
         text.replace(value, &format!("<{name}>"))
     })
 }
 
-fn collect_made_up(value: &Json, found: &mut Vec<(&'static str, String)>) {
-    for name in ["id", "job_id", "created_at", "finished_at", "instance", "idempotency_expires"] {
-        found.extend(value[name].as_str().map(|value| (name, value.to_owned())));
+/// The members that are strings, of all the objects in a value.
+fn members(value: &Json, found: &mut Vec<(String, String)>) {
+    for (name, value) in value.as_object().into_iter().flatten() {
+        found.extend(value.as_str().map(|text| (name.clone(), text.to_owned())));
+        members(value, found);
     }
-    let members = value.as_object().into_iter().flat_map(|members| members.values());
-    members.for_each(|member| collect_made_up(member, found));
+    value.as_array().into_iter().flatten().for_each(|value| members(value, found));
 }

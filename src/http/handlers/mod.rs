@@ -3,5 +3,6 @@
 pub mod batches;
 pub mod docs;
 pub mod jobs;
+pub mod lists;
 pub mod service;
 pub mod submissions;

@@ -4,7 +4,7 @@ use hapax::access::Scope;
 use rustix::process::Signal;
 
 use super::examples::Answers;
-use super::operations::{WRITES, no_job, wholes};
+use super::operations::{READS_OF_A_TENANT, WRITES, no_job, wholes};
 use crate::harness::{Answer, Ledger, OwnPostgres, Proxy, QUICK, Treatment, job};
 
 /// Limits, each set so low that it is reached.
@@ -43,7 +43,9 @@ async fn quotas(ledger: &Ledger, answers: &mut Answers) {
     answers.got("submitJob 429 creations", of_creations);
     // A body that is none is charged to no other quota.
     answers.got("submitJob 429 requests", until_refused(async |_| three.submit("k", "").await).await);
-    answers.got("showJob 429", until_refused(async |_| three.get("/jobs/x").await).await);
+    for (operation, path) in READS_OF_A_TENANT {
+        answers.got(format!("{operation} 429"), until_refused(async |_| three.get(path).await).await);
+    }
     let id = no_job();
     for write in WRITES.iter().filter(|write| write.name != "submitJob") {
         let refused = until_refused(async |_| write.send(&three, &id).await).await;
@@ -77,7 +79,9 @@ async fn crowd(ledger: &Ledger, answers: &mut Answers) {
     for write in WRITES {
         answers.got(format!("{} 503 overloaded", write.name), write.send(&server, &no_job()).await);
     }
-    answers.got("showJob 503 overloaded", server.get("/jobs/x").await);
+    for (operation, path) in READS_OF_A_TENANT {
+        answers.got(format!("{operation} 503 overloaded"), server.get(path).await);
+    }
 }
 
 /// Header fields of a body that does not come.
@@ -120,7 +124,9 @@ async fn database_away(answers: &mut Answers) {
     let batch = WRITES.iter().find(|write| write.by_item).unwrap();
     let another = server.as_caller(hapax::access::Token::mint().expose());
     answers.got("submitBatch 503 database-unavailable", batch.send(&another, "").await);
-    answers.got("showJob 503 database-unavailable", server.get(&format!("/jobs/{}", no_job())).await);
+    for (operation, path) in READS_OF_A_TENANT {
+        answers.got(format!("{operation} 503 database-unavailable"), server.get(path).await);
+    }
     answers.got("readiness 503 database", server.until_status("/readyz", 503).await);
     ledger.rename_back_from(&away).await;
 }
@@ -147,7 +153,9 @@ async fn database_unfit(answers: &mut Answers) {
     for write in wholes() {
         answers.got(format!("{} 500", write.name), write.send(&server, &no_job()).await);
     }
-    answers.got("showJob 500", server.get(&format!("/jobs/{}", no_job())).await);
+    for (operation, path) in READS_OF_A_TENANT {
+        answers.got(format!("{operation} 500"), server.get(path).await);
+    }
     ledger.execute("alter table gone rename to job_queue").await;
     ledger.execute("alter table _sqlx_migrations rename to gone").await;
     answers.got("readiness 503 schema", server.until_status("/readyz", 503).await);

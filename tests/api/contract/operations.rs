@@ -12,6 +12,13 @@ pub const READS: [(&str, &str); 6] = [
     ("showJob", "/jobs/01a20053-d957-7108-af22-b2e931e75377"),
 ];
 
+/// Those that list.
+pub const LISTS: [(&str, &str); 1] = [("listJobs", "/jobs")];
+
+/// Those that show what belongs to a tenant.
+pub const READS_OF_A_TENANT: [(&str, &str); 2] =
+    [("showJob", "/jobs/01a20053-d957-7108-af22-b2e931e75377"), ("listJobs", "/jobs")];
+
 /// An operation that writes.
 #[derive(Clone, Copy)]
 pub struct Write {

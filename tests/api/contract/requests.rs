@@ -3,7 +3,8 @@
 use hapax::access::{Scope, Token};
 
 use super::examples::Answers;
-use super::operations::{READS, WRITES, no_job};
+use super::lists;
+use super::operations::{READS, READS_OF_A_TENANT, WRITES, no_job};
 use crate::harness::{Ledger, Server, request_examples};
 
 pub async fn all() -> Answers {
@@ -17,6 +18,7 @@ pub async fn all() -> Answers {
     ends(&server, &mut answers).await;
     batches(&server, &mut answers).await;
     paths(&server, &mut answers).await;
+    lists::all(&ledger, &server, &mut answers).await;
     malformed(&server, &mut answers).await;
     bodies(&server, &mut answers).await;
     callers(&ledger, &server, &mut answers).await;
@@ -101,7 +103,6 @@ async fn paths(server: &Server, answers: &mut Answers) {
         answers.got(format!("{operation} 400"), server.get(&format!("{path}?x")).await);
         answers.got(format!("{operation} 405"), server.send(server.request("POST", path)).await);
     }
-    answers.got("submitJob 405", server.send(server.request("PUT", "/jobs")).await);
     answers.got("cancelJob 405", server.get(&format!("/jobs/{}/cancel", no_job())).await);
     answers.got("showJob 404 job-not-found", server.get(&format!("/jobs/{}", no_job())).await);
     answers.got("showJob 404 route-not-found", server.get("/jobs/%30").await);
@@ -169,6 +170,8 @@ async fn callers(ledger: &Ledger, server: &Server, answers: &mut Answers) {
         }
     }
     for (example, token) in [("401 missing", ""), ("401 unknown", unknown.expose()), ("403", &submitter)] {
-        answers.got(format!("showJob {example}"), server.as_caller(token).get("/jobs/x").await);
+        for (operation, path) in READS_OF_A_TENANT {
+            answers.got(format!("{operation} {example}"), server.as_caller(token).get(path).await);
+        }
     }
 }

@@ -1,0 +1,46 @@
+//! What there is of jobs, a page at a time.
+
+use actix_web::http::header::LINK;
+use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, web};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::access::Caller;
+use crate::http::extractors::Deadline;
+use crate::http::parameters::{CURSOR, next_page, parameters};
+use crate::http::{App, JOBS, Problem};
+use crate::ids::JobId;
+use crate::jobs::{Filter, Job, Page, State};
+
+#[derive(Serialize)]
+struct Jobs {
+    jobs: Vec<Job>,
+}
+
+/// `GET /jobs`: the tenant's jobs in the order of their ids.
+pub async fn jobs(request: HttpRequest, app: web::Data<App>, caller: Caller) -> Result<HttpResponse, Problem> {
+    let names = ["state", "queue", "type", "created_after", "created_before", "limit", CURSOR];
+    let given = parameters(&request, names)?;
+    let [state, queue, kind, created_after, created_before, limit, cursor] = &given;
+    let filter = Filter {
+        state: state.read("queued, running, succeeded, failed or cancelled is expected", State::parse)?,
+        queue: queue.name()?,
+        kind: kind.name()?,
+        created_after: created_after.moment()?,
+        created_before: created_before.moment()?,
+    };
+    let limit = limit.limit()?;
+    let from = cursor.cursor(|bytes| Uuid::from_slice(&bytes).ok().map(JobId))?;
+    let read = async |connection: &mut _| Page::read(connection, caller.tenant, &filter, from, limit).await;
+    let page = app.reads.read(Deadline::of(&request), read).await?;
+    let link = page.next.map(|id| next_page(JOBS, &given, id.0));
+    Ok(linked(link).json(Jobs { jobs: page.jobs }))
+}
+
+fn linked(next: Option<String>) -> HttpResponseBuilder {
+    let mut response = HttpResponse::Ok();
+    if let Some(next) = next {
+        response.insert_header((LINK, next));
+    }
+    response
+}

@@ -1,0 +1,136 @@
+//! The query string: every parameter is known, is given once, and is what it should be.
+//!
+//! Owns how a parameter is read and refused. What is asked for with them is for the handlers to say.
+
+use std::ops::RangeInclusive;
+
+use actix_web::HttpRequest;
+use chrono::{DateTime, Utc};
+use url::form_urlencoded;
+
+use super::Problem;
+use crate::jobs;
+
+/// Why a parameter is refused.
+#[derive(Debug)]
+pub struct InvalidParameter {
+    pub name: &'static str,
+    pub why: String,
+}
+
+/// A parameter that may have been given, percent-decoded.
+#[derive(Clone, Debug)]
+pub struct Parameter {
+    name: &'static str,
+    value: Option<String>,
+}
+
+pub const CURSOR: &str = "cursor";
+/// How many of something a page may show.
+const LIMITS: RangeInclusive<u16> = 1..=200;
+const LIMIT_DEFAULT: u16 = 50;
+
+/// The values of the parameters of these names, in the order of `names`.
+///
+/// # Errors
+/// If there is another one, or one of them twice.
+pub fn parameters<const N: usize>(request: &HttpRequest, names: [&'static str; N]) -> Result<[Parameter; N], Problem> {
+    let mut parameters = names.map(|name| Parameter { name, value: None });
+    for (name, value) in form_urlencoded::parse(request.query_string().as_bytes()) {
+        let Some(parameter) = parameters.iter_mut().find(|parameter| parameter.name == name) else {
+            return Err(unknown(&name));
+        };
+        if parameter.value.replace(value.into_owned()).is_some() {
+            return Err(parameter.refused("it is given twice"));
+        }
+    }
+    Ok(parameters)
+}
+
+/// Shows the name cut to a length that is fit to be shown.
+pub fn unknown(name: &str) -> Problem {
+    const SHOWN_LENGTH_MAX: usize = 64;
+    Problem::UnknownParameter(name.chars().take(SHOWN_LENGTH_MAX).collect())
+}
+
+impl Parameter {
+    /// # Errors
+    /// `expected` says what `read` takes, where it does not take the value.
+    pub fn read<T>(&self, expected: &str, read: impl FnOnce(&str) -> Option<T>) -> Result<Option<T>, Problem> {
+        let value = self.value.as_deref().map(|value| read(value).ok_or_else(|| self.refused(expected)));
+        value.transpose()
+    }
+
+    pub fn limit(&self) -> Result<u16, Problem> {
+        let expected = format!("an integer from {} to {} is expected", LIMITS.start(), LIMITS.end());
+        // The number has one spelling.
+        let limit = |text: &str| text.parse().ok().filter(|n: &u16| LIMITS.contains(n) && n.to_string() == text);
+        Ok(self.read(&expected, limit)?.unwrap_or(LIMIT_DEFAULT))
+    }
+
+    /// What a type or a queue may be called.
+    pub fn name(&self) -> Result<Option<String>, Problem> {
+        let name = |text: &str| jobs::is_name(text).then(|| text.to_owned());
+        self.read("1 to 128 visible ASCII characters without space are expected", name)
+    }
+
+    pub fn moment(&self) -> Result<Option<DateTime<Utc>>, Problem> {
+        let expected = "a date and time of RFC 3339 in the years 0001 to 9999 is expected, such as \
+                        2030-01-31T12:00:00Z; a plus sign in it is written %2B";
+        self.read(expected, jobs::moment)
+    }
+
+    /// Where a page begins, as the link on the page before says.
+    pub fn cursor<T>(&self, read: impl FnOnce(Vec<u8>) -> Option<T>) -> Result<Option<T>, Problem> {
+        let decode = |text: &str| hex::decode(text).ok().filter(|bytes| hex::encode(bytes) == text);
+        self.read("a cursor from a Link header field is expected", |text| read(decode(text)?))
+    }
+
+    fn refused(&self, why: &str) -> Problem {
+        Problem::InvalidParameter(InvalidParameter { name: self.name, why: why.to_owned() })
+    }
+}
+
+/// A `Link` to the page after this one (RFC 8288): the same request, but for the cursor.
+pub fn next_page(path: &str, parameters: &[Parameter], cursor: impl AsRef<[u8]>) -> String {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    let given = parameters.iter().filter(|parameter| parameter.name != CURSOR);
+    query.extend_pairs(given.filter_map(|parameter| Some((parameter.name, parameter.value.as_deref()?))));
+    query.append_pair(CURSOR, &hex::encode(cursor));
+    format!("<{path}?{}>; rel=\"next\"", query.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::test::TestRequest;
+
+    use super::*;
+
+    fn read(query: &str) -> Result<[Parameter; 2], Problem> {
+        parameters(&TestRequest::with_uri(&format!("/jobs?{query}")).to_http_request(), ["queue", CURSOR])
+    }
+
+    #[test]
+    fn a_link_carries_every_filter_and_one_cursor() {
+        let given = read("cursor=00&queue=a%26b%3D%22%3C+%2B").unwrap();
+        let link = next_page("/jobs", &given, [0xab, 1]);
+        assert_eq!(link, "</jobs?queue=a%26b%3D%22%3C+%2B&cursor=ab01>; rel=\"next\"");
+        let [queue, cursor] = read(&link["</jobs?".len()..link.find('>').unwrap()]).unwrap();
+        assert_eq!((queue.value, cursor.value), (given[0].value.clone(), Some("ab01".to_owned())));
+    }
+
+    #[test]
+    fn a_name_that_is_unknown_is_shown_cut() {
+        let Err(Problem::UnknownParameter(name)) = read(&"x".repeat(1000)) else { panic!("it is unknown") };
+        assert_eq!(name, "x".repeat(64));
+    }
+
+    #[test]
+    fn a_number_has_one_spelling() {
+        let limit = |text: &str| Parameter { name: "limit", value: Some(text.to_owned()) }.limit().ok();
+        assert_eq!((limit("1"), limit("200")), (Some(1), Some(200)));
+        for bad in ["0", "201", "", "+1", "01", "1.0", "1e2", "-1", "٣", " 1", "99999999999999999999"] {
+            assert_eq!(limit(bad), None, "{bad}");
+        }
+    }
+}

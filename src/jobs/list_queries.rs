@@ -1,0 +1,248 @@
+//! The SQL of lists. Whoever calls brings the connection.
+//!
+//! A page is one statement, hence one snapshot: what it shows and where it says to go on fit together. See ADR 0015.
+
+use std::ops::RangeInclusive;
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{Filter, Job, State};
+use crate::ids::{JobId, TenantId};
+
+/// A job of a page, or the place at which the look at the index ended before the index did.
+pub struct Listed {
+    pub id: JobId,
+    pub job: Option<Job>,
+}
+
+/// All but the id is null where the look ended.
+struct Row {
+    id: Uuid,
+    kind: Option<String>,
+    created_at: Option<DateTime<Utc>>,
+    state: Option<String>,
+    queue: Option<String>,
+    priority: Option<i16>,
+    run_at: Option<DateTime<Utc>>,
+    max_attempts: Option<i32>,
+    attempt: Option<i32>,
+    finished_at: Option<DateTime<Utc>>,
+}
+
+/// The jobs that are found through one index: `$ids` selects their ids, in a text that is written twice.
+///
+/// The subquery in `from` ends after 10,000 ids, and sooner once the page is full. `offset 0` has each of them looked
+/// up by its primary key: a merge join would read the other tables from their beginning. The filters are one `case`, of
+/// which the planner knows nothing and expects that half of all rows pass (a null parameter lets all pass): if it expected
+/// few, it would read and sort the whole tenant rather than begin with the index. The second half asks what comes after the
+/// 10,000, and is not executed when the page is full.
+macro_rules! page {
+    ($connection:expr, $tenant:expr, $filter:expr, $from:expr, $until:expr, $limit:expr, $ids:literal) => {
+        sqlx::query_as!(
+            Row,
+            r#"
+            with page as materialized (
+                select
+                    looked_at.id,
+                    job.type as kind,
+                    job.created_at,
+                    case when waiting.queue is not null then 'queued' else over.state end as state,
+                    coalesce(waiting.queue, over.queue) as queue,
+                    coalesce(waiting.priority, over.priority) as priority,
+                    coalesce(waiting.run_at, over.run_at) as run_at,
+                    coalesce(waiting.max_attempts, over.max_attempts) as max_attempts,
+                    coalesce(waiting.attempt, over.attempt) as attempt,
+                    over.finished_at
+                from ("#
+                + $ids
+                + r#"
+                    order by id
+                    limit 10000
+                ) as looked_at
+                cross join lateral (
+                    select type, created_at, deleted_at
+                    from jobs
+                    where tenant_id = $1 and id = looked_at.id
+                    offset 0
+                ) as job
+                left join lateral (
+                    select queue, priority, run_at, max_attempts, attempt
+                    from job_queue
+                    where tenant_id = $1 and job_id = looked_at.id
+                    offset 0
+                ) as waiting on true
+                left join lateral (
+                    select state, queue, priority, run_at, max_attempts, attempt, finished_at
+                    from job_outcomes
+                    where tenant_id = $1 and job_id = looked_at.id
+                    offset 0
+                ) as over on true
+                where case
+                    when job.deleted_at is not null then false
+                    when job.type <> $5 then false
+                    when case when waiting.queue is not null then 'queued' else over.state end <> $6 then false
+                    when coalesce(waiting.queue, over.queue) <> $7 then false
+                    when job.created_at <= $8 then false
+                    when job.created_at >= $9 then false
+                    else true
+                end
+                order by looked_at.id
+                limit $4
+            )
+            select
+                id as "id!", kind, created_at, state, queue, priority, run_at, max_attempts, attempt, finished_at
+            from page
+            union all
+            select id, null, null, null, null, null, null, null, null, null
+            from ("#
+                + $ids
+                + r#"
+                order by id
+                offset 10000
+                limit 1
+            ) as beyond
+            where (select count(*) from page) < $4
+            order by 1
+            "#,
+            $tenant.0,
+            $from.0,
+            $until.0,
+            $limit,
+            $filter.kind.as_deref(),
+            $filter.state.map(State::name),
+            $filter.queue.as_deref(),
+            $filter.created_after,
+            $filter.created_before,
+        )
+        .fetch_all($connection)
+        .await
+    };
+}
+
+/// The jobs of these ids that the filter is for, in the order of their ids, and up to `limit` of them. If the look ended
+/// before that, the last one is the place where to go on.
+pub async fn page(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    filter: &Filter,
+    ids: RangeInclusive<JobId>,
+    limit: i64,
+) -> sqlx::Result<Vec<Listed>> {
+    let (from, until) = ids.into_inner();
+    let rows = match (&filter.queue, filter.state, &filter.kind) {
+        (Some(_), _, _) => page!(
+            connection,
+            tenant,
+            filter,
+            from,
+            until,
+            limit,
+            r#"
+                    select id
+                    from (
+                        (
+                            select job_id as id
+                            from job_queue
+                            where tenant_id = $1 and queue = $7 and job_id between $2 and $3
+                            and coalesce($6 = 'queued', true)
+                            order by job_id
+                            limit 10001
+                        )
+                        union all
+                        (
+                            select job_id as id
+                            from job_outcomes
+                            where tenant_id = $1 and queue = $7 and job_id between $2 and $3
+                            and coalesce($6 <> 'queued', true)
+                            order by job_id
+                            limit 10001
+                        )
+                    ) as in_queue"#
+        ),
+        (None, Some(State::Queued), _) => page!(
+            connection,
+            tenant,
+            filter,
+            from,
+            until,
+            limit,
+            r#"
+                    select job_id as id
+                    from job_queue
+                    where tenant_id = $1 and job_id between $2 and $3"#
+        ),
+        (None, Some(_), _) => page!(
+            connection,
+            tenant,
+            filter,
+            from,
+            until,
+            limit,
+            r#"
+                    select job_id as id
+                    from job_outcomes
+                    where tenant_id = $1 and state = $6 and job_id between $2 and $3"#
+        ),
+        (None, None, Some(_)) => page!(
+            connection,
+            tenant,
+            filter,
+            from,
+            until,
+            limit,
+            r#"
+                    select id
+                    from jobs
+                    where tenant_id = $1 and type = $5 and id between $2 and $3"#
+        ),
+        (None, None, None) => page!(
+            connection,
+            tenant,
+            filter,
+            from,
+            until,
+            limit,
+            r#"
+                    select id
+                    from jobs
+                    where tenant_id = $1 and id between $2 and $3"#
+        ),
+    };
+    rows?.into_iter().map(Row::read).collect()
+}
+
+impl Row {
+    fn read(self) -> sqlx::Result<Listed> {
+        let id = JobId(self.id);
+        let job = match self.kind {
+            None => None,
+            Some(_) => Some(self.job().ok_or_else(|| sqlx::Error::Decode("the job is in no state".into()))?),
+        };
+        Ok(Listed { id, job })
+    }
+
+    fn job(self) -> Option<Job> {
+        Some(Job {
+            id: JobId(self.id),
+            kind: self.kind?,
+            queue: self.queue?,
+            priority: self.priority?,
+            run_at: self.run_at?,
+            max_attempts: self.max_attempts?,
+            state: State::parse(&self.state?)?,
+            attempt: self.attempt?,
+            created_at: self.created_at?,
+            finished_at: self.finished_at,
+            payload: None,
+        })
+    }
+}
+
+/// Whether a client has ever chosen the id of one of the tenant's jobs.
+pub async fn has_named_jobs(connection: &mut PgConnection, tenant: TenantId) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(r#"select exists (select from jobs where tenant_id = $1 and named) as "has!""#, tenant.0,)
+        .fetch_one(connection)
+        .await
+}

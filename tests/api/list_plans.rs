@@ -1,0 +1,134 @@
+//! What PostgreSQL does for one page: each shape of a list has its index, and a page costs a page.
+
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Row};
+
+use crate::harness::Ledger;
+use crate::schema::{plan, statements};
+
+/// A page of a list through one index, known by a piece of its text.
+struct Shape {
+    marker: &'static str,
+    indexes: &'static [&'static str],
+    /// Type, state and queue, as the statement takes them.
+    filters: &'static str,
+}
+
+const SHAPES: [Shape; 5] = [
+    Shape {
+        marker: "from jobs where tenant_id = $1 and id between",
+        indexes: &["jobs_pkey"],
+        filters: "null, null, null",
+    },
+    Shape {
+        marker: "from jobs where tenant_id = $1 and type = $5",
+        indexes: &["jobs_type_idx"],
+        filters: "'type-3', null, null",
+    },
+    Shape {
+        marker: "from job_queue where tenant_id = $1 and job_id between",
+        indexes: &["job_queue_pkey"],
+        filters: "null, 'queued', null",
+    },
+    Shape {
+        marker: "from job_outcomes where tenant_id = $1 and state = $6",
+        indexes: &["job_outcomes_state_idx"],
+        filters: "null, 'failed', null",
+    },
+    Shape {
+        marker: "from job_queue where tenant_id = $1 and queue = $7",
+        indexes: &["job_queue_queue_idx", "job_outcomes_queue_idx"],
+        filters: "null, null, 'queue-2'",
+    },
+];
+
+fn statement(marker: &str) -> (String, usize) {
+    let words = |sql: &str| sql.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut found =
+        statements().into_iter().filter(|(sql, _)| words(sql).contains(marker) && sql.contains("looked_at"));
+    let one = found.next().unwrap_or_else(|| panic!("no statement has {marker}"));
+    assert!(found.next().is_none(), "several have {marker}");
+    one
+}
+
+#[tokio::test]
+async fn each_shape_of_a_list_has_its_index_and_sorts_no_more_than_a_page() {
+    let ledger = Ledger::new().await;
+    for shape in SHAPES {
+        let (sql, parameters) = statement(shape.marker);
+        let plan = plan(&ledger, &sql, parameters).await;
+        for index in shape.indexes {
+            // To find ids, and to find where the look ends.
+            assert!(plan.matches(&format!("Scan using {index} ")).count() >= 2, "{index}:\n{plan}");
+        }
+        assert!(!plan.contains("Seq Scan") && !plan.contains("Bitmap"), "{plan}");
+        assert_eq!(plan.matches(" Scan using ").count(), plan.matches("Index Cond").count(), "{plan}");
+        // The one of the finished page.
+        assert!(plan.starts_with("Sort") && plan.matches("Sort  (").count() == 1, "{plan}");
+        assert_eq!(plan.contains("Merge Append"), shape.indexes.len() == 2, "{plan}");
+    }
+}
+
+/// Twenty thousand jobs of a tenant, half of them over, of ten types in as many queues.
+async fn fill(ledger: &Ledger) {
+    ledger
+        .execute(
+            "insert into jobs (tenant_id, id, type, payload, created_at) \
+             select tenants.id, lpad(to_hex(n), 32, '0')::uuid, 'type-' || n % 10, '1', now() \
+             from tenants cross join generate_series(1, 20000) as n; \
+             create temporary table numbered as \
+             select tenant_id, id, row_number() over (order by id) as n from jobs; \
+             insert into job_queue (tenant_id, job_id, queue, priority, run_at, max_attempts) \
+             select tenant_id, id, 'queue-' || n / 2 % 10, 2, now(), 25 from numbered where n % 2 = 0; \
+             insert into job_outcomes (tenant_id, job_id, state, queue, priority, run_at, max_attempts, attempt, version, \
+             finished_at) \
+             select tenant_id, id, case when n % 4 = 1 then 'failed' else 'cancelled' end, 'queue-' || n / 2 % 10, 2, \
+             now(), 25, 1, 2, now() from numbered where n % 2 = 1; \
+             analyze",
+        )
+        .await;
+}
+
+/// The most rows that any one scan of a table gave, in all its turns.
+async fn most_rows_of_a_scan(ledger: &Ledger, shape: &Shape, filters: &str, mode: &str) -> f64 {
+    let mut connection = ledger.connect().await;
+    let (sql, _) = statement(shape.marker);
+    let prepare = format!("set plan_cache_mode = {mode}; prepare s as {sql}");
+    sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut connection).await.unwrap();
+    // From the middle on, where a scan that began at the beginning would show.
+    let from = "00000000-0000-0000-0000-000000001388";
+    let until = "ffffffff-ffff-ffff-ffff-ffffffffffff";
+    let tenant = sqlx::raw_sql("select id::text from tenants").fetch_one(&mut connection).await.unwrap();
+    let tenant: String = tenant.get(0);
+    let execute = format!(
+        "explain (analyze, timing off, format json) execute s('{tenant}', '{from}', '{until}', 51, {filters}, null, null)"
+    );
+    let row = sqlx::raw_sql(AssertSqlSafe(execute)).fetch_one(&mut connection).await.unwrap();
+    let plan: Value = row.get::<sqlx::types::Json<Value>, _>(0).0;
+    most_rows(&plan[0]["Plan"])
+}
+
+fn most_rows(node: &Value) -> f64 {
+    let number = |name: &str| node[name].as_f64().unwrap_or(0.0);
+    let read = number("Actual Rows") + number("Rows Removed by Filter") + number("Rows Removed by Index Recheck");
+    let own = if node["Relation Name"].is_string() { read * number("Actual Loops") } else { 0.0 };
+    node["Plans"].as_array().into_iter().flatten().map(most_rows).fold(own, f64::max)
+}
+
+#[tokio::test]
+async fn a_page_of_fifty_reads_fifty_one_rows_of_each_index_and_a_rare_one_ten_thousand() {
+    let ledger = Ledger::new().await;
+    fill(&ledger).await;
+    for mode in ["force_custom_plan", "force_generic_plan"] {
+        for shape in SHAPES {
+            let most = most_rows_of_a_scan(&ledger, &shape, shape.filters, mode).await;
+            assert!((51.0..=52.0).contains(&most), "{mode}, {}: {most}", shape.marker);
+        }
+        let queued = &SHAPES[2];
+        // From the middle on there are fewer than 10,000 that wait.
+        let rare = most_rows_of_a_scan(&ledger, queued, "'none', 'queued', null", mode).await;
+        assert!((7_000.0..=10_001.0).contains(&rare), "{mode}: {rare}");
+        let all = most_rows_of_a_scan(&ledger, &SHAPES[0], "'none', null, null", mode).await;
+        assert!((10_000.0..=10_001.0).contains(&all), "{mode}: {all}");
+    }
+}
