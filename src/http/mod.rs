@@ -88,8 +88,9 @@ const JOBS: &str = "/jobs";
 const BATCH: &str = "/jobs/batch";
 const JOB: &str = "/jobs/{id}";
 const CANCEL: &str = "/jobs/{id}/cancel";
+const QUEUES: &str = "/queues";
 const METRICS: &str = "/metrics";
-const TEMPLATES: [&str; 14] = [
+const TEMPLATES: [&str; 15] = [
     ROOT,
     HEALTHZ,
     READYZ,
@@ -103,6 +104,7 @@ const TEMPLATES: [&str; 14] = [
     BATCH,
     JOB,
     CANCEL,
+    QUEUES,
     METRICS,
 ];
 /// What machines ask every few seconds.
@@ -142,6 +144,7 @@ pub fn routes(config: &mut ServiceConfig) {
                 .route(web::delete().to(jobs::delete).wrap(may(Scope::Submit))),
         )
         .service(resource(CANCEL, "POST").route(web::post().to(jobs::cancel).wrap(may(Scope::Submit))))
+        .service(resource(QUEUES, "GET, HEAD").route(read().to(lists::queues).wrap(may(Scope::Read))))
         .default_service(web::to(|| async { Err::<String, _>(Problem::RouteNotFound) }));
 }
 

@@ -17,11 +17,12 @@ pub struct Listed {
     pub job: Option<Job>,
 }
 
-/// All but the id is null where the look ended.
+/// What is in no table but `jobs` is null where a job waits, and where the look ended.
 struct Row {
     id: Uuid,
-    kind: Option<String>,
-    created_at: Option<DateTime<Utc>>,
+    is_beyond: bool,
+    kind: String,
+    created_at: DateTime<Utc>,
     state: Option<String>,
     queue: Option<String>,
     priority: Option<i16>,
@@ -31,80 +32,78 @@ struct Row {
     finished_at: Option<DateTime<Utc>>,
 }
 
-/// The jobs that are found through one index: `$ids` selects their ids, in a text that is written twice.
+/// The jobs that are found through one index: `$ids` selects their ids.
 ///
-/// The subquery in `from` ends after 10,000 ids, and sooner once the page is full. `offset 0` has each of them looked
-/// up by its primary key: a merge join would read the other tables from their beginning. The filters are one `case`, of
-/// which the planner knows nothing and expects that half of all rows pass (a null parameter lets all pass): if it expected
-/// few, it would read and sort the whole tenant rather than begin with the index. The second half asks what comes after the
-/// 10,000, and is not executed when the page is full.
+/// It and `$order` name what the index begins with, although there it is always the same: said as an equation, any index
+/// in the order of ids would do for the planner, and it was seen to read all of another one in search of what was not
+/// there. The subquery in `from` ends after 10,001 ids, and sooner once the page is full; the last of them passes whatever
+/// it is. `offset 0` has each looked up by its primary key: a merge join would read the other tables from their beginning.
+/// The filters are one `case`, of which the planner knows nothing and expects that half of all rows pass (a null parameter
+/// lets all pass): if it expected few, it would read and sort the whole tenant rather than begin with the index.
 macro_rules! page {
-    ($connection:expr, $tenant:expr, $filter:expr, $from:expr, $until:expr, $limit:expr, $ids:literal) => {
+    ($connection:expr, $tenant:expr, $filter:expr, $from:expr, $until:expr, $limit:expr, $ids:literal, $order:literal) => {
         sqlx::query_as!(
             Row,
             r#"
-            with page as materialized (
-                select
-                    looked_at.id,
-                    job.type as kind,
-                    job.created_at,
-                    case when waiting.queue is not null then 'queued' else over.state end as state,
-                    coalesce(waiting.queue, over.queue) as queue,
-                    coalesce(waiting.priority, over.priority) as priority,
-                    coalesce(waiting.run_at, over.run_at) as run_at,
-                    coalesce(waiting.max_attempts, over.max_attempts) as max_attempts,
-                    coalesce(waiting.attempt, over.attempt) as attempt,
-                    over.finished_at
+            select
+                id as "id!",
+                nth > 10000 as "is_beyond!",
+                job.type as "kind!",
+                job.created_at as "created_at!",
+                case when waiting.queue is not null then 'queued' else over.state end as state,
+                coalesce(waiting.queue, over.queue) as queue,
+                coalesce(waiting.priority, over.priority) as priority,
+                coalesce(waiting.run_at, over.run_at) as run_at,
+                coalesce(waiting.max_attempts, over.max_attempts) as max_attempts,
+                coalesce(waiting.attempt, over.attempt) as attempt,
+                over.finished_at as "finished_at?"
+            from (
+                select "#
+                + $order
+                + r#", row_number() over (order by "#
+                + $order
+                + r#") as nth
                 from ("#
                 + $ids
                 + r#"
-                    order by id
-                    limit 10000
-                ) as looked_at
-                cross join lateral (
-                    select type, created_at, deleted_at
-                    from jobs
-                    where tenant_id = $1 and id = looked_at.id
-                    offset 0
-                ) as job
-                left join lateral (
-                    select queue, priority, run_at, max_attempts, attempt
-                    from job_queue
-                    where tenant_id = $1 and job_id = looked_at.id
-                    offset 0
-                ) as waiting on true
-                left join lateral (
-                    select state, queue, priority, run_at, max_attempts, attempt, finished_at
-                    from job_outcomes
-                    where tenant_id = $1 and job_id = looked_at.id
-                    offset 0
-                ) as over on true
-                where case
-                    when job.deleted_at is not null then false
-                    when job.type <> $5 then false
-                    when case when waiting.queue is not null then 'queued' else over.state end <> $6 then false
-                    when coalesce(waiting.queue, over.queue) <> $7 then false
-                    when job.created_at <= $8 then false
-                    when job.created_at >= $9 then false
-                    else true
-                end
-                order by looked_at.id
-                limit $4
-            )
-            select
-                id as "id!", kind, created_at, state, queue, priority, run_at, max_attempts, attempt, finished_at
-            from page
-            union all
-            select id, null, null, null, null, null, null, null, null, null
-            from ("#
-                + $ids
+                ) as found
+                order by "#
+                + $order
                 + r#"
-                order by id
-                offset 10000
-                limit 1
-            ) as beyond
-            where (select count(*) from page) < $4
-            order by 1
+                limit 10001
+            ) as looked_at
+            cross join lateral (
+                select type, created_at, deleted_at
+                from jobs
+                where tenant_id = $1 and id = looked_at.id
+                offset 0
+            ) as job
+            left join lateral (
+                select queue, priority, run_at, max_attempts, attempt
+                from job_queue
+                where tenant_id = $1 and job_id = looked_at.id
+                offset 0
+            ) as waiting on true
+            left join lateral (
+                select state, queue, priority, run_at, max_attempts, attempt, finished_at
+                from job_outcomes
+                where tenant_id = $1 and job_id = looked_at.id
+                offset 0
+            ) as over on true
+            where case
+                when nth > 10000 then true
+                when job.deleted_at is not null then false
+                when job.type <> $5 then false
+                when case when waiting.queue is not null then 'queued' else over.state end <> $6 then false
+                when coalesce(waiting.queue, over.queue) <> $7 then false
+                when job.created_at <= $8 then false
+                when job.created_at >= $9 then false
+                else true
+            end
+            order by "#
+                + $order
+                + r#"
+            limit $4
             "#,
             $tenant.0,
             $from.0,
@@ -140,26 +139,27 @@ pub async fn page(
             until,
             limit,
             r#"
-                    select id
+                    select in_queue, id
                     from (
                         (
-                            select job_id as id
+                            select queue as in_queue, job_id as id
                             from job_queue
-                            where tenant_id = $1 and queue = $7 and job_id between $2 and $3
+                            where tenant_id = $1 and (queue, job_id) >= ($7, $2) and (queue, job_id) <= ($7, $3)
                             and coalesce($6 = 'queued', true)
-                            order by job_id
+                            order by queue, job_id
                             limit 10001
                         )
                         union all
                         (
-                            select job_id as id
+                            select queue as in_queue, job_id as id
                             from job_outcomes
-                            where tenant_id = $1 and queue = $7 and job_id between $2 and $3
+                            where tenant_id = $1 and (queue, job_id) >= ($7, $2) and (queue, job_id) <= ($7, $3)
                             and coalesce($6 <> 'queued', true)
-                            order by job_id
+                            order by queue, job_id
                             limit 10001
                         )
-                    ) as in_queue"#
+                    ) as either"#,
+            "in_queue, id"
         ),
         (None, Some(State::Queued), _) => page!(
             connection,
@@ -171,7 +171,8 @@ pub async fn page(
             r#"
                     select job_id as id
                     from job_queue
-                    where tenant_id = $1 and job_id between $2 and $3"#
+                    where tenant_id = $1 and job_id between $2 and $3"#,
+            "id"
         ),
         (None, Some(_), _) => page!(
             connection,
@@ -181,9 +182,10 @@ pub async fn page(
             until,
             limit,
             r#"
-                    select job_id as id
+                    select state as in_state, job_id as id
                     from job_outcomes
-                    where tenant_id = $1 and state = $6 and job_id between $2 and $3"#
+                    where tenant_id = $1 and (state, job_id) >= ($6, $2) and (state, job_id) <= ($6, $3)"#,
+            "in_state, id"
         ),
         (None, None, Some(_)) => page!(
             connection,
@@ -193,9 +195,10 @@ pub async fn page(
             until,
             limit,
             r#"
-                    select id
+                    select type as of_type, id
                     from jobs
-                    where tenant_id = $1 and type = $5 and id between $2 and $3"#
+                    where tenant_id = $1 and (type, id) >= ($5, $2) and (type, id) <= ($5, $3)"#,
+            "of_type, id"
         ),
         (None, None, None) => page!(
             connection,
@@ -207,7 +210,8 @@ pub async fn page(
             r#"
                     select id
                     from jobs
-                    where tenant_id = $1 and id between $2 and $3"#
+                    where tenant_id = $1 and id between $2 and $3"#,
+            "id"
         ),
     };
     rows?.into_iter().map(Row::read).collect()
@@ -216,24 +220,24 @@ pub async fn page(
 impl Row {
     fn read(self) -> sqlx::Result<Listed> {
         let id = JobId(self.id);
-        let job = match self.kind {
-            None => None,
-            Some(_) => Some(self.job().ok_or_else(|| sqlx::Error::Decode("the job is in no state".into()))?),
-        };
-        Ok(Listed { id, job })
+        if self.is_beyond {
+            return Ok(Listed { id, job: None });
+        }
+        let job = self.job().ok_or_else(|| sqlx::Error::Decode("the job is in no state".into()))?;
+        Ok(Listed { id, job: Some(job) })
     }
 
     fn job(self) -> Option<Job> {
         Some(Job {
             id: JobId(self.id),
-            kind: self.kind?,
+            kind: self.kind,
             queue: self.queue?,
             priority: self.priority?,
             run_at: self.run_at?,
             max_attempts: self.max_attempts?,
             state: State::parse(&self.state?)?,
             attempt: self.attempt?,
-            created_at: self.created_at?,
+            created_at: self.created_at,
             finished_at: self.finished_at,
             payload: None,
         })

@@ -1,9 +1,11 @@
 //! Jobs: what is asked for, and how it is shown.
 //!
-//! Owns [`NewJob`] (as submitted), [`Job`] (as shown), [`Page`] (many of them), [`Patch`] (what may be changed), their
-//! rules and their queries. It never decides whether a request is a repetition; that is `idempotency`, `intake` and
-//! `changes`.
+//! Owns [`NewJob`] (as submitted), [`Job`] (as shown), [`Page`] (many of them), [`Depths`] (how
+//! many wait), [`Patch`] (what may be changed), their rules and their queries. It never decides whether a request is a
+//! repetition; that is `idempotency`, `intake` and `changes`.
 
+mod depth;
+mod depth_queries;
 mod list_queries;
 mod members;
 mod new_job;
@@ -12,6 +14,7 @@ mod patch;
 pub mod queries;
 mod unique;
 
+pub use depth::{Depth, Depths};
 pub use members::{InvalidJob, is_name, moment};
 pub use new_job::NewJob;
 pub use page::{Filter, Page};

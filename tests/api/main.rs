@@ -26,6 +26,7 @@ mod operations;
 mod outages;
 mod overload;
 mod pooler;
+mod queues;
 mod quotas;
 mod refusals;
 mod replicas;

@@ -199,19 +199,26 @@ fn excerpt(whole: &Value, like: &Value) -> Value {
 fn of_any_run(text: &str) -> String {
     const MADE_UP: [&str; 8] =
         ["id", "job_id", "created_at", "finished_at", "instance", "at", "expires_at", "idempotency_expires"];
+    const AGE: &str = "oldest_age_seconds";
     let mut made_up = Vec::new();
     members(&serde_json::from_str(text).unwrap(), &mut made_up);
-    made_up.retain(|(name, _)| MADE_UP.contains(&name.as_str()));
-    made_up.into_iter().fold(text.trim_end().to_owned(), |text, (name, value)| {
-        let value = value.strip_prefix("urn:hapax:request:").unwrap_or(&value);
-        text.replace(value, &format!("<{name}>"))
+    made_up.into_iter().fold(text.trim_end().to_owned(), |text, (name, value)| match &value {
+        Json::String(value) if MADE_UP.contains(&name.as_str()) => {
+            let value = value.strip_prefix("urn:hapax:request:").unwrap_or(value);
+            text.replace(value, &format!("<{name}>"))
+        }
+        // A number by itself may occur anywhere.
+        Json::Number(value) if name == AGE => {
+            text.replace(&format!("\"{AGE}\":{value}"), &format!("\"{AGE}\":<{name}>"))
+        }
+        _ => text,
     })
 }
 
-/// The members that are strings, of all the objects in a value.
-fn members(value: &Json, found: &mut Vec<(String, String)>) {
+/// The members of all the objects in a value.
+fn members(value: &Json, found: &mut Vec<(String, Json)>) {
     for (name, value) in value.as_object().into_iter().flatten() {
-        found.extend(value.as_str().map(|text| (name.clone(), text.to_owned())));
+        found.push((name.clone(), value.clone()));
         members(value, found);
     }
     value.as_array().into_iter().flatten().for_each(|value| members(value, found));

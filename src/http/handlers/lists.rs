@@ -8,9 +8,9 @@ use uuid::Uuid;
 use crate::access::Caller;
 use crate::http::extractors::Deadline;
 use crate::http::parameters::{CURSOR, next_page, parameters};
-use crate::http::{App, JOBS, Problem};
+use crate::http::{App, JOBS, Problem, QUEUES};
 use crate::ids::JobId;
-use crate::jobs::{Filter, Job, Page, State};
+use crate::jobs::{self, Depth, Depths, Filter, Job, Page, State};
 
 #[derive(Serialize)]
 struct Jobs {
@@ -35,6 +35,23 @@ pub async fn jobs(request: HttpRequest, app: web::Data<App>, caller: Caller) -> 
     let page = app.reads.read(Deadline::of(&request), read).await?;
     let link = page.next.map(|id| next_page(JOBS, &given, id.0));
     Ok(linked(link).json(Jobs { jobs: page.jobs }))
+}
+
+#[derive(Serialize)]
+struct Queues {
+    queues: Vec<Depth>,
+}
+
+/// `GET /queues`: where jobs wait, how many, and for how long.
+pub async fn queues(request: HttpRequest, app: web::Data<App>, caller: Caller) -> Result<HttpResponse, Problem> {
+    let given = parameters(&request, ["limit", CURSOR])?;
+    let [limit, cursor] = &given;
+    let limit = limit.limit()?;
+    let from = cursor.cursor(|bytes| String::from_utf8(bytes).ok().filter(|name| jobs::is_name(name)))?;
+    let read = async |connection: &mut _| Depths::read(connection, caller.tenant, from.as_deref(), limit).await;
+    let page = app.reads.read(Deadline::of(&request), read).await?;
+    let link = page.next.map(|name| next_page(QUEUES, &given, name));
+    Ok(linked(link).json(Queues { queues: page.queues }))
 }
 
 fn linked(next: Option<String>) -> HttpResponseBuilder {

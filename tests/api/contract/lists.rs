@@ -16,6 +16,7 @@ pub async fn all(ledger: &Ledger, server: &Server, answers: &mut Answers) {
     lister.submit("a", shortest).await;
     lister.cancel(&lister.submit("b", full).await.job_id()).await;
     answers.got("listJobs 200 page", lister.get("/jobs").await);
+    queues(ledger, server, answers).await;
     for (operation, path) in LISTS {
         for (example, query) in
             [("invalid-parameter", "limit=201"), ("given-twice", "limit=1&limit=1"), ("unknown-parameter", "x")]
@@ -24,4 +25,16 @@ pub async fn all(ledger: &Ledger, server: &Server, answers: &mut Answers) {
         }
         answers.got(format!("{operation} 405"), server.send(server.request("PUT", path)).await);
     }
+}
+
+async fn queues(ledger: &Ledger, server: &Server, answers: &mut Answers) {
+    let lister = server.as_caller(&ledger.token_for("queuer", &Scope::ALL).await);
+    let shortest = request_examples("submitJob")[0].text();
+    lister.submit("a", &shortest).await;
+    lister.submit("b", &shortest).await;
+    let many = "insert into job_queue (tenant_id, job_id, queue, priority, run_at, max_attempts) \
+                select id, gen_random_uuid(), 'reports', 2, now(), 25 \
+                from tenants cross join generate_series(1, 10001) where name = 'queuer'";
+    ledger.execute(many).await;
+    answers.got("listQueues 200", lister.get("/queues").await);
 }
