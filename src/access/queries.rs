@@ -55,6 +55,11 @@ pub async fn create_tenant(connection: &mut PgConnection, name: &TenantName) -> 
     Ok(done.rows_affected() == 1)
 }
 
+pub async fn find_tenant(connection: &mut PgConnection, name: &TenantName) -> sqlx::Result<Option<TenantId>> {
+    let id = sqlx::query_scalar!("select id from tenants where name = $1", name.as_str());
+    Ok(id.fetch_optional(connection).await?.map(TenantId))
+}
+
 pub async fn list_tenants(connection: &mut PgConnection) -> sqlx::Result<Vec<Tenant>> {
     let rows = sqlx::query!("select id, name, created_at from tenants order by name").fetch_all(connection).await?;
     let tenant = |id, name, created_at| Tenant { id: TenantId(id), name, created_at };

@@ -4,6 +4,7 @@ mod admin;
 mod config;
 mod dev;
 mod health;
+mod key;
 mod metrics;
 mod migrate;
 pub mod private_postgres;
@@ -52,6 +53,9 @@ enum Command {
     /// Create, list and revoke access tokens.
     #[command(subcommand)]
     Token(admin::TokenCommand),
+    /// Look keys up.
+    #[command(subcommand)]
+    Key(key::KeyCommand),
     /// Ask a server on this machine whether it is alive, for a container's health check.
     Health(health::Arguments),
     /// Print what each metric means, in Markdown.
@@ -76,6 +80,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Purge => purge::run(&Configuration::load(&overrides)?)?,
         Command::Tenant(command) => admin::tenant(command, &Configuration::load(&overrides)?)?,
         Command::Token(command) => admin::token(command, &Configuration::load(&overrides)?)?,
+        Command::Key(command) => key::run(command, &Configuration::load(&overrides)?)?,
         Command::Health(arguments) => health::run(&arguments, &Configuration::load(&overrides)?)?,
         Command::Metrics => metrics::run()?,
         Command::Config => config::run(&Configuration::load(&overrides)?)?,

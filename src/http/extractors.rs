@@ -21,6 +21,9 @@ pub struct OptionalKey(pub Option<Key>);
 /// The id in the path of a job, which need not be there.
 pub struct PathId(pub JobId);
 
+/// The key in a path, percent-encoded there as far as it has to be.
+pub struct PathKey(pub Key);
+
 /// That the query string is empty: a parameter that is ignored is a wish that is ignored.
 pub struct NoParameters;
 
@@ -73,6 +76,36 @@ impl FromRequest for PathId {
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         ready(request.match_info().get("id").and_then(JobId::parse).map(Self).ok_or(Problem::JobNotFound))
     }
+}
+
+impl FromRequest for PathKey {
+    type Error = Problem;
+    type Future = Ready<Result<Self, Problem>>;
+
+    /// From the path as it was sent: the framework decodes most of it but not all.
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let segment = request.uri().path().rsplit('/').next().unwrap_or_default();
+        ready(match percent_decoded(segment) {
+            None => Err(Problem::RouteNotFound),
+            Some(bytes) => String::from_utf8(bytes)
+                .map_err(|_| InvalidKey::Character)
+                .and_then(|text| text.parse())
+                .map(Self)
+                .map_err(Problem::from),
+        })
+    }
+}
+
+/// RFC 3986, section 2.1; `None` where a percent sign is not followed by two hexadecimal digits.
+fn percent_decoded(text: &str) -> Option<Vec<u8>> {
+    let mut pieces = text.split('%');
+    let mut bytes = pieces.next()?.as_bytes().to_vec();
+    for piece in pieces {
+        let (digits, rest) = piece.split_at_checked(2)?;
+        bytes.extend(hex::decode(digits).ok()?);
+        bytes.extend(rest.as_bytes());
+    }
+    Some(bytes)
 }
 
 impl FromRequest for NoParameters {

@@ -36,7 +36,7 @@ use crate::intake::Intake;
 use crate::metrics::Metrics;
 use authorization::authorize;
 use body::BATCH_BODIES;
-use handlers::{batches, docs, jobs, lists, service, submissions};
+use handlers::{batches, docs, jobs, keys, lists, service, submissions};
 use problem::ProblemDocument;
 
 /// All that the handlers share.
@@ -89,8 +89,9 @@ const BATCH: &str = "/jobs/batch";
 const JOB: &str = "/jobs/{id}";
 const CANCEL: &str = "/jobs/{id}/cancel";
 const QUEUES: &str = "/queues";
+const KEY: &str = "/idempotency-keys/{key}";
 const METRICS: &str = "/metrics";
-const TEMPLATES: [&str; 15] = [
+const TEMPLATES: [&str; 16] = [
     ROOT,
     HEALTHZ,
     READYZ,
@@ -105,6 +106,7 @@ const TEMPLATES: [&str; 15] = [
     JOB,
     CANCEL,
     QUEUES,
+    KEY,
     METRICS,
 ];
 /// What machines ask every few seconds.
@@ -145,6 +147,7 @@ pub fn routes(config: &mut ServiceConfig) {
         )
         .service(resource(CANCEL, "POST").route(web::post().to(jobs::cancel).wrap(may(Scope::Submit))))
         .service(resource(QUEUES, "GET, HEAD").route(read().to(lists::queues).wrap(may(Scope::Read))))
+        .service(resource(KEY, "GET, HEAD").route(read().to(keys::show).wrap(may(Scope::Read))))
         .default_service(web::to(|| async { Err::<String, _>(Problem::RouteNotFound) }));
 }
 

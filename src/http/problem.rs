@@ -32,6 +32,7 @@ pub enum Problem {
     MissingScope(Scope),
     RouteNotFound,
     JobNotFound,
+    KeyNotFound,
     InvalidJobId,
     InvalidIfMatch,
     UnsupportedCondition,
@@ -126,6 +127,7 @@ impl Problem {
             Self::UnsupportedCondition => (400, "unsupported-condition", "A condition is not taken here", false),
             Self::RouteNotFound => (404, "route-not-found", "There is nothing at this path", false),
             Self::JobNotFound => (404, "job-not-found", "There is no such job", false),
+            Self::KeyNotFound => (404, "key-not-found", "There is no such key", false),
             Self::MethodNotAllowed { .. } => (405, "method-not-allowed", "The path does not take this method", false),
             Self::BodyTooSlow => (408, "request-timeout", "The body took too long to arrive", true),
             Self::RequestInFlight => (409, "request-in-flight", "The first request is still in flight", true),
@@ -173,6 +175,10 @@ impl Problem {
             Self::MissingScope(scope) => format!("The access token does not have the scope {:?}.", scope.name()),
             Self::RouteNotFound => "The paths are listed in /openapi.yaml.".to_owned(),
             Self::JobNotFound => "No job of yours has this id.".to_owned(),
+            Self::KeyNotFound => {
+                "No request of yours has been committed under this key on this route, or the key has expired."
+                    .to_owned()
+            }
             Self::MethodNotAllowed { allow } => format!("Allowed here: {allow}."),
             Self::BodyTooSlow => "Send the whole body sooner; nothing was written.".to_owned(),
             Self::BodyBroken => "The connection or its framing broke within the body; nothing was written.".to_owned(),

@@ -1,5 +1,7 @@
 //! The `Idempotency-Key` header field, after draft-ietf-httpapi-idempotency-key-header-07, section 2.1.
 
+use std::str::FromStr;
+
 use sfv::{BareItem, Item, Parser};
 use thiserror::Error;
 
@@ -49,14 +51,6 @@ impl Key {
         }
     }
 
-    /// Reads a key that is not in a header field, so that nothing is quoted and a comma is as good as any other character.
-    ///
-    /// # Errors
-    /// [`InvalidKey`] for what no header field could carry as a key.
-    pub fn parse(text: &str) -> Result<Self, InvalidKey> {
-        Self::check(text.as_bytes().to_vec())
-    }
-
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -91,6 +85,15 @@ impl Key {
     }
 }
 
+/// The key to the letter, from where it needs no quotes: a path, once decoded, or a command line.
+impl FromStr for Key {
+    type Err = InvalidKey;
+
+    fn from_str(text: &str) -> Result<Self, InvalidKey> {
+        Self::check(text.as_bytes().to_vec())
+    }
+}
+
 /// RFC 9110, section 5.6.3: spaces and tabs around a value are not part of it.
 fn trim_optional_white_space(value: &[u8]) -> &[u8] {
     let inner = |byte: &u8| !matches!(byte, b' ' | b'\t');
@@ -121,6 +124,16 @@ mod tests {
         assert_eq!(key("a;b=c").unwrap(), "a;b=c");
         assert_eq!(key("ab\"c").unwrap(), "ab\"c");
         assert_eq!(key(":YWJj:").unwrap(), ":YWJj:");
+    }
+
+    #[test]
+    fn a_key_by_itself_is_taken_to_the_letter() {
+        let text = |text: &str| text.parse::<Key>().map(|key| key.0);
+        assert_eq!(text("\"a,b\\").unwrap(), "\"a,b\\");
+        let refused = [("", InvalidKey::Empty), (" a", InvalidKey::Character), ("\u{e9}", InvalidKey::Character)];
+        for (bad, error) in refused {
+            assert_eq!(text(bad), Err(error));
+        }
     }
 
     #[test]

@@ -124,7 +124,7 @@ fn envelope<'d, 'a>(item: Value<'d, 'a>) -> Result<(Key, Value<'d, 'a>), Problem
     }
     let job = job.filter(|_| item.kind() == Kind::Object).ok_or(Problem::InvalidItem)?;
     let key = key.ok_or(InvalidKey::Missing)?;
-    Ok((Key::parse(&key.as_str().ok_or(Problem::InvalidItem)?)?, job))
+    Ok((key.as_str().ok_or(Problem::InvalidItem)?.parse()?, job))
 }
 
 /// Items of one key stay together, so that the first of them is the first that is tried.

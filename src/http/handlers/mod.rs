@@ -3,6 +3,7 @@
 pub mod batches;
 pub mod docs;
 pub mod jobs;
+pub mod keys;
 pub mod lists;
 pub mod service;
 pub mod submissions;

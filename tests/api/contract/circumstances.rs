@@ -149,7 +149,7 @@ async fn outcome_unknown(answers: &mut Answers) {
 async fn database_unfit(answers: &mut Answers) {
     let ledger = Ledger::new().await;
     let (server, other) = (ledger.serve().await, ledger.serve().await);
-    ledger.execute("alter table job_queue rename to gone").await;
+    ledger.execute("alter table job_queue rename to gone; alter table idempotency_keys rename to gone_too").await;
     for write in wholes() {
         answers.got(format!("{} 500", write.name), write.send(&server, &no_job()).await);
     }

@@ -1,4 +1,4 @@
-//! Lists, and what they are answered with when something is wrong with the request.
+//! Lists and keys, and what they are answered with when something is wrong with the request.
 
 use hapax::access::Scope;
 
@@ -17,6 +17,7 @@ pub async fn all(ledger: &Ledger, server: &Server, answers: &mut Answers) {
     lister.cancel(&lister.submit("b", full).await.job_id()).await;
     answers.got("listJobs 200 page", lister.get("/jobs").await);
     queues(ledger, server, answers).await;
+    keys(server, answers).await;
     for (operation, path) in LISTS {
         for (example, query) in
             [("invalid-parameter", "limit=201"), ("given-twice", "limit=1&limit=1"), ("unknown-parameter", "x")]
@@ -37,4 +38,19 @@ async fn queues(ledger: &Ledger, server: &Server, answers: &mut Answers) {
                 from tenants cross join generate_series(1, 10001) where name = 'queuer'";
     ledger.execute(many).await;
     answers.got("listQueues 200", lister.get("/queues").await);
+}
+
+async fn keys(server: &Server, answers: &mut Answers) {
+    server.submit("to-be-shown", request_examples("submitJob")[0].text()).await;
+    for (example, rest) in [
+        ("200", "to-be-shown"),
+        ("400 invalid-idempotency-key", "a%20b"),
+        ("400 invalid-parameter", "to-be-shown?route=GET%20/jobs"),
+        ("400 unknown-parameter", "to-be-shown?x"),
+        ("404 key-not-found", "never-sent"),
+        ("404 route-not-found", "%30"),
+    ] {
+        answers.got(format!("showKey {example}"), server.get(&format!("/idempotency-keys/{rest}")).await);
+    }
+    answers.got("showKey 405", server.send(server.request("PUT", "/idempotency-keys/k")).await);
 }

@@ -16,8 +16,12 @@ pub const READS: [(&str, &str); 6] = [
 pub const LISTS: [(&str, &str); 2] = [("listJobs", "/jobs"), ("listQueues", "/queues")];
 
 /// Those that show what belongs to a tenant.
-pub const READS_OF_A_TENANT: [(&str, &str); 3] =
-    [("showJob", "/jobs/01a20053-d957-7108-af22-b2e931e75377"), ("listJobs", "/jobs"), ("listQueues", "/queues")];
+pub const READS_OF_A_TENANT: [(&str, &str); 4] = [
+    ("showJob", "/jobs/01a20053-d957-7108-af22-b2e931e75377"),
+    ("listJobs", "/jobs"),
+    ("listQueues", "/queues"),
+    ("showKey", "/idempotency-keys/k"),
+];
 
 /// An operation that writes.
 #[derive(Clone, Copy)]

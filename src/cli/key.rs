@@ -1,0 +1,46 @@
+//! `hapax key show`: what a key stands for, as `GET /idempotency-keys/{key}` tells it.
+
+use anyhow::bail;
+use clap::Subcommand;
+use clap::builder::PossibleValuesParser;
+
+use super::{block_on, connect, print};
+use crate::access::{self, TenantName};
+use crate::configuration::Configuration;
+use crate::http::KEYED_ROUTES;
+use crate::idempotency::{Key, ScopedKey, Summary, queries};
+
+#[derive(Subcommand)]
+pub enum KeyCommand {
+    /// Show what a key stands for: first request, status, job, expiry. Never the key's answer.
+    Show {
+        #[arg(long, value_name = "NAME")]
+        tenant: TenantName,
+        /// The method and path that the key was sent to.
+        #[arg(long, value_parser = PossibleValuesParser::new(KEYED_ROUTES.map(|route| route.0)),
+            default_value = KEYED_ROUTES[0].0)]
+        route: String,
+        /// As it was sent, without quotes around it. After `--` if it begins with a hyphen.
+        key: Key,
+    },
+}
+
+pub fn run(command: KeyCommand, configuration: &Configuration) -> anyhow::Result<()> {
+    let KeyCommand::Show { tenant, route, key } = command;
+    let route = KEYED_ROUTES.into_iter().find(|known| known.0 == route).expect("clap lets no other through");
+    block_on(async {
+        let mut connection = connect(configuration).await?;
+        let Some(id) = access::queries::find_tenant(&mut connection, &tenant).await? else {
+            bail!("there is no tenant {}", tenant.as_str());
+        };
+        let key = ScopedKey { tenant: id, route, key };
+        match queries::find(&mut connection, &key).await?.filter(|stored| !stored.expired) {
+            Some(stored) => print(&serde_json::to_string_pretty(&Summary::of(route, &stored.outcome))?),
+            None => bail!(
+                "{} has no such key on {}: no request was committed under it, or it has expired",
+                tenant.as_str(),
+                route.0
+            ),
+        }
+    })
+}

@@ -1,0 +1,26 @@
+//! What a key stands for.
+
+use actix_web::{HttpRequest, HttpResponse, web};
+
+use crate::access::Caller;
+use crate::http::extractors::{Deadline, PathKey};
+use crate::http::parameters::parameters;
+use crate::http::{App, KEYED_ROUTES, Problem, SUBMIT};
+use crate::idempotency::{ScopedKey, Summary, queries};
+
+/// `GET /idempotency-keys/{key}`: what the key stands for on a route, until it expires.
+pub async fn show(
+    request: HttpRequest,
+    app: web::Data<App>,
+    caller: Caller,
+    key: PathKey,
+) -> Result<HttpResponse, Problem> {
+    let [route] = parameters(&request, ["route"])?;
+    let expected = format!("{} is expected", KEYED_ROUTES.map(|route| route.0).join(" or "));
+    let route = route.read(&expected, |name| KEYED_ROUTES.into_iter().find(|route| route.0 == name))?;
+    let key = ScopedKey { tenant: caller.tenant, route: route.unwrap_or(SUBMIT), key: key.0 };
+    let find = async |connection: &mut _| queries::find(connection, &key).await;
+    let stored = app.reads.read(Deadline::of(&request), find).await?;
+    let stored = stored.filter(|stored| !stored.expired).ok_or(Problem::KeyNotFound)?;
+    Ok(HttpResponse::Ok().json(Summary::of(key.route, &stored.outcome)))
+}

@@ -1,0 +1,44 @@
+//! What may be told of a key: everything but the key and the answer.
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::Serialize;
+
+use super::{Outcome, Route};
+use crate::ids::JobId;
+
+/// What a key stands for, as the API and `hapax key show` tell it to whoever is on call.
+#[derive(Debug, Serialize)]
+pub struct Summary {
+    route: &'static str,
+    status: i16,
+    job_id: JobId,
+    first_request: FirstRequest,
+    expires_at: String,
+    fingerprint_prefix: String,
+}
+
+#[derive(Debug, Serialize)]
+struct FirstRequest {
+    id: String,
+    at: String,
+}
+
+impl Summary {
+    pub fn of(route: Route, outcome: &Outcome) -> Self {
+        /// Enough to tell two requests apart, and too little to guess a payload by.
+        const SHOWN_BYTES: usize = 8;
+        Self {
+            route: route.0,
+            status: outcome.answer.status,
+            job_id: outcome.answer.job_id,
+            first_request: FirstRequest { id: outcome.request_id.as_str().to_owned(), at: rfc3339(outcome.created_at) },
+            expires_at: rfc3339(outcome.expires_at),
+            fingerprint_prefix: hex::encode(&outcome.fingerprint.as_bytes()[..SHOWN_BYTES]),
+        }
+    }
+}
+
+/// As all times of the API: UTC, to the microsecond.
+fn rfc3339(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Micros, true)
+}
