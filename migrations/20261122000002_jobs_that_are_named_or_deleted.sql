@@ -1,12 +1,10 @@
--- An earlier release that still runs neither names jobs nor deletes them, so its rows fit.
+-- An earlier release that still runs neither names jobs nor deletes them, so its rows fit. The rows that are there are
+-- looked through later, by a statement that blocks nobody.
 alter table jobs
     add column named boolean not null default false,
     add column deleted_at timestamptz,
     alter column payload drop not null,
-    add constraint jobs_deleted_check check ((deleted_at is null) = (payload is not null));
-
--- Whether a tenant has named jobs is asked for its lists: only the ids that we make are in the order of time.
-create index jobs_named_idx on jobs (tenant_id) where named;
+    add constraint jobs_deleted_check check ((deleted_at is null) = (payload is not null)) not valid;
 
 comment on table jobs is 'A row is what was asked for, as submitted. Only a deletion changes it, which empties the payload and leaves the row. Null is what the request was silent about.';
 comment on column jobs.named is 'Whether the client chose the id, by PUT; else we did, and it holds created_at.';

@@ -12,6 +12,6 @@ comment on column job_uniques.digest is 'SHA-256 over type, queue and what stand
 
 alter table jobs
     add column unique_by text [] collate "C",
-    add constraint jobs_unique_by_check check (cardinality(unique_by) between 1 and 16);
+    add constraint jobs_unique_by_check check (cardinality(unique_by) between 1 and 16) not valid;
 
 comment on column jobs.unique_by is 'JSON Pointers to what makes the job unique while it is active; null: nothing does.';
