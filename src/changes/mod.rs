@@ -81,21 +81,25 @@ impl Changes {
     /// # Errors
     /// [`DatabaseError`], at `deadline` at the latest.
     pub async fn patch(&self, change: &Change, deadline: Instant) -> Result<Result<Answer, Refusal>, DatabaseError> {
-        let terms = self.engine.terms();
         loop {
             let next = match self.next(change, deadline).await? {
                 Ok(next) => next,
                 Err(refusal) => return Ok(Err(refusal)),
             };
-            let mut attempts = 0;
-            let write = async |connection: &mut _| {
-                attempts += 1;
-                queries::patch(connection, change.tenant, &next, terms).await
+            // Whether an attempt was sent again, since the one before it was lost.
+            let mut repeated = false;
+            let patch = async |terms| {
+                let mut attempts = 0;
+                let write = async |connection: &mut _| {
+                    attempts += 1;
+                    queries::patch(connection, change.tenant, &next, terms).await
+                };
+                let written = self.lane().complete(deadline, write).await;
+                repeated |= attempts > 1;
+                written
             };
-            if self.lane().complete(deadline, write).await? {
-                return Ok(Ok(next.answer));
-            }
-            if attempts > 1 && self.has_come_about(change, &next, deadline).await? {
+            let made = self.engine.patiently(deadline, patch).await?;
+            if made || (repeated && self.was_ours(change, &next, deadline).await?) {
                 return Ok(Ok(next.answer));
             }
         }
@@ -111,11 +115,13 @@ impl Changes {
         id: JobId,
         deadline: Instant,
     ) -> Result<Option<Found<Current>>, DatabaseError> {
-        let terms = self.engine.terms();
+        let cancel = async |terms| {
+            let write = async |connection: &mut _| queries::cancel(connection, tenant, id, terms).await;
+            self.lane().complete(deadline, write).await
+        };
         loop {
-            let cancel = async |connection: &mut _| queries::cancel(connection, tenant, id, terms).await;
-            self.lane().complete(deadline, cancel).await?;
-            match self.find(tenant, id, deadline).await? {
+            self.engine.patiently(deadline, cancel).await?;
+            match self.find(tenant, id, deadline).await.map_err(after_a_write)? {
                 // It came into the queue in between.
                 Some(Found::Job(current)) if current.job.state == State::Queued => {}
                 found => return Ok(found),
@@ -128,15 +134,16 @@ impl Changes {
     /// # Errors
     /// [`DatabaseError`], at `deadline` at the latest.
     pub async fn delete(&self, tenant: TenantId, id: JobId, deadline: Instant) -> Result<(), DatabaseError> {
-        let terms = self.engine.terms();
-        loop {
-            let delete = async |connection: &mut _| queries::delete(connection, tenant, id, terms).await;
-            let deletion = self.lane().complete(deadline, delete).await?;
-            if deletion.removed || !deletion.emptied {
-                return Ok(());
-            }
+        let delete = async |terms| {
+            let write = async |connection: &mut _| queries::delete(connection, tenant, id, terms).await;
+            self.lane().complete(deadline, write).await
+        };
+        let deletion = self.engine.patiently(deadline, delete).await?;
+        if deletion.emptied && !deletion.removed {
             // It was being moved from one table to another, where that statement could not see it. The next one can.
+            self.engine.patiently(deadline, delete).await.map_err(after_a_write)?;
         }
+        Ok(())
     }
 
     async fn act(
@@ -178,15 +185,11 @@ impl Changes {
         Ok(Ok(Next { job, made_from: version, answer }))
     }
 
-    /// Whether a change of ours was committed although its acknowledgement was lost. RFC 9110, section 13.1.1, has it
-    /// answered as done where it appears to be.
-    async fn has_come_about(&self, change: &Change, next: &Next, deadline: Instant) -> Result<bool, DatabaseError> {
-        let Some(Found::Job(now)) = self.find(change.tenant, change.id, deadline).await? else {
-            return Err(DatabaseError::Unknown);
-        };
-        match now.version - next.made_from {
-            0 => Ok(false),
-            1 if now.job.to_json() == next.answer.body => Ok(true),
+    /// Whether it was ours that made the version that an attempt of ours has met, after one whose acknowledgement was lost.
+    /// RFC 9110, section 13.1.1, has a change answered as done where it appears to be.
+    async fn was_ours(&self, change: &Change, next: &Next, deadline: Instant) -> Result<bool, DatabaseError> {
+        match self.find(change.tenant, change.id, deadline).await.map_err(after_a_write)? {
+            Some(Found::Job(now)) if now.version == next.made_from + 1 => Ok(now.job.to_json() == next.answer.body),
             // Another change hides whether ours came before it.
             _ => Err(DatabaseError::Unknown),
         }
@@ -205,4 +208,10 @@ impl Changes {
     fn lane(&self) -> &Lane {
         self.engine.lane()
     }
+}
+
+/// What it means that something could not be found out about a request that has been carried out, or may have been.
+fn after_a_write(error: DatabaseError) -> DatabaseError {
+    tracing::warn!(%error, "what became of a request could not be read");
+    DatabaseError::Unknown
 }

@@ -133,16 +133,19 @@ pub async fn delete(
             ),
             unqueued as (
                 delete from job_queue
+                using terms
                 where tenant_id = $3 and job_id = $4
                 returning job_id
             ),
             forgotten as (
                 delete from job_outcomes
+                using terms
                 where tenant_id = $3 and job_id = $4
                 returning job_id
             ),
             freed as (
                 delete from job_uniques
+                using terms
                 where tenant_id = $3 and job_id = $4
             )
             select

@@ -27,6 +27,10 @@ pub enum DatabaseError {
         /// An attempt before this one was lost under way, and may have been committed.
         after_loss: bool,
     },
+    /// It would have violated a unique constraint as things are, and was rolled back. Where an attempt before it was
+    /// lost, what stands there tells of that one.
+    #[error("the statement met what is there already")]
+    Violation(#[source] sqlx::Error),
     /// PostgreSQL refused it and would again.
     #[error("the statement failed")]
     Statement(#[source] sqlx::Error),

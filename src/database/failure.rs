@@ -18,6 +18,8 @@ pub enum Failure {
     Locked,
     /// The server has no room or no time. Rolled back.
     Refused,
+    /// A unique constraint was in the way. Rolled back.
+    Violation,
     Other,
 }
 
@@ -49,6 +51,7 @@ impl Failure {
             "25006" => Self::ReadOnly,
             "40P01" | "40001" => Self::Collided,
             "40003" => Self::Lost,
+            "23505" => Self::Violation,
             "57014" => Self::Refused,
             class if class.starts_with("08") => Self::Lost,
             class if class.starts_with("53") => Self::Refused,

@@ -147,6 +147,7 @@ impl Lane {
                 Failure::ReadOnly => self.shared.outage.note_failure(),
                 Failure::Collided => course.renew_patience(),
                 Failure::Locked => return Err(DatabaseError::Locked { after_loss: course.is_unknown() }),
+                Failure::Violation => return Err(DatabaseError::Violation(error)),
                 Failure::Refused => return Err(course.refuse(DatabaseError::Unavailable(words(&error)))),
                 Failure::Other => return Err(course.refuse(DatabaseError::Statement(error))),
             }
@@ -229,7 +230,7 @@ impl Lane {
             Failure::Away => Retry::Connect,
             Failure::Stale | Failure::ReadOnly => Retry::Stale,
             Failure::Collided => Retry::Collided,
-            Failure::Locked | Failure::Refused | Failure::Other => return lease.give_back(),
+            Failure::Locked | Failure::Refused | Failure::Violation | Failure::Other => return lease.give_back(),
         };
         self.shared.metrics.count_database_retry(retry);
         if *failure == Failure::Collided {

@@ -452,7 +452,7 @@ impl From<DatabaseError> for Problem {
             DatabaseError::Shed(reason) => Self::Shed(reason),
             DatabaseError::Unknown | DatabaseError::Locked { after_loss: true } => Self::OutcomeUnknown,
             DatabaseError::Locked { after_loss: false } => Self::RequestInFlight,
-            DatabaseError::Statement(_) => Self::Internal(error.into()),
+            DatabaseError::Statement(_) | DatabaseError::Violation(_) => Self::Internal(error.into()),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use thiserror::Error;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{Answer, Fingerprint, Outcome, ScopedKey, queries};
 use crate::database::{DatabaseError, Lane};
@@ -106,6 +106,11 @@ pub struct Engine {
 /// How long a statement waits for a lock at first. Measured: enough for another request's commit, and short enough
 /// that the neighbours of a held key hardly notice.
 const FIRST_LOCK_WAIT: Duration = Duration::from_millis(20);
+/// Between turns that come to nothing: none after the first, for the row that was in the way has just gone.
+const PAUSE_FIRST: Duration = Duration::from_millis(1);
+const PAUSE_LONGEST: Duration = Duration::from_millis(100);
+/// The status of an outcome that has made a job.
+const CREATED: i16 = 201;
 
 impl Engine {
     /// `lane` is for writes alone, of `connections` at the most; `terms.lock_wait` is the longest that a request waits
@@ -120,9 +125,35 @@ impl Engine {
         &self.lane
     }
 
-    /// For a statement without a key, which waits for whom it meets as long as one with a key does.
-    pub fn terms(&self) -> Terms {
-        self.terms
+    /// Sends a statement without a key by `act`, with a short wait for locks, and where that is not enough once more with
+    /// the whole of it, on one of a few places: whoever holds a row must not take every connection from the others.
+    ///
+    /// # Errors
+    /// [`DatabaseError`], at `deadline` at the latest.
+    pub async fn patiently<T>(
+        &self,
+        deadline: Instant,
+        mut act: impl AsyncFnMut(Terms) -> Result<T, DatabaseError>,
+    ) -> Result<T, DatabaseError> {
+        let began = Instant::now();
+        let terms = |lock_wait| Terms { lock_wait, ..self.terms };
+        let after_loss = match act(terms(FIRST_LOCK_WAIT.min(self.terms.lock_wait))).await {
+            Err(DatabaseError::Locked { after_loss }) => after_loss,
+            done => return done,
+        };
+        let patience_ends = deadline.min(began + self.terms.lock_wait);
+        let Ok(Ok(_place)) = timeout_at(patience_ends, self.patient.acquire()).await else {
+            return Err(DatabaseError::Locked { after_loss });
+        };
+        let wait = patience_ends.saturating_duration_since(Instant::now());
+        if wait < Duration::from_millis(1) {
+            return Err(DatabaseError::Locked { after_loss });
+        }
+        match act(terms(wait)).await {
+            Err(DatabaseError::Locked { .. }) => Err(DatabaseError::Locked { after_loss }),
+            Err(_) if after_loss => Err(DatabaseError::Unknown),
+            done => done,
+        }
     }
 
     /// Carries a request out, or finds the outcome of the earlier one that did.
@@ -138,67 +169,36 @@ impl Engine {
         deadline: Instant,
         mut act: impl AsyncFnMut(OnConflict, Terms) -> Result<Acted<R>, DatabaseError>,
     ) -> Result<Performed<R>, KeyedError> {
-        // Each turn ends in an answer, unless the row that was in the way has gone or expired in between.
+        // Each turn ends in an answer, unless what was in the way has gone or changed in between.
         let mut on_conflict = OnConflict::DoNothing;
+        let mut pause = Duration::ZERO;
         loop {
-            let refusal = match self.try_patiently(on_conflict, deadline, &mut act).await? {
+            let acted = self.patiently(deadline, async |terms| act(on_conflict, terms).await).await?;
+            let (stored, refusal) = match acted {
                 Acted::Done(answer, expires_at) => return Ok(Performed::First(request.outcome(answer, expires_at))),
-                Acted::Refused(refusal) => Some(refusal),
-                Acted::Not => None,
+                Acted::Refused(refusal) => (self.look(request, deadline).await?, Some(refusal)),
+                Acted::Not => (self.find(request, deadline).await?, None),
             };
-            on_conflict = match self.find(request, deadline).await? {
+            on_conflict = match (stored, refusal) {
                 // An attempt of ours was committed and its acknowledgement lost.
-                Some(stored) if request.has_made(&stored.outcome) => return Ok(Performed::First(stored.outcome)),
-                Some(stored) if !stored.expired => return judge(request, stored.outcome).map(Performed::Replayed),
-                other => match (refusal, other) {
-                    (Some(refusal), _) => return Ok(Performed::Refused(refusal)),
-                    (None, None) => OnConflict::DoNothing,
-                    (None, Some(_)) => OnConflict::TakeOverExpired,
-                },
+                (Some(stored), _) if request.has_made(&stored.outcome) => return Ok(Performed::First(stored.outcome)),
+                (Some(stored), _) if !stored.expired => return judge(request, stored.outcome).map(Performed::Replayed),
+                (_, Some(refusal)) => return Ok(Performed::Refused(refusal)),
+                (None, None) => OnConflict::DoNothing,
+                (Some(_), None) => OnConflict::TakeOverExpired,
             };
+            sleep_until(deadline.min(Instant::now() + pause)).await;
+            pause = (pause * 2).clamp(PAUSE_FIRST, PAUSE_LONGEST);
         }
     }
 
-    /// Finds the outcome of an earlier request with the key, and writes nothing. `None`: there is none.
-    ///
-    /// # Errors
-    /// As [`Engine::perform`].
-    pub async fn replay(&self, request: &Keyed, deadline: Instant) -> Result<Option<Outcome>, KeyedError> {
+    /// Reads what stands under the key for a request that has written nothing.
+    async fn look(&self, request: &Keyed, deadline: Instant) -> Result<Option<queries::Stored>, KeyedError> {
         let key = &request.key;
-        let found = self.lane.read(deadline, async |connection| queries::find(connection, key).await).await;
-        found?.filter(|stored| !stored.expired).map(|stored| judge(request, stored.outcome)).transpose()
+        Ok(self.lane.read(deadline, async |connection| queries::find(connection, key).await).await?)
     }
 
-    /// Tries with a short wait for locks, and where that is not enough once more with the whole of it.
-    async fn try_patiently<R>(
-        &self,
-        on_conflict: OnConflict,
-        deadline: Instant,
-        act: &mut impl AsyncFnMut(OnConflict, Terms) -> Result<Acted<R>, DatabaseError>,
-    ) -> Result<Acted<R>, KeyedError> {
-        let began = Instant::now();
-        let terms = |lock_wait| Terms { lock_wait, ..self.terms };
-        let after_loss = match act(on_conflict, terms(FIRST_LOCK_WAIT.min(self.terms.lock_wait))).await {
-            Err(DatabaseError::Locked { after_loss }) => after_loss,
-            done => return Ok(done?),
-        };
-        let patience_ends = deadline.min(began + self.terms.lock_wait);
-        let Ok(Ok(_place)) = timeout_at(patience_ends, self.patient.acquire()).await else {
-            return Err(KeyedError::InFlight);
-        };
-        let wait = patience_ends.saturating_duration_since(Instant::now());
-        if wait < Duration::from_millis(1) {
-            return Err(KeyedError::InFlight);
-        }
-        match act(on_conflict, terms(wait)).await {
-            Err(DatabaseError::Unavailable(_) | DatabaseError::Shed(_) | DatabaseError::Statement(_)) if after_loss => {
-                Err(KeyedError::OutcomeUnknown)
-            }
-            done => Ok(done?),
-        }
-    }
-
-    /// Reads what stands under the key. There may be an outcome, if not of this attempt then of another, so not being
+    /// The same for one that came too late, maybe behind itself. There may be an outcome, if not of this attempt then of another, so not being
     /// able to read it means that it is unknown.
     async fn find(&self, request: &Keyed, deadline: Instant) -> Result<Option<queries::Stored>, KeyedError> {
         let key = &request.key;
@@ -223,13 +223,16 @@ impl Keyed {
         }
     }
 
-    /// Whether this very request has left an outcome, and not a copy of it. Where no job tells, two copies would have to
-    /// bear one `X-Request-Id` and be accepted in one microsecond to be mixed up, and then differ in nothing that matters.
+    /// Whether this very request has left an outcome, and not a copy of it. Where a job was made, its id tells. Where none
+    /// was, two copies would have to bear one `X-Request-Id` and be accepted in one microsecond to be mixed up; they then
+    /// differ in nothing but who is told that it came first.
     fn has_made(&self, outcome: &Outcome) -> bool {
-        match self.makes {
-            Some(job_id) => outcome.answer.job_id == job_id,
-            None => outcome.request_id == self.request_id && outcome.created_at == self.created_at,
+        if self.makes.is_some() && outcome.answer.status == CREATED {
+            return self.makes == Some(outcome.answer.job_id);
         }
+        outcome.request_id == self.request_id
+            && outcome.created_at == self.created_at
+            && outcome.fingerprint == self.fingerprint
     }
 }
 
@@ -248,7 +251,7 @@ impl From<DatabaseError> for KeyedError {
             DatabaseError::Unavailable(reason) => Self::Unavailable(reason),
             DatabaseError::Shed(reason) => Self::Shed(reason),
             DatabaseError::Unknown => Self::OutcomeUnknown,
-            DatabaseError::Statement(error) => Self::Failed(error),
+            DatabaseError::Statement(error) | DatabaseError::Violation(error) => Self::Failed(error),
         }
     }
 }

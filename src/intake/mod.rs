@@ -23,6 +23,10 @@ pub struct Intake {
     engine: Engine,
 }
 
+/// There is neither an outcome under the key nor a job of the content.
+#[derive(Clone, Copy, Debug)]
+pub struct NothingThere;
+
 /// What became of a job that its client has named.
 #[derive(Debug)]
 pub enum Put {
@@ -68,21 +72,27 @@ impl Intake {
                 self.engine.perform(&submission.keyed, deadline, act).await
             }
         };
-        match performed {
-            Err(KeyedError::KeyReused { first, .. }) => Err(self.compare(submission, first, deadline).await),
-            performed => performed,
-        }
+        self.compared(submission, performed, deadline).await
     }
 
-    /// Finds the outcome of an earlier request with the key, and writes nothing. `None`: there is none.
+    /// Does all that [`Intake::submit`] does, but makes no job: finds the outcome of an earlier request with the key, or
+    /// adopts the active job of the same content.
     ///
     /// # Errors
     /// As [`Intake::submit`].
-    pub async fn replay(&self, submission: &Submission, deadline: Instant) -> Result<Option<Outcome>, KeyedError> {
-        match self.engine.replay(&submission.keyed, deadline).await {
-            Err(KeyedError::KeyReused { first, .. }) => Err(self.compare(submission, first, deadline).await),
-            replayed => replayed,
-        }
+    pub async fn find_or_adopt(
+        &self,
+        submission: &Submission,
+        deadline: Instant,
+    ) -> Result<Performed<NothingThere>, KeyedError> {
+        let act = async |on_conflict, terms| {
+            let Some(content) = submission.content else { return Ok(Acted::Refused(NothingThere)) };
+            match self.find_content(submission, content, deadline).await? {
+                None => Ok(Acted::Refused(NothingThere)),
+                Some(holder) => self.adopt(submission, holder, content, on_conflict, terms, deadline).await,
+            }
+        };
+        self.compared(submission, self.engine.perform(&submission.keyed, deadline, act).await, deadline).await
     }
 
     /// Makes a job under the id that its client has chosen, or looks what is there.
@@ -90,10 +100,12 @@ impl Intake {
     /// # Errors
     /// [`DatabaseError`], at `deadline` at the latest.
     pub async fn put(&self, draft: &Draft, deadline: Instant) -> Result<Put, DatabaseError> {
-        let terms = self.engine.terms();
-        loop {
+        let put = async |terms| {
             let write = async |connection: &mut _| queries::put(connection, draft, terms).await;
-            if self.engine.lane().complete(deadline, write).await? {
+            self.engine.lane().complete(deadline, write).await
+        };
+        loop {
+            if self.engine.patiently(deadline, put).await? {
                 return Ok(Put::Created(draft.answer.clone()));
             }
             if let Some(found) = self.find_named(draft, deadline).await? {
@@ -139,17 +151,15 @@ impl Intake {
         terms: Terms,
         deadline: Instant,
     ) -> Result<Acted<Infallible>, DatabaseError> {
-        let (tenant, lane) = (submission.draft.tenant, self.engine.lane());
-        let find = async |connection: &mut _| queries::find_content(connection, tenant, content).await;
-        if let Some(holder) = lane.read(deadline, find).await? {
+        if let Some(holder) = self.find_content(submission, content, deadline).await? {
             return self.adopt(submission, holder, content, on_conflict, terms, deadline).await;
         }
         let write = async |connection: &mut _| {
             queries::submit_unique(connection, submission, content, on_conflict, terms).await
         };
-        match lane.complete(deadline, write).await {
+        match self.engine.lane().complete(deadline, write).await {
             // Somebody was faster, and is found in the next turn.
-            Err(DatabaseError::Statement(error)) if violates(&error, queries::CONTENT_TAKEN) => Ok(Acted::Not),
+            Err(DatabaseError::Violation(error)) if violates(&error, queries::CONTENT_TAKEN) => Ok(Acted::Not),
             written => {
                 Ok(written?.map_or(Acted::Not, |expires_at| Acted::Done(submission.draft.answer.clone(), expires_at)))
             }
@@ -157,7 +167,7 @@ impl Intake {
     }
 
     /// Lets the key stand for the job that has the content.
-    async fn adopt(
+    async fn adopt<R>(
         &self,
         submission: &Submission,
         holder: JobId,
@@ -165,10 +175,12 @@ impl Intake {
         on_conflict: OnConflict,
         terms: Terms,
         deadline: Instant,
-    ) -> Result<Acted<Infallible>, DatabaseError> {
-        let Some(Found::Job((job, created_at))) = self.submitted(submission.draft.tenant, holder, deadline).await?
-        else {
-            return Ok(Acted::Not);
+    ) -> Result<Acted<R>, DatabaseError> {
+        let (job, created_at) = match self.submitted(submission.draft.tenant, holder, deadline).await? {
+            Some(Found::Job(submitted)) => submitted,
+            // And its content with it, by now.
+            Some(Found::Deleted) => return Ok(Acted::Not),
+            None => return Err(DatabaseError::Statement(sqlx::Error::Decode("content is taken by no job".into()))),
         };
         let answer = submission::answer(200, holder, created_at, &job);
         let write = async |connection: &mut _| {
@@ -176,6 +188,30 @@ impl Intake {
         };
         let written = self.engine.lane().complete(deadline, write).await?;
         Ok(written.map_or(Acted::Not, |expires_at| Acted::Done(answer, expires_at)))
+    }
+
+    async fn find_content(
+        &self,
+        submission: &Submission,
+        content: ContentDigest,
+        deadline: Instant,
+    ) -> Result<Option<JobId>, DatabaseError> {
+        let tenant = submission.draft.tenant;
+        let find = async |connection: &mut _| queries::find_content(connection, tenant, content).await;
+        self.engine.lane().read(deadline, find).await
+    }
+
+    /// Adds to a refusal because of the key where the two requests differ.
+    async fn compared<R>(
+        &self,
+        submission: &Submission,
+        performed: Result<Performed<R>, KeyedError>,
+        deadline: Instant,
+    ) -> Result<Performed<R>, KeyedError> {
+        match performed {
+            Err(KeyedError::KeyReused { first, .. }) => Err(self.compare(submission, first, deadline).await),
+            performed => performed,
+        }
     }
 
     /// Where a request differs from the one that its key stands for.

@@ -9,16 +9,16 @@ use crate::json::{Document, Kind, Value};
 /// A JSON Merge Patch (RFC 7396) of a job.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Patch {
-    priority: Option<Change<i16>>,
-    run_at: Option<Change<DateTime<Utc>>>,
-    max_attempts: Option<Change<i32>>,
+    priority: Option<NewValue<i16>>,
+    run_at: Option<NewValue<DateTime<Utc>>>,
+    max_attempts: Option<NewValue<i32>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Change<T> {
-    To(T),
+enum NewValue<T> {
+    Is(T),
     /// `null` takes a member away, and a job without it has what a submission that is silent about it gets.
-    ToDefault,
+    Default,
 }
 
 impl Patch {
@@ -48,19 +48,19 @@ impl Patch {
 fn change<T>(
     value: Option<Value<'_, '_>>,
     read: impl Fn(Value<'_, '_>) -> Result<T, InvalidJob>,
-) -> Result<Option<Change<T>>, InvalidJob> {
+) -> Result<Option<NewValue<T>>, InvalidJob> {
     let change = |value: Value<'_, '_>| match value.kind() {
-        Kind::Null => Ok(Change::ToDefault),
-        _ => read(value).map(Change::To),
+        Kind::Null => Ok(NewValue::Default),
+        _ => read(value).map(NewValue::Is),
     };
     value.map(change).transpose()
 }
 
-fn set<T>(member: &mut T, change: Option<Change<T>>, default: T) {
+fn set<T>(member: &mut T, change: Option<NewValue<T>>, default: T) {
     match change {
         None => {}
-        Some(Change::To(value)) => *member = value,
-        Some(Change::ToDefault) => *member = default,
+        Some(NewValue::Is(value)) => *member = value,
+        Some(NewValue::Default) => *member = default,
     }
 }
 

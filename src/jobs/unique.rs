@@ -1,7 +1,5 @@
 //! Content that may be there once at a time.
 
-use std::fmt::Write;
-
 use sha2::{Digest, Sha256};
 
 use super::members::{InvalidJob, invalid, members, required};
@@ -33,8 +31,9 @@ pub fn pointers(unique: Value<'_, '_>) -> Result<Vec<String>, InvalidJob> {
         let pointer = pointer.ok_or_else(|| {
             invalid(&place(position), "a JSON Pointer to /payload or into it is expected, of 256 bytes at most")
         })?;
-        if pointers.iter().any(|known: &String| *known == *pointer) {
-            return Err(invalid(&place(position), "the pointer is given twice"));
+        // Whatever lies within what is named already adds nothing but work.
+        if pointers.iter().any(|known: &String| is_within(known, &pointer) || is_within(&pointer, known)) {
+            return Err(invalid(&place(position), "the pointer is given twice, or one of the others leads into it"));
         }
         pointers.push(pointer.into_owned());
     }
@@ -44,6 +43,11 @@ pub fn pointers(unique: Value<'_, '_>) -> Result<Vec<String>, InvalidJob> {
 fn leads_into_payload(pointer: &str) -> bool {
     let rest = pointer.strip_prefix("/payload");
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) && pointer.len() <= POINTER_LENGTH_MAX
+}
+
+/// Whether the second of two pointers leads to the place of the first or into it.
+fn is_within(outer: &str, inner: &str) -> bool {
+    inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 fn place(position: usize) -> String {
@@ -71,13 +75,18 @@ impl ContentDigest {
         places.sort_by_key(|(pointer, _)| *pointer);
         // A JSON text, in which nothing can pass for anything else; a place that is not there has no content.
         let quoted = |text: &str| serde_json::Value::from(text).to_string();
-        let mut text = format!("[{},{}", quoted(kind), quoted(queue));
+        let mut hash = Sha256::new();
+        hash.update(format!("[{},{}", quoted(kind), quoted(queue)));
         for (pointer, value) in places {
-            let content = value.map(|value| format!(",{}", value.canonical())).unwrap_or_default();
-            write!(text, ",[{}{content}]", quoted(pointer)).expect("writing to a string cannot fail");
+            hash.update(format!(",[{}", quoted(pointer)));
+            if let Some(value) = value {
+                hash.update(",");
+                hash.update(value.canonical());
+            }
+            hash.update("]");
         }
-        text.push(']');
-        Ok(Self(Sha256::digest(text).into()))
+        hash.update("]");
+        Ok(Self(hash.finalize().into()))
     }
 
     pub fn as_bytes(&self) -> &[u8] {
@@ -137,6 +146,8 @@ mod tests {
             (r#"["/payloads"]"#, "/unique/by/0"),
             (r#"["/payload/a","/payload/~2"]"#, "/unique/by/1"),
             (r#"["/payload/a","/payload/a"]"#, "/unique/by/1"),
+            (r#"["/payload/a","/payload/ab","/payload/a/b"]"#, "/unique/by/2"),
+            (r#"["/payload/a/b","/payload"]"#, "/unique/by/1"),
             (r#"["/payload/twice"]"#, "/unique/by/0"),
         ] {
             let body = format!(r#""payload":{{"twice":1,"twice":2}},"unique":{{"by":{by}}}"#);

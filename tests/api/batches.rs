@@ -71,7 +71,12 @@ async fn items_of_one_key_are_tried_in_their_order() {
     for (number, answer) in answers.iter().enumerate() {
         assert_eq!(answer.body, answers[number % 10].body);
     }
-    ledger.is_whole_with(10).await;
+    for round in 0..20 {
+        let batch: String = (0..8).map(|n| item(format!("round-{round}"), job(n))).collect();
+        let answers = server.submit_batch(batch).await.items();
+        assert_eq!(statuses(&answers), [vec![201], vec![422; 7]].concat());
+    }
+    ledger.is_whole_with(30).await;
 }
 
 #[tokio::test]

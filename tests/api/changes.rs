@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::harness::{Answer, Ledger, Proxy, Server, Treatment, job};
+use crate::harness::{Answer, Ledger, Proxy, QUICK, Server, Treatment, job};
 
 async fn queued(server: &Server) -> String {
     server.submit(&uuid::Uuid::new_v4().to_string(), job(1)).await.job_id()
@@ -79,22 +79,22 @@ async fn of_many_changes_of_one_version_one_is_made() {
     assert_eq!(show(&one, &id).await.json()["max_attempts"], made[0].json()["max_attempts"]);
 }
 
-/// A server whose writes are known by how long they wait for locks, which is written into each.
-async fn marked(ledger: &Ledger) -> (Proxy, Server) {
+/// What a write is known by when it is executed: it waits for locks for 20 ms at first, and says so in its first parameter.
+const WRITE: &str = "\0\0\0\u{2}20";
+
+async fn through_a_proxy(ledger: &Ledger) -> (Proxy, Server) {
     let proxy = Proxy::before(ledger).await;
-    let server = ledger.serve_through(&proxy, &[("HAPAX__INTAKE__LOCK_WAIT", MARK)]).await;
+    let server = ledger.serve_through(&proxy, &[]).await;
     (proxy, server)
 }
-
-const MARK: &str = "2718ms";
 
 #[tokio::test]
 async fn a_change_whose_acknowledgement_was_lost_is_not_taken_for_another_one_s() {
     for treatment in [Treatment::CutBefore, Treatment::CutAfter] {
         let ledger = Ledger::new().await;
-        let (proxy, server) = marked(&ledger).await;
+        let (proxy, server) = through_a_proxy(&ledger).await;
         let id = queued(&server).await;
-        proxy.treat_next(&MARK[..4], treatment);
+        proxy.treat_next(WRITE, treatment);
         let changed = server.patch(&id, "\"1\"", r#"{"priority":1}"#).await;
         assert!(proxy.is_done());
         assert_eq!((changed.status, changed.header("etag")), (200, "\"2\""));
@@ -105,7 +105,7 @@ async fn a_change_whose_acknowledgement_was_lost_is_not_taken_for_another_one_s(
 #[tokio::test]
 async fn a_change_that_another_one_hides_is_not_claimed_to_have_been_made_or_not() {
     let ledger = Ledger::new().await;
-    let (proxy, server) = marked(&ledger).await;
+    let (proxy, server) = through_a_proxy(&ledger).await;
     let id = queued(&server).await;
     ledger
         .execute(
@@ -113,20 +113,124 @@ async fn a_change_that_another_one_hides_is_not_claimed_to_have_been_made_or_not
              create trigger hide before update on job_queue for each row execute function hide()",
         )
         .await;
-    proxy.treat_next(&MARK[..4], Treatment::CutAfter);
+    proxy.treat_next(WRITE, Treatment::CutAfter);
     server.patch(&id, "*", r#"{"priority":1}"#).await.is_problem(503, "outcome-unknown");
+}
+
+#[tokio::test]
+async fn another_s_change_is_not_taken_for_one_s_own() {
+    let ledger = Ledger::new().await;
+    let (proxy, server) = through_a_proxy(&ledger).await;
+    let id = queued(&server).await;
+    // Ours never arrives, and its repetition waits for another's.
+    let others = ledger.hold("update job_queue set version = 2, max_attempts = 9").await;
+    proxy.treat_next(WRITE, Treatment::CutBefore);
+    let asked = {
+        let (client, id) = ((*server).clone(), id.clone());
+        tokio::spawn(async move { client.patch(&id, "\"1\"", r#"{"priority":1}"#).await })
+    };
+    ledger.until_waiting(1).await;
+    others.commit().await;
+    asked.await.unwrap().is_problem(412, "precondition-failed");
+}
+
+#[tokio::test]
+async fn two_changes_of_one_version_that_waited_for_it_are_not_both_made() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let id = queued(&server).await;
+    let held = ledger.hold("select from job_queue for update").await;
+    let change = |n: u64| {
+        let request = server.patch_job(&id, "\"1\"", format!(r#"{{"max_attempts":{n}}}"#));
+        let (client, request) = ((*server).clone(), request.header("idempotency-key", format!("key-{n}")));
+        tokio::spawn(async move { client.send(request).await.status })
+    };
+    let changes = [change(1), change(2)];
+    ledger.until_waiting(2).await;
+    held.roll_back().await;
+    let mut statuses = Vec::new();
+    for change in changes {
+        statuses.push(change.await.unwrap());
+    }
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 412]);
+}
+
+#[tokio::test]
+async fn a_request_id_does_not_make_two_requests_one() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let id = queued(&server).await;
+    let mut statuses = Vec::new();
+    for n in [1, 2] {
+        let request = server.patch_job(&id, "*", format!(r#"{{"priority":{n}}}"#)).header("idempotency-key", "k");
+        statuses.push(server.send(request.header("x-request-id", "the-same")).await.status);
+    }
+    assert_eq!(statuses, [200, 422]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_after_it_was_done_is_unknown_and_not_undone() {
+    let ledger = Ledger::new().await;
+    let proxy = Proxy::before(&ledger).await;
+    let server = ledger.serve_through(&proxy, &QUICK).await;
+    let (changed, cancelled) = (queued(&server).await, queued(&server).await);
+    // The first statement that reads a job without its payload comes after the cancellation.
+    const READ: &str = "null::json";
+    proxy.treat_next(READ, Treatment::Swallow);
+    server.cancel(&cancelled).await.is_problem(503, "outcome-unknown");
+    let again = server.cancel(&cancelled).await;
+    assert_eq!(again.json()["state"], "cancelled", "{again:?}");
+    // A change is committed and its acknowledgement lost, and then the network is silent.
+    assert_eq!(server.patch(&changed, "*", "{}").await.status, 200);
+    proxy.treat_next(WRITE, Treatment::CutAfter);
+    proxy.then_after(0, READ, Treatment::Swallow);
+    server.patch(&changed, "*", r#"{"priority":1}"#).await.is_problem(503, "outcome-unknown");
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_job_that_is_held_leaves_the_others_their_connections() {
+    let ledger = Ledger::new().await;
+    let settings = [("HAPAX__INTAKE__CONNECTIONS", "2"), ("HAPAX__INTAKE__LOCK_WAIT", "4s")];
+    let server = ledger.serve_with(&settings).await;
+    let (id, name) = (queued(&server).await, uuid::Uuid::new_v4());
+    let (jobs, name_held) = (ledger.hold_jobs().await, ledger.hold_new_job(&name.to_string()).await);
+    let waiting: Vec<_> = (0..16)
+        .map(|n| {
+            let (client, id) = ((*server).clone(), id.clone());
+            tokio::spawn(async move {
+                match n % 4 {
+                    0 => client.patch(&id, "*", "{}").await,
+                    1 => client.cancel(&id).await,
+                    2 => client.put(name, job(1)).await,
+                    _ => client.delete(&id).await,
+                }
+            })
+        })
+        .collect();
+    ledger.until_waiting(1).await;
+    for n in 0..10 {
+        assert_eq!(server.submit(&format!("free-{n}"), job(n)).await.status, 201);
+    }
+    assert!(waiting.iter().all(|request| !request.is_finished()));
+    jobs.roll_back().await;
+    name_held.roll_back().await;
+    for request in waiting {
+        let answer = request.await.unwrap();
+        assert!([200, 201, 204, 409, 410].contains(&answer.status), "{answer:?}");
+    }
 }
 
 #[tokio::test]
 async fn a_lost_acknowledgement_of_a_cancellation_or_a_deletion_is_not_seen() {
     for treatment in [Treatment::CutBefore, Treatment::CutAfter] {
         let ledger = Ledger::new().await;
-        let (proxy, server) = marked(&ledger).await;
+        let (proxy, server) = through_a_proxy(&ledger).await;
         let id = queued(&server).await;
-        proxy.treat_next(&MARK[..4], treatment);
+        proxy.treat_next(WRITE, treatment);
         assert_eq!(server.cancel(&id).await.json()["state"], "cancelled");
         assert!(proxy.is_done());
-        proxy.treat_next(&MARK[..4], treatment);
+        proxy.treat_next(WRITE, treatment);
         assert_eq!(server.delete(&id).await.status, 204);
         assert!(proxy.is_done());
         show(&server, &id).await.is_problem(410, "job-deleted");

@@ -92,7 +92,13 @@ async fn head_is_answered_like_get_without_the_body_and_so_are_its_refusals() {
     let aliases = ["/nothing", "/jobs/%30"].map(|path| (&*server, path.to_owned()));
     let mut statuses = BTreeSet::new();
     for (client, path) in cases.chain(aliases) {
-        let [by_head, by_get] = by_head_and_by_get(client, &path).await;
+        let [mut by_head, mut by_get] = by_head_and_by_get(client, &path).await;
+        if path.starts_with("/queues") {
+            // It tells an age, which may have grown by a digit.
+            for answer in [&mut by_head, &mut by_get] {
+                answer.headers.remove("content-length");
+            }
+        }
         assert_eq!((by_head.status, by_head.headers), (by_get.status, by_get.headers), "{path}");
         assert!(!by_get.body.is_empty(), "{path}");
         statuses.insert(by_get.status);

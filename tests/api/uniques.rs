@@ -24,7 +24,9 @@ async fn the_same_content_under_another_key_is_answered_with_the_job_that_is_the
     let replay = one.submit("key-2", unique(1, "second")).await;
     assert_eq!((replay.status, &replay.body), (200, &first.body));
     assert_eq!((replay.header("deduplicated-by"), replay.header("idempotent-replayed")), ("content", "true"));
-    one.submit("key-2", unique(1, "third")).await.is_problem(422, "idempotency-key-reused");
+    let reused = one.submit("key-2", unique(1, "third")).await;
+    reused.is_problem(422, "idempotency-key-reused");
+    assert_eq!(reused.json().get("pointers"), None, "the job that it was answered with is not what was asked for");
     let of_the_first = one.submit("key-1", unique(1, "first")).await;
     assert_eq!((of_the_first.status, of_the_first.headers.get("deduplicated-by")), (200, None));
     assert_eq!((ledger.jobs().await, ledger.keys().await), (1, 2));
@@ -141,7 +143,7 @@ async fn a_lost_acknowledgement_of_a_unique_submission_is_not_seen() {
         let second = server.submit("another", unique(1, "")).await;
         assert!(proxy.is_done());
         assert_eq!((second.status, second.header("deduplicated-by")), (200, "content"));
-        assert_eq!(second.body, first.body);
+        assert_eq!((second.header("idempotent-replayed"), &second.body), ("false", &first.body));
         assert_eq!((ledger.jobs().await, ledger.keys().await), (1, 2));
     }
 }
@@ -156,4 +158,53 @@ async fn what_it_is_unique_by_is_part_of_what_a_key_stands_for() {
     let refused = server.submit("key-1", other).await;
     refused.is_problem(422, "idempotency-key-reused");
     assert_eq!(refused.json()["pointers"], json!(["/unique/by"]));
+}
+
+/// The attempt after one that was lost meets content that somebody else has taken in between.
+#[tokio::test]
+async fn a_lost_attempt_that_meets_another_s_content_adopts_it() {
+    let ledger = Ledger::new().await;
+    let proxy = Proxy::before(&ledger).await;
+    let server = ledger.serve_through(&proxy, &[]).await;
+    let prepared = server.submit("prepared", unique(1, "")).await.job_id();
+    ledger.execute("create table taken as select * from job_uniques").await;
+    server.cancel(&prepared).await;
+    let holder = server.submit("holder", unique(2, "")).await.job_id();
+    let taking =
+        format!("update job_uniques set digest = taken.digest from taken where job_uniques.job_id = '{holder}'");
+    let held = ledger.hold(&taking).await;
+    proxy.treat_next("the-key", Treatment::CutBefore);
+    let waiting = server.submit_meanwhile("the-key", unique(1, ""));
+    ledger.until_waiting(1).await;
+    assert!(proxy.is_done());
+    held.commit().await;
+    let adopted = waiting.await.unwrap();
+    assert_eq!((adopted.status, adopted.job_id()), (200, holder));
+}
+
+#[tokio::test]
+async fn what_is_there_already_costs_no_creation_and_is_found_when_none_is_left() {
+    let ledger = Ledger::new().await;
+    let settings = [("HAPAX__QUOTA__CREATIONS_PER_SECOND", "1"), ("HAPAX__QUOTA__CREATIONS_BURST", "3")];
+    let server = ledger.serve_with(&settings).await;
+    let first = server.submit("first", unique(1, "")).await;
+    for n in 0..50 {
+        assert_eq!(server.submit(&format!("copy-{n}"), unique(1, "")).await.body, first.body);
+    }
+    let mut n = 100;
+    while server.submit(&format!("other-{n}"), unique(n, "")).await.status == 201 {
+        n += 1;
+    }
+    let adopted = server.submit("when-none-is-left", unique(1, "")).await;
+    assert_eq!((adopted.status, adopted.header("deduplicated-by")), (200, "content"));
+    assert_eq!(server.submit("when-none-is-left", unique(1, "")).await.header("idempotent-replayed"), "true");
+}
+
+#[tokio::test]
+async fn content_that_is_taken_by_no_job_is_an_error_of_ours_and_not_a_wait() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    server.submit("first", unique(1, "")).await;
+    ledger.execute("update job_uniques set job_id = gen_random_uuid()").await;
+    server.submit("second", unique(1, "")).await.is_problem(500, "internal-error");
 }

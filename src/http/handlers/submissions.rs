@@ -14,7 +14,7 @@ use crate::http::quotas::{charge, give_back};
 use crate::http::{App, Problem, SUBMIT};
 use crate::idempotency::{Fingerprint, KeyedError, Performed};
 use crate::ids::{JobId, RequestId};
-use crate::intake::{Draft, Put, Submission};
+use crate::intake::{Draft, NothingThere, Put, Submission};
 use crate::jobs::{ContentDigest, InvalidJob, NewJob};
 use crate::json::Document;
 
@@ -42,7 +42,7 @@ fn read(request: &HttpRequest, body: Body<Json>) -> Result<((NewJob, Option<Cont
     Ok((NewJob::parse(document.root())?, Fingerprint::of(request.path(), document.root())))
 }
 
-/// A tenant whose creations are used up still has its replays.
+/// A tenant whose creations are used up still has its replays, and the jobs that are there already.
 pub async fn submit_within_quota(
     request: &HttpRequest,
     app: &App,
@@ -64,9 +64,11 @@ pub async fn submit_within_quota(
             return Ok(submitted);
         }
     };
-    match app.intake.replay(submission, deadline).await.transpose() {
-        Some(replayed) => Ok(replayed.map(Performed::Replayed)),
-        None => Err(exceeded),
+    match app.intake.find_or_adopt(submission, deadline).await {
+        Ok(Performed::Refused(NothingThere)) => Err(exceeded),
+        Ok(Performed::First(outcome)) => Ok(Ok(Performed::First(outcome))),
+        Ok(Performed::Replayed(outcome)) => Ok(Ok(Performed::Replayed(outcome))),
+        Err(error) => Ok(Err(error)),
     }
 }
 
