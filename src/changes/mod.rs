@@ -121,7 +121,7 @@ impl Changes {
         };
         loop {
             self.engine.patiently(deadline, cancel).await?;
-            match self.find(tenant, id, deadline).await.map_err(after_a_write)? {
+            match self.find(tenant, id, deadline).await.map_err(DatabaseError::after_a_write)? {
                 // It came into the queue in between.
                 Some(Found::Job(current)) if current.job.state == State::Queued => {}
                 found => return Ok(found),
@@ -141,7 +141,7 @@ impl Changes {
         let deletion = self.engine.patiently(deadline, delete).await?;
         if deletion.emptied && !deletion.removed {
             // It was being moved from one table to another, where that statement could not see it. The next one can.
-            self.engine.patiently(deadline, delete).await.map_err(after_a_write)?;
+            self.engine.patiently(deadline, delete).await.map_err(DatabaseError::after_a_write)?;
         }
         Ok(())
     }
@@ -188,7 +188,7 @@ impl Changes {
     /// Whether it was ours that made the version that an attempt of ours has met, after one whose acknowledgement was lost.
     /// RFC 9110, section 13.1.1, has a change answered as done where it appears to be.
     async fn was_ours(&self, change: &Change, next: &Next, deadline: Instant) -> Result<bool, DatabaseError> {
-        match self.find(change.tenant, change.id, deadline).await.map_err(after_a_write)? {
+        match self.find(change.tenant, change.id, deadline).await.map_err(DatabaseError::after_a_write)? {
             Some(Found::Job(now)) if now.version == next.made_from + 1 => Ok(now.job.to_json() == next.answer.body),
             // Another change hides whether ours came before it.
             _ => Err(DatabaseError::Unknown),
@@ -208,10 +208,4 @@ impl Changes {
     fn lane(&self) -> &Lane {
         self.engine.lane()
     }
-}
-
-/// What it means that something could not be found out about a request that has been carried out, or may have been.
-fn after_a_write(error: DatabaseError) -> DatabaseError {
-    tracing::warn!(%error, "what became of a request could not be read");
-    DatabaseError::Unknown
 }

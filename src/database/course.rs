@@ -36,6 +36,14 @@ pub enum DatabaseError {
     Statement(#[source] sqlx::Error),
 }
 
+impl DatabaseError {
+    /// What it means that something could not be found out about a request that has been carried out, or may have been.
+    pub fn after_a_write(self) -> Self {
+        tracing::warn!(error = %self, "what became of a request could not be read");
+        Self::Unknown
+    }
+}
+
 /// What it means that an attempt was sent and its answer lost.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Loss {

@@ -198,8 +198,8 @@ impl Engine {
         Ok(self.lane.read(deadline, async |connection| queries::find(connection, key).await).await?)
     }
 
-    /// The same for one that came too late, maybe behind itself. There may be an outcome, if not of this attempt then of another, so not being
-    /// able to read it means that it is unknown.
+    /// The same for one that came too late, maybe behind itself. There may be an outcome, if not of this attempt then of
+    /// another, so not being able to read it means that it is unknown.
     async fn find(&self, request: &Keyed, deadline: Instant) -> Result<Option<queries::Stored>, KeyedError> {
         let key = &request.key;
         let found = self.lane.complete(deadline, async |connection| queries::find(connection, key).await).await;

@@ -108,7 +108,7 @@ impl Intake {
             if self.engine.patiently(deadline, put).await? {
                 return Ok(Put::Created(draft.answer.clone()));
             }
-            if let Some(found) = self.find_named(draft, deadline).await? {
+            if let Some(found) = self.find_named(draft, deadline).await.map_err(DatabaseError::after_a_write)? {
                 return Ok(found);
             }
         }
