@@ -194,3 +194,21 @@ async fn each_item_has_its_line_in_the_log() {
         assert_eq!(server.metric(&name).await, 1.0, "{outcome}");
     }
 }
+
+#[tokio::test]
+async fn items_of_one_content_and_different_keys_make_one_job() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let unique = json!({ "type": "render", "payload": { "size": 1 }, "unique": { "by": ["/payload/size"] } });
+    let batch: String = (0..30).map(|n| item(format!("key-{n}"), unique.clone())).collect();
+    let answers = server.submit_batch(&batch).await.items();
+    let (made, met): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 201);
+    assert_eq!((made.len(), met.len(), ledger.jobs().await, ledger.keys().await), (1, 29, 1, 30));
+    for answer in met {
+        assert_eq!((answer.header("deduplicated-by"), &answer.body), ("content", &made[0].body));
+    }
+    let alone = server.submit("alone", unique).await;
+    assert_eq!((alone.header("deduplicated-by"), &alone.body), ("content", &made[0].body));
+    let again = server.submit_batch(&batch).await.items();
+    assert!(again.iter().all(|answer| answer.status == 200 && answer.header("idempotent-replayed") == "true"));
+}
