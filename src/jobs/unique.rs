@@ -12,6 +12,7 @@ pub struct ContentDigest([u8; 32]);
 
 /// More places than a person would name, and few enough to store with each job.
 const POINTERS_MAX: usize = 16;
+/// In characters, as the contract counts.
 const POINTER_LENGTH_MAX: usize = 256;
 
 /// Reads `{"by": ["/payload/…", …]}`.
@@ -29,7 +30,7 @@ pub fn pointers(unique: Value<'_, '_>) -> Result<Vec<String>, InvalidJob> {
     for (position, element) in elements.into_iter().enumerate() {
         let pointer = element.as_str().filter(|pointer| leads_into_payload(pointer));
         let pointer = pointer.ok_or_else(|| {
-            invalid(&place(position), "a JSON Pointer to /payload or into it is expected, of 256 bytes at most")
+            invalid(&place(position), "a JSON Pointer to /payload or into it is expected, of 256 characters at most")
         })?;
         // Whatever lies within what is named already adds nothing but work.
         if pointers.iter().any(|known: &String| is_within(known, &pointer) || is_within(&pointer, known)) {
@@ -42,7 +43,7 @@ pub fn pointers(unique: Value<'_, '_>) -> Result<Vec<String>, InvalidJob> {
 
 fn leads_into_payload(pointer: &str) -> bool {
     let rest = pointer.strip_prefix("/payload");
-    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) && pointer.len() <= POINTER_LENGTH_MAX
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) && pointer.chars().count() <= POINTER_LENGTH_MAX
 }
 
 /// Whether the second of two pointers leads to the place of the first or into it.
@@ -136,6 +137,12 @@ mod tests {
     }
 
     #[test]
+    fn a_pointer_may_have_256_characters_whatever_their_bytes() {
+        let longest = format!("/payload/{}", "é".repeat(247));
+        assert!(parse(&format!(r#""payload":1,"unique":{{"by":["{longest}"]}}"#)).is_ok());
+    }
+
+    #[test]
     fn a_pointer_that_is_none_is_refused_in_its_place() {
         for (by, pointer) in [
             ("{}", "/unique/by"),
@@ -149,6 +156,7 @@ mod tests {
             (r#"["/payload/a","/payload/ab","/payload/a/b"]"#, "/unique/by/2"),
             (r#"["/payload/a/b","/payload"]"#, "/unique/by/1"),
             (r#"["/payload/twice"]"#, "/unique/by/0"),
+            (&format!(r#"["/payload/{}"]"#, "é".repeat(248)), "/unique/by/0"),
         ] {
             let body = format!(r#""payload":{{"twice":1,"twice":2}},"unique":{{"by":{by}}}"#);
             assert_eq!(parse(&body).unwrap_err().pointer, pointer, "{by}");
