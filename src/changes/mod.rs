@@ -180,7 +180,7 @@ impl Changes {
             return Ok(Err(Refusal::Stale { id: job.id, version }));
         }
         change.patch.apply(&mut job);
-        let etag = Some(jobs::etag(version + 1));
+        let etag = Some(jobs::etag(version.saturating_add(1)));
         let answer = Answer { job_id: job.id, status: 200, location: None, etag, body: job.to_json().into() };
         Ok(Ok(Next { job, made_from: version, answer }))
     }
@@ -189,7 +189,9 @@ impl Changes {
     /// RFC 9110, section 13.1.1, has a change answered as done where it appears to be.
     async fn was_ours(&self, change: &Change, next: &Next, deadline: Instant) -> Result<bool, DatabaseError> {
         match self.find(change.tenant, change.id, deadline).await.map_err(DatabaseError::after_a_write)? {
-            Some(Found::Job(now)) if now.version == next.made_from + 1 => Ok(now.job.to_json() == next.answer.body),
+            Some(Found::Job(now)) if now.version == next.made_from.saturating_add(1) => {
+                Ok(now.job.to_json() == next.answer.body)
+            }
             // Another change hides whether ours came before it.
             _ => Err(DatabaseError::Unknown),
         }

@@ -119,6 +119,14 @@ impl Course {
         self.patience_ends = self.deadline.min(Instant::now() + self.patience);
     }
 
+    /// What it means that a lock was held for too long. Whoever only reads waits for nobody but work on the database itself.
+    pub fn locked(&self) -> DatabaseError {
+        match self.loss {
+            Loss::ChangesNothing => DatabaseError::Unavailable("a lock was held for too long".to_owned()),
+            Loss::MustBecomeKnown => DatabaseError::Locked { after_loss: self.unknown },
+        }
+    }
+
     /// What a refusal means after all that went before.
     pub fn refuse(&self, error: DatabaseError) -> DatabaseError {
         if self.unknown {

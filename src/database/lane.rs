@@ -146,7 +146,7 @@ impl Lane {
                 Failure::Stale => course.stale = true,
                 Failure::ReadOnly => self.shared.outage.note_failure(),
                 Failure::Collided => course.renew_patience(),
-                Failure::Locked => return Err(DatabaseError::Locked { after_loss: course.is_unknown() }),
+                Failure::Locked => return Err(course.locked()),
                 Failure::Violation => return Err(DatabaseError::Violation(error)),
                 Failure::Refused => return Err(course.refuse(DatabaseError::Unavailable(words(&error)))),
                 Failure::Other => return Err(course.refuse(DatabaseError::Statement(error))),

@@ -193,7 +193,9 @@ impl Problem {
                     .to_owned()
             }
             Self::RequestInFlight => {
-                "Another request for the same is being worked on. Send this one again to get its answer.".to_owned()
+                "Another request for the same, or work on the database, is in the way. Send this one again to get its \
+                 answer."
+                    .to_owned()
             }
             Self::InvalidBatch => "1 to 1000 items are expected, each in a line of its own.".to_owned(),
             Self::InvalidItem => {

@@ -14,7 +14,7 @@ pub struct Key(String);
 
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum InvalidKey {
-    #[error("the Idempotency-Key header is missing")]
+    #[error("there is no Idempotency-Key")]
     Missing,
     #[error("the Idempotency-Key header is sent {0} times; one key, once, is expected")]
     Repeated(usize),

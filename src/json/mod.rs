@@ -56,7 +56,15 @@ impl<'a> Document<'a> {
     /// # Errors
     /// [`InvalidJson`] says what is wrong and at which byte.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, InvalidJson> {
-        scanner::scan(bytes)
+        scanner::scan(bytes, 0)
+    }
+
+    /// Scans a text of which only what is within its outermost level counts, and may nest as deep as a whole one.
+    ///
+    /// # Errors
+    /// As [`Document::parse`].
+    pub fn parse_envelope(bytes: &'a [u8]) -> Result<Self, InvalidJson> {
+        scanner::scan(bytes, 1)
     }
 
     pub fn root(&self) -> Value<'_, 'a> {

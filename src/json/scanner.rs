@@ -15,13 +15,14 @@ pub struct InvalidJson {
     pub offset: usize,
 }
 
-pub fn scan(bytes: &[u8]) -> Result<Document<'_>, InvalidJson> {
+/// `around`: how many levels there may be around the text that the limit is meant for.
+pub fn scan(bytes: &[u8], around: usize) -> Result<Document<'_>, InvalidJson> {
     let text = std::str::from_utf8(bytes)
         .map_err(|error| InvalidJson { reason: "the text is not UTF-8", offset: error.valid_up_to() })?;
     if u32::try_from(text.len()).is_err() {
         return Err(InvalidJson { reason: "the text is larger than 4 GiB", offset: 0 });
     }
-    let mut scanner = Scanner { bytes: text.as_bytes(), at: 0, nodes: Vec::new() };
+    let mut scanner = Scanner { bytes: text.as_bytes(), at: 0, depth_max: DEPTH_MAX + around, nodes: Vec::new() };
     scanner.white_space();
     scanner.value(0)?;
     scanner.white_space();
@@ -34,6 +35,7 @@ pub fn scan(bytes: &[u8]) -> Result<Document<'_>, InvalidJson> {
 struct Scanner<'a> {
     bytes: &'a [u8],
     at: usize,
+    depth_max: usize,
     nodes: Vec<Node>,
 }
 
@@ -53,7 +55,7 @@ impl Scanner<'_> {
     }
 
     fn container(&mut self, depth: usize, kind: Kind) -> Result<(), InvalidJson> {
-        if depth == DEPTH_MAX {
+        if depth == self.depth_max {
             return Err(self.error("the text nests deeper than 64 levels"));
         }
         let close = if kind == Kind::Object { b'}' } else { b']' };
@@ -249,27 +251,28 @@ mod tests {
             ("[1,]", "a value was expected", 3),
             ("{} x", "something follows the value", 3),
         ] {
-            assert_eq!(scan(text.as_bytes()).unwrap_err(), InvalidJson { reason, offset }, "{text}");
+            assert_eq!(scan(text.as_bytes(), 0).unwrap_err(), InvalidJson { reason, offset }, "{text}");
         }
-        assert_eq!(scan(b"\"\xff\"").unwrap_err().reason, "the text is not UTF-8");
+        assert_eq!(scan(b"\"\xff\"", 0).unwrap_err().reason, "the text is not UTF-8");
     }
 
     #[test]
     fn nesting_is_bounded_at_64_levels() {
         let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
-        assert!(scan(nested(64).as_bytes()).is_ok());
-        assert!(scan(nested(65).as_bytes()).is_err());
-        assert!(scan("[".repeat(20_000).as_bytes()).is_err());
+        assert!(scan(nested(64).as_bytes(), 0).is_ok());
+        assert!(scan(nested(65).as_bytes(), 0).is_err());
+        assert!(scan(nested(65).as_bytes(), 1).is_ok() && scan(nested(66).as_bytes(), 1).is_err());
+        assert!(scan("[".repeat(20_000).as_bytes(), 0).is_err());
     }
 
     #[test]
     fn numbers_are_kept_to_the_letter() {
         for number in ["0", "-0", "1.0", "1e400000", "9007199254740993", "1E-2"] {
-            let document = scan(number.as_bytes()).unwrap();
+            let document = scan(number.as_bytes(), 0).unwrap();
             assert_eq!(document.root().text(), number);
         }
         for bad in ["01", "+1", "1.", ".5", "1e", "-", "0x1", "NaN", "Infinity"] {
-            assert!(scan(bad.as_bytes()).is_err(), "{bad}");
+            assert!(scan(bad.as_bytes(), 0).is_err(), "{bad}");
         }
     }
 
@@ -278,7 +281,7 @@ mod tests {
         /// one of the stricter rules.
         #[test]
         fn the_scanner_agrees_with_serde_json(text in r#"[\[\]{}",:0-9eE+.\-truefalsn\\u /dD]{0,24}"#) {
-            let ours = scan(text.as_bytes());
+            let ours = scan(text.as_bytes(), 0);
             let theirs = serde_json::from_str::<&serde_json::value::RawValue>(&text);
             match (&ours, &theirs) {
                 (Ok(_), Err(error)) => prop_assert!(false, "accepted {text}: {error}"),

@@ -62,6 +62,24 @@ async fn one_bad_item_costs_the_others_nothing() {
 }
 
 #[tokio::test]
+async fn what_is_taken_alone_is_taken_in_a_batch() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__SERVER__BODY_LIMIT_BYTES", "1024")]).await;
+    let deepest = format!(r#"{{"type":"t","payload":{}{}}}"#, "[".repeat(63), "]".repeat(63));
+    let largest = format!(r#"{{"type":"t","payload":"{}"}}"#, "x".repeat(1024 - 25));
+    let line = |key: &str, job: &str| format!("{{\"idempotency_key\":\"{key}\",\"job\":{job}}}\n");
+    for (key, job) in [("deepest", &deepest), ("largest", &largest)] {
+        assert_eq!(server.submit(key, job).await.status, 201, "{key}");
+        assert_eq!(statuses(&server.submit_batch(line(key, job)).await.items()), [200], "{key}");
+    }
+    let (deeper, larger) = (deepest.replace("[[", "[[[").replace("]]", "]]]"), largest.replace("xx", "xxx"));
+    for (key, job, code) in [("deeper", deeper, "invalid-json"), ("larger", larger, "body-too-large")] {
+        let refused = server.submit_batch(line(key, &job)).await.items().remove(0);
+        assert_eq!((refused.problem().as_str(), server.submit(key, job).await.problem().as_str()), (code, code));
+    }
+}
+
+#[tokio::test]
 async fn items_of_one_key_are_tried_in_their_order() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;

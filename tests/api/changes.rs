@@ -157,6 +157,17 @@ async fn two_changes_of_one_version_that_waited_for_it_are_not_both_made() {
 }
 
 #[tokio::test]
+async fn an_id_in_capitals_is_the_same_id() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let id = queued(&server).await;
+    let change = |id: &str| server.patch_job(id, "*", r#"{"priority":1}"#).header("idempotency-key", "k");
+    let first = server.send(change(&id)).await;
+    let again = server.send(change(&id.to_uppercase())).await;
+    assert_eq!((again.status, again.header("idempotent-replayed"), &again.body), (200, "true", &first.body));
+}
+
+#[tokio::test]
 async fn a_request_id_does_not_make_two_requests_one() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;

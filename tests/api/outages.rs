@@ -181,6 +181,21 @@ async fn a_lock_on_a_whole_table_is_waited_for_as_long_as_one_on_a_key() {
 }
 
 #[tokio::test]
+async fn a_read_that_meets_a_lock_on_a_whole_table_is_unavailable_and_not_in_flight() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__INTAKE__LOCK_WAIT", "300ms")]).await;
+    let id = server.submit("key-1", job(1)).await.job_id();
+    let locked = ledger.lock_table("jobs", "access exclusive").await;
+    for path in [format!("/jobs/{id}"), "/jobs".to_owned()] {
+        let refused = server.get(&path).await;
+        refused.is_problem(503, "database-unavailable");
+        refused.wants_a_retry();
+    }
+    locked.roll_back().await;
+    assert_eq!(server.get("/jobs").await.status, 200);
+}
+
+#[tokio::test]
 async fn a_replica_that_gets_no_connection_to_serve_with_is_not_ready() {
     let ledger = Ledger::new().await;
     let url = ledger.url_of_ordinary_user().await;

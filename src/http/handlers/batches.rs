@@ -25,6 +25,9 @@ use crate::metrics::KeyedOutcome;
 /// More would hold a connection for longer than a client should wait for all of them.
 const ITEMS_MAX: usize = 1000;
 
+/// What a line may have around the job: a key, with every character escaped, and the members' names.
+const ENVELOPE_BYTES_MAX: usize = 4096;
+
 /// What is asked for in one line.
 enum Item {
     Submission(Box<Submission>),
@@ -79,7 +82,7 @@ pub async fn submit(
 async fn read(
     caller: &Caller,
     request_id: &RequestId,
-    line_bytes: usize,
+    body_bytes: usize,
     body: Body<JsonLines>,
 ) -> Result<Vec<Item>, Problem> {
     let mut items = Vec::new();
@@ -91,19 +94,23 @@ async fn read(
         if items.len() == ITEMS_MAX {
             return Err(Problem::InvalidBatch);
         }
-        items.push(read_item(caller, request_id, line_bytes, line).unwrap_or_else(Item::Refused));
+        items.push(read_item(caller, request_id, body_bytes, line).unwrap_or_else(Item::Refused));
         // Others are served on this thread.
         tokio::task::yield_now().await;
     }
     if items.is_empty() { Err(Problem::InvalidBatch) } else { Ok(items) }
 }
 
-fn read_item(caller: &Caller, request_id: &RequestId, line_bytes: usize, line: &[u8]) -> Result<Item, Problem> {
-    if line.len() > line_bytes {
-        return Err(Problem::BodyTooLarge { limit_bytes: line_bytes });
+fn read_item(caller: &Caller, request_id: &RequestId, body_bytes: usize, line: &[u8]) -> Result<Item, Problem> {
+    let too_large = Problem::BodyTooLarge { limit_bytes: body_bytes };
+    if line.len() > body_bytes + ENVELOPE_BYTES_MAX {
+        return Err(too_large);
     }
-    let document = Document::parse(line)?;
+    let document = Document::parse_envelope(line)?;
     let (key, job) = envelope(document.root())?;
+    if job.text().len() > body_bytes {
+        return Err(too_large);
+    }
     let key = ScopedKey { tenant: caller.tenant, route: SUBMIT, key };
     let submission = Submission::mint(key, Fingerprint::of(JOBS, job), NewJob::parse(job)?, request_id.clone());
     Ok(Item::Submission(Box::new(submission)))

@@ -11,7 +11,7 @@ use crate::http::body::{Body, MergePatch};
 use crate::http::conditions::{IfMatch, IfNoneMatch, NoConditions};
 use crate::http::extractors::{Deadline, NoParameters, OptionalKey, PathId};
 use crate::http::keyed::{charge_key, finish, scope, write};
-use crate::http::{App, CHANGE, Problem};
+use crate::http::{App, CHANGE, JOBS, Problem};
 use crate::idempotency::{Fingerprint, Keyed};
 use crate::ids::RequestId;
 use crate::jobs::{self, Current, Found, Patch};
@@ -49,7 +49,8 @@ pub async fn change(
 ) -> Result<HttpResponse, Problem> {
     let (patch, fingerprint) = {
         let document = Document::parse(&body.bytes)?;
-        (Patch::parse(&document)?, Fingerprint::of(request.path(), document.root()))
+        // By the id and not by its spelling.
+        (Patch::parse(&document)?, Fingerprint::of(&format!("{JOBS}/{}", id.0), document.root()))
     };
     Span::current().record("job_id", display(id.0));
     let change = Change { tenant: caller.tenant, id: id.0, patch, condition: condition.0 };
