@@ -33,7 +33,9 @@ fn exposed(text: &str) -> BTreeMap<String, (String, BTreeSet<String>)> {
         };
         let exposed = format!("{name}{suffix}");
         let sample = if kind == "histogram" { format!("{name}_bucket") } else { exposed.clone() };
-        let labels = text.lines().find_map(|line| line.strip_prefix(&sample)?.strip_prefix('{')?.split('}').next());
+        // A route has braces, too; those of the labels are the last.
+        let labels = text.lines().find_map(|line| line.strip_prefix(&sample)?.strip_prefix('{')?.rsplit_once('}'));
+        let labels = labels.map(|(labels, _)| labels);
         let labels = labels.unwrap_or_default().split("\",").filter_map(|pair| pair.split('=').next());
         let labels = labels.filter(|label| !label.is_empty() && *label != "le").map(str::to_owned).collect();
         metrics.insert(exposed, (kind.to_owned(), labels));
