@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use actix_web::dev::{Payload, ServiceRequest};
 use actix_web::error::PayloadError;
-use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
+use actix_web::http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName};
 use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
 use bytes::{Bytes, BytesMut};
 use futures_util::future::LocalBoxFuture;
@@ -28,6 +28,8 @@ pub struct Body<T> {
 /// What an operation takes.
 pub trait MediaType: 'static {
     const NAME: &'static str;
+    /// The header field that tells what is taken to whoever sent something else.
+    const TOLD_IN: HeaderName = ACCEPT;
     /// How many times as large as one body it may be.
     const BODIES: usize = 1;
 }
@@ -47,6 +49,8 @@ impl MediaType for Json {
 
 impl MediaType for MergePatch {
     const NAME: &'static str = "application/merge-patch+json";
+    /// RFC 5789, section 2.2.
+    const TOLD_IN: HeaderName = HeaderName::from_static("accept-patch");
 }
 
 impl MediaType for JsonLines {
@@ -64,7 +68,7 @@ impl<T: MediaType> FromRequest for Body<T> {
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let limits = request.app_data::<web::Data<App>>().expect("the server registers it").limits;
         let limit = limits.body_bytes.saturating_mul(T::BODIES);
-        let head = check_head(request.headers(), T::NAME, limit);
+        let head = check_head::<T>(request.headers(), limit);
         let (request, payload) = (request.clone(), payload.take());
         Box::pin(async move {
             let announced = head?;
@@ -78,17 +82,17 @@ impl<T: MediaType> FromRequest for Body<T> {
 }
 
 /// Refuses by the head alone what need not be read, and says what length is announced.
-fn check_head(headers: &HeaderMap, media_type: &'static str, limit: usize) -> Result<Option<usize>, Problem> {
+fn check_head<T: MediaType>(headers: &HeaderMap, limit: usize) -> Result<Option<usize>, Problem> {
     if headers.contains_key(CONTENT_ENCODING) {
         return Err(Problem::UnsupportedContentEncoding);
     }
     let mut types = headers.get_all(CONTENT_TYPE);
     let fits = match (types.next(), types.next()) {
-        (Some(line), None) => line.to_str().is_ok_and(|line| is_of(media_type, line)),
+        (Some(line), None) => line.to_str().is_ok_and(|line| is_of(T::NAME, line)),
         _ => false,
     };
     if !fits {
-        return Err(Problem::UnsupportedMediaType { taken: media_type });
+        return Err(Problem::UnsupportedMediaType { taken: T::NAME, told_in: T::TOLD_IN });
     }
     let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     let announced = announced.map(|length| usize::try_from(length).unwrap_or(usize::MAX));

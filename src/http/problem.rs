@@ -4,12 +4,12 @@ use std::convert::Infallible;
 use std::fmt;
 
 use actix_web::body::BoxBody;
-use actix_web::http::{StatusCode, header};
+use actix_web::http::StatusCode;
+use actix_web::http::header::{self, HeaderName};
 use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
 use thiserror::Error;
 
-use super::body::{MediaType, MergePatch};
 use super::parameters::InvalidParameter;
 use super::quotas::whole_seconds;
 use crate::access::{Policy, Rejection, Scope, Standing};
@@ -48,6 +48,7 @@ pub enum Problem {
     },
     UnsupportedMediaType {
         taken: &'static str,
+        told_in: HeaderName,
     },
     UnsupportedContentEncoding,
     /// The id stands for a job of other content.
@@ -183,7 +184,7 @@ impl Problem {
             Self::BodyTooSlow => "Send the whole body sooner; nothing was written.".to_owned(),
             Self::BodyBroken => "The connection or its framing broke within the body; nothing was written.".to_owned(),
             Self::BodyTooLarge { limit_bytes } => format!("At most {limit_bytes} bytes are taken."),
-            Self::UnsupportedMediaType { taken } => {
+            Self::UnsupportedMediaType { taken, .. } => {
                 format!("Send Content-Type: {taken}, in UTF-8 if a charset is named.")
             }
             Self::UnsupportedContentEncoding => "Send the body without Content-Encoding.".to_owned(),
@@ -278,11 +279,7 @@ impl Problem {
                 response.insert_header((header::WWW_AUTHENTICATE, challenge))
             }
             Self::MethodNotAllowed { allow } => response.insert_header((header::ALLOW, *allow)),
-            // RFC 5789, section 2.2.
-            Self::UnsupportedMediaType { taken } if *taken == MergePatch::NAME => {
-                response.insert_header(("Accept-Patch", *taken))
-            }
-            Self::UnsupportedMediaType { taken } => response.insert_header((header::ACCEPT, *taken)),
+            Self::UnsupportedMediaType { taken, told_in } => response.insert_header((told_in.clone(), *taken)),
             Self::PreconditionFailed { version, .. } => response.insert_header((header::ETAG, etag(*version))),
             Self::UnsupportedContentEncoding => response.insert_header((header::ACCEPT_ENCODING, "identity")),
             // The rest of the body is still on its way and would be read as the next request.
