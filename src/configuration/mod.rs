@@ -103,6 +103,8 @@ pub struct Idempotency {
     /// How long a key and its stored answer live.
     #[serde(with = "humantime_serde")]
     pub time_to_live: Duration,
+    /// What the replay cache may take; 0: nothing is remembered.
+    pub replay_cache_bytes: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -202,7 +204,7 @@ impl Default for Intake {
 
 impl Default for Idempotency {
     fn default() -> Self {
-        Self { time_to_live: Duration::from_secs(24 * 60 * 60) }
+        Self { time_to_live: Duration::from_secs(24 * 60 * 60), replay_cache_bytes: 64 * 1024 * 1024 }
     }
 }
 
@@ -320,6 +322,10 @@ impl Configuration {
             (
                 (Duration::from_secs(1)..=year).contains(&self.idempotency.time_to_live),
                 "idempotency.time_to_live: from 1s to 366days",
+            ),
+            (
+                self.idempotency.replay_cache_bytes <= 1 << 40,
+                "idempotency.replay_cache_bytes: at most 1099511627776 (1 TiB)",
             ),
             (self.purge.interval >= millisecond, "purge.interval: more than nothing"),
             ((1..=100_000).contains(&self.purge.batch), "purge.batch: from 1 to 100000"),

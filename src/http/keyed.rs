@@ -42,14 +42,14 @@ pub fn finish<R: Into<Problem>>(
     match performed? {
         Performed::First(outcome) => {
             let status = u16::try_from(outcome.answer.status).ok().and_then(|status| StatusCode::from_u16(status).ok());
-            Ok(answer(status.unwrap_or(StatusCode::OK), "false", outcome))
+            Ok(answer(status.unwrap_or(StatusCode::OK), "false", &outcome))
         }
-        Performed::Replayed(outcome) => Ok(answer(StatusCode::OK, "true", outcome)),
+        Performed::Replayed(outcome) => Ok(answer(StatusCode::OK, "true", &outcome)),
         Performed::Refused(refusal) => Err(refusal.into()),
     }
 }
 
-fn answer(status: StatusCode, replayed: &'static str, outcome: Outcome) -> HttpResponse {
+fn answer(status: StatusCode, replayed: &'static str, outcome: &Outcome) -> HttpResponse {
     let mut response = HttpResponse::build(status);
     response
         .insert_header(("Idempotent-Replayed", replayed))
@@ -57,19 +57,19 @@ fn answer(status: StatusCode, replayed: &'static str, outcome: Outcome) -> HttpR
     if let Some(by) = deduplicated_by(&outcome.answer) {
         response.insert_header(("Deduplicated-By", by));
     }
-    write(&mut response, outcome.answer)
+    write(&mut response, &outcome.answer)
 }
 
 /// The header fields and the body of an answer that is stored, or would be if the request had a key.
-pub fn write(response: &mut HttpResponseBuilder, answer: Answer) -> HttpResponse {
+pub fn write(response: &mut HttpResponseBuilder, answer: &Answer) -> HttpResponse {
     response.insert_header((header::CONTENT_TYPE, "application/json"));
-    if let Some(location) = answer.location {
-        response.insert_header((header::LOCATION, location));
+    if let Some(location) = &answer.location {
+        response.insert_header((header::LOCATION, location.as_str()));
     }
-    if let Some(etag) = answer.etag {
-        response.insert_header((header::ETAG, etag));
+    if let Some(etag) = &answer.etag {
+        response.insert_header((header::ETAG, etag.as_str()));
     }
-    response.body(answer.body)
+    response.body(answer.body.clone())
 }
 
 /// By what a submission has met another one's job: it is told where the job is, but has not made it.

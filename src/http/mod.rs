@@ -22,6 +22,7 @@ pub use observation::observe;
 pub use problem::{Problem, Unauthenticated};
 pub use readiness::Readiness;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::web::{self, ServiceConfig};
@@ -30,7 +31,7 @@ use actix_web::{Resource, guard, middleware::from_fn};
 use crate::access::{Quota, Scope, TokenDigest, Verifier};
 use crate::changes::Changes;
 use crate::database::Lane;
-use crate::idempotency::{Route, ScopedKey};
+use crate::idempotency::{Replays, Route, ScopedKey};
 use crate::ids::TenantId;
 use crate::intake::Intake;
 use crate::metrics::Metrics;
@@ -43,6 +44,7 @@ use problem::ProblemDocument;
 pub struct App {
     pub intake: Intake,
     pub changes: Changes,
+    pub replays: Arc<Replays>,
     /// For everything that only reads.
     pub reads: Lane,
     pub verifier: Verifier,

@@ -11,6 +11,8 @@ use thiserror::Error;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use super::clock::Moment;
+use super::replays::{Known, Replays};
 use super::{Answer, Fingerprint, Outcome, ScopedKey, queries};
 use crate::database::{DatabaseError, Lane};
 use crate::ids::{JobId, RequestId};
@@ -53,7 +55,9 @@ pub struct Terms {
 pub enum Acted<R> {
     /// Key and effect are committed, and the key lives until then.
     Done(Answer, DateTime<Utc>),
-    /// The key is taken, or what the act was made from has changed meanwhile. Nothing was written.
+    /// Nothing was written: the key is taken, by this.
+    Met(queries::Stored),
+    /// Nothing was written: the key is taken, or what the act was made from has changed meanwhile.
     Not,
     /// The request cannot be carried out as things are, unless it has been already. Nothing was written.
     Refused(R),
@@ -64,9 +68,9 @@ pub enum Acted<R> {
 #[derive(Debug)]
 pub enum Performed<R> {
     /// This request did it.
-    First(Outcome),
+    First(Arc<Outcome>),
     /// An earlier request with the same key did.
-    Replayed(Outcome),
+    Replayed(Arc<Outcome>),
     /// Nobody did, and the key is as it was before.
     Refused(R),
 }
@@ -76,7 +80,7 @@ pub enum Performed<R> {
 pub enum KeyedError {
     #[error("the key stands for another request")]
     KeyReused {
-        first: Box<Outcome>,
+        first: Arc<Outcome>,
         /// JSON Pointers to what differs; empty where the first request is not known any more.
         pointers: Vec<String>,
     },
@@ -94,13 +98,14 @@ pub enum KeyedError {
     Failed(#[source] sqlx::Error),
 }
 
-/// The way of every keyed request: act, and if nothing was written, look who has the key.
+/// The way of every keyed request: look into memory, act, and if nothing was written, look who has the key.
 #[derive(Clone)]
 pub struct Engine {
     lane: Lane,
     terms: Terms,
     /// Places for those who wait out a lock, so that one held key cannot take every connection.
     patient: Arc<Semaphore>,
+    replays: Arc<Replays>,
 }
 
 /// How long a statement waits for a lock at first. Measured: enough for another request's commit, and short enough
@@ -115,9 +120,9 @@ const CREATED: i16 = 201;
 impl Engine {
     /// `lane` is for writes alone, of `connections` at the most; `terms.lock_wait` is the longest that a request waits
     /// for another that holds its key.
-    pub fn new(lane: Lane, connections: usize, terms: Terms) -> Self {
+    pub fn new(lane: Lane, connections: usize, terms: Terms, replays: Arc<Replays>) -> Self {
         let patient = Arc::new(Semaphore::new((connections / 2).max(1)));
-        Self { lane, terms, patient }
+        Self { lane, terms, patient, replays }
     }
 
     /// What the acts are sent on.
@@ -156,7 +161,13 @@ impl Engine {
         }
     }
 
-    /// Carries a request out, or finds the outcome of the earlier one that did.
+    /// The outcome of an earlier copy of a request, if this replica remembers it.
+    pub fn recall(&self, key: &ScopedKey, fingerprint: &Fingerprint) -> Option<Arc<Outcome>> {
+        self.replays.recall(key, fingerprint)
+    }
+
+    /// Carries a request out, or finds the outcome of the earlier one that did. Copies that come meanwhile wait for it, as
+    /// long as they would wait for another replica's.
     ///
     /// `act` writes the key with all that belongs to it in one statement, by [`Lane::complete`], and may be called again
     /// after any answer but [`Acted::Done`].
@@ -169,20 +180,38 @@ impl Engine {
         deadline: Instant,
         mut act: impl AsyncFnMut(OnConflict, Terms) -> Result<Acted<R>, DatabaseError>,
     ) -> Result<Performed<R>, KeyedError> {
+        let patience_ends = deadline.min(Instant::now() + self.terms.lock_wait);
+        let first_copy = match timeout_at(patience_ends, self.replays.look(&request.key)).await {
+            Ok(Known::Outcome(outcome)) => return judge(request, outcome).map(Performed::Replayed),
+            Ok(Known::Nothing(first_copy)) => first_copy,
+            Err(_) => return Err(KeyedError::InFlight),
+        };
         // Each turn ends in an answer, unless what was in the way has gone or changed in between.
         let mut on_conflict = OnConflict::DoNothing;
         let mut pause = Duration::ZERO;
         loop {
+            let asked = Moment::now();
             let acted = self.patiently(deadline, async |terms| act(on_conflict, terms).await).await?;
             let (stored, refusal) = match acted {
-                Acted::Done(answer, expires_at) => return Ok(Performed::First(request.outcome(answer, expires_at))),
+                Acted::Done(answer, expires_at) => {
+                    let outcome = Arc::new(request.outcome(answer, expires_at));
+                    first_copy.end(Arc::clone(&outcome), asked, self.terms.time_to_live);
+                    return Ok(Performed::First(outcome));
+                }
                 Acted::Refused(refusal) => (self.look(request, deadline).await?, Some(refusal)),
+                Acted::Met(stored) => (Some(stored), None),
                 Acted::Not => (self.find(request, deadline).await?, None),
             };
             on_conflict = match (stored, refusal) {
                 // An attempt of ours was committed and its acknowledgement lost.
-                (Some(stored), _) if request.has_made(&stored.outcome) => return Ok(Performed::First(stored.outcome)),
-                (Some(stored), _) if !stored.expired => return judge(request, stored.outcome).map(Performed::Replayed),
+                (Some(stored), _) if request.has_made(&stored.outcome) => {
+                    first_copy.end(Arc::clone(&stored.outcome), asked, stored.life.unwrap_or_default());
+                    return Ok(Performed::First(stored.outcome));
+                }
+                (Some(queries::Stored { outcome, life: Some(life) }), _) => {
+                    first_copy.end(Arc::clone(&outcome), asked, life);
+                    return judge(request, outcome).map(Performed::Replayed);
+                }
                 (_, Some(refusal)) => return Ok(Performed::Refused(refusal)),
                 (None, None) => OnConflict::DoNothing,
                 (Some(_), None) => OnConflict::TakeOverExpired,
@@ -237,11 +266,11 @@ impl Keyed {
 }
 
 /// Compares with what is stored, whoever wrote it.
-fn judge(request: &Keyed, first: Outcome) -> Result<Outcome, KeyedError> {
+fn judge(request: &Keyed, first: Arc<Outcome>) -> Result<Arc<Outcome>, KeyedError> {
     if first.fingerprint == request.fingerprint {
         return Ok(first);
     }
-    Err(KeyedError::KeyReused { first: Box::new(first), pointers: Vec::new() })
+    Err(KeyedError::KeyReused { first, pointers: Vec::new() })
 }
 
 impl From<DatabaseError> for KeyedError {

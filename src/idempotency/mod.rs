@@ -1,19 +1,22 @@
 //! Keys and what they name.
 //!
-//! Owns the key, the fingerprint, the outcome and what is told of it, the engine that every route with a key goes through, their queries and
-//! the purger. It never makes a job and never decides what a request does: it knows which outcome a key names, and
+//! Owns the key, the fingerprint, the outcome, what is told of it and what is remembered, the engine that every route with
+//! a key goes through, their queries and the purger. It never makes a job and never decides what a request does: it knows which outcome a key names, and
 //! whether a request is the one that the key stands for.
 
+mod clock;
 mod engine;
 mod fingerprint;
 mod key;
 pub mod purger;
 pub mod queries;
+mod replays;
 mod summary;
 
 pub use engine::{Acted, Engine, Keyed, KeyedError, OnConflict, Performed, Terms};
 pub use fingerprint::Fingerprint;
 pub use key::{InvalidKey, KEY_LENGTH_MAX, Key};
+pub use replays::Replays;
 pub use summary::Summary;
 
 use bytes::Bytes;

@@ -1,5 +1,6 @@
 //! The SQL of keys. Whoever calls brings the connection.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgConnection;
@@ -102,9 +103,10 @@ pub(crate) use keyed_statement;
 /// What stands under a key.
 #[derive(Debug)]
 pub struct Stored {
-    pub outcome: Outcome,
-    /// By PostgreSQL's clock. The row then counts for nothing, whether or not the purger has come by.
-    pub expired: bool,
+    pub outcome: Arc<Outcome>,
+    /// How long it will live, by PostgreSQL's clock. `None`: it has expired and counts for nothing, whether or not the
+    /// purger has come by.
+    pub life: Option<Duration>,
 }
 
 /// Looks a key up, in a snapshot of its own: the statement that lost a race for the key cannot see who won it.
@@ -113,7 +115,7 @@ pub async fn find(connection: &mut PgConnection, key: &ScopedKey) -> sqlx::Resul
         r#"
         select
             fingerprint, job_id, status, location, etag, body, request_id, created_at, expires_at,
-            expires_at <= clock_timestamp() as "expired!"
+            extract(epoch from expires_at - clock_timestamp())::double precision as "life_seconds!"
         from idempotency_keys
         where tenant_id = $1 and route = $2 and key = $3
         "#,
@@ -125,22 +127,21 @@ pub async fn find(connection: &mut PgConnection, key: &ScopedKey) -> sqlx::Resul
     .await?;
     row.map(|row| {
         let fingerprint = Fingerprint::stored(&row.fingerprint);
-        Ok(Stored {
-            outcome: Outcome {
-                fingerprint: fingerprint.ok_or_else(|| sqlx::Error::Decode("a fingerprint has 32 bytes".into()))?,
-                answer: Answer {
-                    job_id: JobId(row.job_id),
-                    status: row.status,
-                    location: row.location,
-                    etag: row.etag,
-                    body: row.body.into(),
-                },
-                request_id: RequestId::stored(row.request_id),
-                created_at: row.created_at,
-                expires_at: row.expires_at,
+        let outcome = Outcome {
+            fingerprint: fingerprint.ok_or_else(|| sqlx::Error::Decode("a fingerprint has 32 bytes".into()))?,
+            answer: Answer {
+                job_id: JobId(row.job_id),
+                status: row.status,
+                location: row.location,
+                etag: row.etag,
+                body: row.body.into(),
             },
-            expired: row.expired,
-        })
+            request_id: RequestId::stored(row.request_id),
+            created_at: row.created_at,
+            expires_at: row.expires_at,
+        };
+        let life = Duration::try_from_secs_f64(row.life_seconds).ok().filter(|life| !life.is_zero());
+        Ok(Stored { outcome: Arc::new(outcome), life })
     })
     .transpose()
 }

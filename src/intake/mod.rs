@@ -10,11 +10,14 @@ mod submission;
 pub use submission::{Draft, Submission};
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use crate::database::{DatabaseError, violates};
-use crate::idempotency::{Acted, Answer, Engine, KeyedError, OnConflict, Outcome, Performed, Terms};
+use crate::idempotency::{
+    Acted, Answer, Engine, Fingerprint, KeyedError, OnConflict, Outcome, Performed, ScopedKey, Terms,
+};
 use crate::ids::{JobId, TenantId};
 use crate::jobs::{self, ContentDigest, Found, NewJob};
 
@@ -49,6 +52,11 @@ impl Intake {
     /// How many submissions one request may have under way at once: half of what there is room for.
     pub fn share(&self) -> usize {
         (self.engine.lane().count().limit / 2).max(1)
+    }
+
+    /// The outcome of an earlier copy of a request, if this replica remembers it.
+    pub fn recall(&self, key: &ScopedKey, fingerprint: &Fingerprint) -> Option<Arc<Outcome>> {
+        self.engine.recall(key, fingerprint)
     }
 
     /// Makes the job, or finds the outcome of the request that did, or the active job of the same content.
@@ -215,7 +223,7 @@ impl Intake {
     }
 
     /// Where a request differs from the one that its key stands for.
-    async fn compare(&self, submission: &Submission, first: Box<Outcome>, deadline: Instant) -> KeyedError {
+    async fn compare(&self, submission: &Submission, first: Arc<Outcome>, deadline: Instant) -> KeyedError {
         let made_by_first = first.answer.status == submission.draft.answer.status;
         let first_job = match made_by_first {
             true => self.submitted(submission.draft.tenant, first.answer.job_id, deadline).await,

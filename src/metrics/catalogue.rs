@@ -142,6 +142,34 @@ pub(super) const IDEMPOTENCY_OUTCOMES: Description = Description {
               found out in time.",
 };
 
+pub(super) const REPLAY_CACHE_LOOKUPS: Description = Description {
+    name: "replay_cache_lookups",
+    kind: Kind::Counter,
+    unit: "look-ups",
+    labels: &["result"],
+    help: "Keys looked for in memory before the database is asked",
+    meaning: "`remembered`: a replay that cost the database nothing. Far more replays than that: they come to other replicas \
+              than the first request did, later than ten minutes, or `idempotency.replay_cache_bytes` is too small.",
+};
+
+pub(super) const REPLAY_CACHE_BYTES: Description = Description {
+    name: "replay_cache_bytes",
+    kind: Kind::Gauge,
+    unit: "bytes",
+    labels: &[],
+    help: "What the remembered outcomes take",
+    meaning: "It grows up to its limit and stays there: what has expired makes room when room is needed.",
+};
+
+pub(super) const REPLAY_CACHE_LIMIT_BYTES: Description = Description {
+    name: "replay_cache_limit_bytes",
+    kind: Kind::Gauge,
+    unit: "bytes",
+    labels: &[],
+    help: "What the remembered outcomes may take",
+    meaning: "`idempotency.replay_cache_bytes`.",
+};
+
 pub(super) const TOKEN_LOOKUPS: Description = Description {
     name: "token_lookups",
     kind: Kind::Counter,
@@ -218,7 +246,7 @@ pub(super) const PURGE_LAG: Description = Description {
     meaning: "A few times `purge.interval` is well. NaN: the database could not be asked.",
 };
 
-const CATALOGUE: [&Description; 20] = [
+const CATALOGUE: [&Description; 23] = [
     &BUILD,
     &START_TIME,
     &READY,
@@ -231,6 +259,9 @@ const CATALOGUE: [&Description; 20] = [
     &SHED_REQUESTS,
     &QUOTA_REFUSALS,
     &IDEMPOTENCY_OUTCOMES,
+    &REPLAY_CACHE_LOOKUPS,
+    &REPLAY_CACHE_BYTES,
+    &REPLAY_CACHE_LIMIT_BYTES,
     &TOKEN_LOOKUPS,
     &DATABASE_RETRIES,
     &DATABASE_CONNECTIONS,

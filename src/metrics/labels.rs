@@ -28,6 +28,13 @@ pub enum TokenLookup {
     Failed,
 }
 
+/// Whether a key was found in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recall {
+    Remembered,
+    NotRemembered,
+}
+
 /// Why a statement was sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
@@ -88,6 +95,15 @@ impl TokenLookup {
             Self::Known => "known",
             Self::Unknown => "unknown",
             Self::Failed => "failed",
+        }
+    }
+}
+
+impl Recall {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Remembered => "remembered",
+            Self::NotRemembered => "not_remembered",
         }
     }
 }

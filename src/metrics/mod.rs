@@ -7,7 +7,7 @@ mod catalogue;
 mod labels;
 
 pub use catalogue::document;
-pub use labels::{KeyedOutcome, Retry, Shed, TokenLookup};
+pub use labels::{KeyedOutcome, Recall, Retry, Shed, TokenLookup};
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -42,6 +42,9 @@ struct Catalogue {
     shed_requests: Family<ShedLabels, Counter>,
     quota_refusals: Family<QuotaLabels, Counter>,
     idempotency_outcomes: Family<OutcomeLabels, Counter>,
+    replay_cache_lookups: Family<LookupLabels, Counter>,
+    replay_cache_bytes: Gauge,
+    replay_cache_limit_bytes: Gauge,
     token_lookups: Family<LookupLabels, Counter>,
     database_retries: Family<RetryLabels, Counter>,
     database_connections: Family<ConnectionLabels, Gauge>,
@@ -85,6 +88,9 @@ impl Metrics {
             shed_requests: Family::default(),
             quota_refusals: Family::default(),
             idempotency_outcomes: Family::default(),
+            replay_cache_lookups: Family::default(),
+            replay_cache_bytes: Gauge::default(),
+            replay_cache_limit_bytes: Gauge::default(),
             token_lookups: Family::default(),
             database_retries: Family::default(),
             database_connections: Family::default(),
@@ -112,6 +118,9 @@ impl Metrics {
         register(&mut registry, &SHED_REQUESTS, catalogue.shed_requests.clone());
         register(&mut registry, &QUOTA_REFUSALS, catalogue.quota_refusals.clone());
         register(&mut registry, &IDEMPOTENCY_OUTCOMES, catalogue.idempotency_outcomes.clone());
+        register(&mut registry, &REPLAY_CACHE_LOOKUPS, catalogue.replay_cache_lookups.clone());
+        register(&mut registry, &REPLAY_CACHE_BYTES, catalogue.replay_cache_bytes.clone());
+        register(&mut registry, &REPLAY_CACHE_LIMIT_BYTES, catalogue.replay_cache_limit_bytes.clone());
         register(&mut registry, &TOKEN_LOOKUPS, catalogue.token_lookups.clone());
         register(&mut registry, &DATABASE_RETRIES, catalogue.database_retries.clone());
         register(&mut registry, &DATABASE_CONNECTIONS, catalogue.database_connections.clone());
@@ -150,6 +159,10 @@ impl Metrics {
     /// Likewise for a quota.
     pub fn expect_quota_refusals(&self, policy: &'static str) {
         drop(self.catalogue.quota_refusals.get_or_create(&QuotaLabels { policy }));
+    }
+
+    pub fn count_recall(&self, recall: Recall) {
+        self.catalogue.replay_cache_lookups.get_or_create(&LookupLabels { result: recall.name() }).inc();
     }
 
     pub fn count_token_lookup(&self, result: TokenLookup) {
@@ -193,6 +206,11 @@ impl Metrics {
         self.catalogue.http_requests_in_flight_limit.set(gauge(level.limit));
     }
 
+    pub fn read_replay_cache(&self, level: Level) {
+        self.catalogue.replay_cache_bytes.set(gauge(level.now));
+        self.catalogue.replay_cache_limit_bytes.set(gauge(level.limit));
+    }
+
     pub fn count_purged_keys(&self, keys: u64) {
         self.catalogue.purged_keys.inc_by(keys);
     }
@@ -227,6 +245,9 @@ impl Catalogue {
     fn begin_at_zero(&self) {
         for reason in [Shed::InFlight, Shed::TenantInFlight, Shed::Waited, Shed::Outage, Shed::UnknownTokens] {
             drop(self.shed_requests.get_or_create(&ShedLabels { reason: reason.name() }));
+        }
+        for recall in [Recall::Remembered, Recall::NotRemembered] {
+            drop(self.replay_cache_lookups.get_or_create(&LookupLabels { result: recall.name() }));
         }
         for result in [TokenLookup::Known, TokenLookup::Unknown, TokenLookup::Failed] {
             drop(self.token_lookups.get_or_create(&LookupLabels { result: result.name() }));

@@ -7,6 +7,7 @@ mod serving;
 pub use database_connection::{connect, connect_directly, database_settings};
 pub use listeners::Listeners;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::dev::{Server as HttpTask, ServerHandle};
@@ -22,7 +23,7 @@ use crate::configuration::{self, Configuration};
 use crate::database::{self, Lane};
 use crate::http::{self, Admission, App, Limits, Quotas, Readiness, Watched};
 use crate::idempotency::purger::{self, Pace};
-use crate::idempotency::{Engine, Terms};
+use crate::idempotency::{Engine, Replays, Terms};
 use crate::intake::Intake;
 use crate::metrics::Metrics;
 use database_connection::await_database;
@@ -137,10 +138,12 @@ fn compose(configuration: &Configuration, lanes: &Lanes, metrics: &Metrics) -> A
         lock_wait: intake.lock_wait,
         insist_on_durability: !database.allow_losing_acknowledged_jobs,
     };
-    let engine = Engine::new(lanes.intake.clone(), intake.connections, terms);
+    let replays = Arc::new(Replays::new(idempotency.replay_cache_bytes, metrics.clone()));
+    let engine = Engine::new(lanes.intake.clone(), intake.connections, terms, Arc::clone(&replays));
     App {
         intake: Intake::new(engine.clone()),
         changes: Changes::new(engine),
+        replays,
         reads: lanes.reads.clone(),
         verifier: Verifier::new(lanes.access.clone(), access.cache_life, metrics.clone()),
         quotas: quotas(&configuration.quota, metrics),

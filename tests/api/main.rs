@@ -30,6 +30,7 @@ mod pooler;
 mod queues;
 mod quotas;
 mod refusals;
+mod replays;
 mod replicas;
 mod retries;
 mod schema;

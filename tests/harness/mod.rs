@@ -26,7 +26,7 @@ pub use pooler::Pooler;
 pub use postgres::OwnPostgres;
 pub use proxy::{Proxy, Treatment};
 pub use raw::RawConnection;
-pub use server::{NO_QUOTAS, QUICK, Server, hapax, hapax_through, run_hapax};
+pub use server::{MEMORY, NO_QUOTAS, QUICK, Server, hapax, hapax_through, run_hapax};
 
 use serde_json::{Value, json};
 

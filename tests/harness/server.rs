@@ -18,6 +18,11 @@ pub const NO_QUOTAS: [(&str, &str); 3] = [
     ("HAPAX__QUOTA__REPLAYS_PER_SECOND", "0"),
 ];
 
+const REPLAY_CACHE: &str = "HAPAX__IDEMPOTENCY__REPLAY_CACHE_BYTES";
+
+/// For tests of what a replica remembers.
+pub const MEMORY: [(&str, &str); 1] = [(REPLAY_CACHE, "1000000")];
+
 /// Deadlines for tests that run into them: an attempt is given up after one and a half seconds, a request after two.
 pub const QUICK: [(&str, &str); 4] = [
     ("HAPAX__SERVER__REQUEST_DEADLINE", "2s"),
@@ -45,6 +50,8 @@ impl Server {
         command.args(["serve", "--bind", &address.to_string()]).env("DATABASE_URL", url);
         command.env("HAPAX__DATABASE__ALLOW_LOSING_ACKNOWLEDGED_JOBS", "true");
         command.env("HAPAX__METRICS__BIND", "127.0.0.1:0").env("HAPAX__SERVER__DRAIN_DELAY", "0s");
+        // What a test is answered is what is stored, unless it is about what is remembered.
+        command.env(REPLAY_CACHE, "0");
         command.envs(settings.iter().copied());
         Self::spawn(command, token).await
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -162,7 +163,7 @@ struct Batch<'a> {
 struct Done {
     status: i16,
     replayed: bool,
-    outcome: Outcome,
+    outcome: Arc<Outcome>,
 }
 
 impl Batch<'_> {

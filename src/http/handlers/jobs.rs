@@ -57,7 +57,7 @@ pub async fn change(
     let deadline = Deadline::of(&request);
     let Some(key) = key.0 else {
         let answer = app.changes.patch(&change, deadline).await??;
-        return Ok(write(&mut HttpResponse::Ok(), answer));
+        return Ok(write(&mut HttpResponse::Ok(), &answer));
     };
     let key = scope(&caller, CHANGE, key);
     charge_key(&app, &key, &request)?;

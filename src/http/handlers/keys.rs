@@ -21,6 +21,6 @@ pub async fn show(
     let key = ScopedKey { tenant: caller.tenant, route: route.unwrap_or(SUBMIT), key: key.0 };
     let find = async |connection: &mut _| queries::find(connection, &key).await;
     let stored = app.reads.read(Deadline::of(&request), find).await?;
-    let stored = stored.filter(|stored| !stored.expired).ok_or(Problem::KeyNotFound)?;
+    let stored = stored.filter(|stored| stored.life.is_some()).ok_or(Problem::KeyNotFound)?;
     Ok(HttpResponse::Ok().json(Summary::of(key.route, &stored.outcome)))
 }

@@ -1,6 +1,7 @@
 //! How jobs come to be.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -12,7 +13,7 @@ use crate::http::extractors::{Deadline, NoParameters, RequiredKey};
 use crate::http::keyed::{charge_key, finish, scope, write};
 use crate::http::quotas::{charge, give_back};
 use crate::http::{App, Problem, SUBMIT};
-use crate::idempotency::{Fingerprint, KeyedError, Performed};
+use crate::idempotency::{Fingerprint, KeyedError, Outcome, Performed, ScopedKey};
 use crate::ids::{JobId, RequestId};
 use crate::intake::{Draft, NothingThere, Put, Submission};
 use crate::jobs::{ContentDigest, InvalidJob, NewJob};
@@ -29,17 +30,34 @@ pub async fn submit(
     body: Body<Json>,
 ) -> Result<HttpResponse, Problem> {
     let key = scope(&caller, SUBMIT, key.0);
-    let (job, fingerprint) = read(&request, body)?;
+    let asked = read(&request, &app, &key, body)?;
     charge_key(&app, &key, &request)?;
-    let submission = Submission::mint(key, fingerprint, job, request_id);
-    let submitted = submit_within_quota(&request, &app, &submission).await?;
+    let submitted = match asked {
+        Asked::Before(outcome) => Ok(Performed::Replayed(outcome)),
+        Asked::New(job, fingerprint) => {
+            let submission = Submission::mint(key, fingerprint, job, request_id);
+            submit_within_quota(&request, &app, &submission).await?
+        }
+    };
     finish(&request, submitted)
 }
 
+/// What a body turns out to ask for.
+enum Asked {
+    /// What an earlier copy has asked for, and this is its outcome.
+    Before(Arc<Outcome>),
+    /// Something new, as far as is known here.
+    New((NewJob, Option<ContentDigest>), Fingerprint),
+}
+
 /// Takes the body by value: it may be large, and what is waited for next may take its time.
-fn read(request: &HttpRequest, body: Body<Json>) -> Result<((NewJob, Option<ContentDigest>), Fingerprint), Problem> {
+fn read(request: &HttpRequest, app: &App, key: &ScopedKey, body: Body<Json>) -> Result<Asked, Problem> {
     let document = Document::parse(&body.bytes)?;
-    Ok((NewJob::parse(document.root())?, Fingerprint::of(request.path(), document.root())))
+    let fingerprint = Fingerprint::of(request.path(), document.root());
+    if let Some(outcome) = app.intake.recall(key, &fingerprint) {
+        return Ok(Asked::Before(outcome));
+    }
+    Ok(Asked::New(NewJob::parse(document.root())?, fingerprint))
 }
 
 /// A tenant whose creations are used up still has its replays, and the jobs that are there already.
@@ -92,8 +110,8 @@ pub async fn put(
     tracing::Span::current().record("job_id", tracing::field::display(id));
     let draft = Draft::named(caller.tenant, id, job);
     match put_within_quota(&request, &app, &draft).await? {
-        Put::Created(answer) => Ok(write(&mut HttpResponse::build(StatusCode::CREATED), answer)),
-        Put::Same(answer) => Ok(write(&mut HttpResponse::Ok(), answer)),
+        Put::Created(answer) => Ok(write(&mut HttpResponse::build(StatusCode::CREATED), &answer)),
+        Put::Same(answer) => Ok(write(&mut HttpResponse::Ok(), &answer)),
         Put::Other { pointers } => Err(Problem::JobExists { job_id: id, pointers }),
         Put::Deleted => Err(Problem::JobDeleted),
     }

@@ -1,0 +1,116 @@
+//! What a replica remembers of keys, and of copies that come at once.
+
+use hapax::access::Scope;
+
+use crate::harness::{Ledger, MEMORY, QUICK, job};
+
+const REMEMBERED: &str = r#"hapax_replay_cache_lookups_total{result="remembered"}"#;
+
+#[tokio::test]
+async fn a_replay_touches_no_database() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&MEMORY).await;
+    let first = server.submit("key-1", job(1)).await;
+    let held = ledger.hold("lock table idempotency_keys, jobs in access exclusive mode").await;
+    for _ in 0..3 {
+        let again = server.submit("key-1", job(1)).await;
+        assert_eq!((again.status, again.header("idempotent-replayed")), (200, "true"));
+        for field in ["location", "idempotency-expires", "content-type"] {
+            assert_eq!(again.header(field), first.header(field));
+        }
+        assert_eq!(again.body, first.body);
+    }
+    held.roll_back().await;
+    assert_eq!(server.metric(REMEMBERED).await, 3.0);
+    assert!(server.metric("hapax_replay_cache_bytes").await > 400.0);
+}
+
+#[tokio::test]
+async fn what_another_replica_has_done_is_remembered_once_it_was_read() {
+    let ledger = Ledger::new().await;
+    let (one, two) = (ledger.serve().await, ledger.serve_with(&MEMORY).await);
+    let first = one.submit("key-1", job(1)).await;
+    for _ in 0..2 {
+        let again = two.submit("key-1", job(1)).await;
+        assert_eq!((again.status, &again.body), (200, &first.body));
+    }
+    assert_eq!(two.metric(REMEMBERED).await, 1.0);
+}
+
+#[tokio::test]
+async fn what_is_remembered_stands_for_one_request_only() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&MEMORY).await;
+    let first = server.submit("key-1", job(1)).await;
+    let other = server.submit("key-1", job(2)).await;
+    other.is_problem(422, "idempotency-key-reused");
+    assert_eq!(other.json()["job_id"], first.json()["id"]);
+    assert_eq!(other.json()["pointers"], serde_json::json!(["/payload/n"]));
+    assert_eq!(server.submit("key-1", job(1)).await.body, first.body);
+}
+
+#[tokio::test]
+async fn what_is_remembered_is_shown_to_nobody_else() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&MEMORY).await;
+    let first = server.submit("key-1", job(1)).await;
+    let reader = server.as_caller(&ledger.token_for("acme", &[Scope::Read]).await);
+    reader.submit("key-1", job(1)).await.is_problem(403, "missing-scope");
+    let other = server.as_caller(&ledger.token_for("umbrella", &[Scope::Submit]).await);
+    let others = other.submit("key-1", job(1)).await;
+    assert_eq!(others.status, 201);
+    assert_ne!(others.body, first.body);
+}
+
+#[tokio::test]
+async fn nothing_is_remembered_beyond_its_expiry() {
+    let ledger = Ledger::new().await;
+    let settings = [&MEMORY[..], &[("HAPAX__IDEMPOTENCY__TIME_TO_LIVE", "1s")]].concat();
+    let server = ledger.serve_with(&settings).await;
+    let first = server.submit("key-1", job(1)).await;
+    let alive = "select count(*) from idempotency_keys where expires_at > clock_timestamp()";
+    loop {
+        let alive = ledger.number(alive).await == 1;
+        let again = server.submit("key-1", job(1)).await;
+        match again.status {
+            201 => break assert_ne!(again.body, first.body),
+            200 => assert!(alive, "replayed after it had expired"),
+            status => panic!("{status}"),
+        }
+    }
+    assert_eq!(ledger.jobs().await, 2);
+}
+
+#[tokio::test]
+async fn of_copies_that_come_at_once_one_asks_the_database() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&MEMORY).await;
+    let held = ledger.hold_key("key-1").await;
+    let copies: Vec<_> = (0..20).map(|_| server.submit_meanwhile("key-1", job(1))).collect();
+    server.until_metric("hapax_http_requests_in_flight", 20.0).await;
+    ledger.until_waiting(1).await;
+    held.roll_back().await;
+    let mut statuses = Vec::new();
+    for copy in copies {
+        statuses.push(copy.await.unwrap().status);
+    }
+    statuses.sort_unstable();
+    assert_eq!(statuses, [vec![200; 19], vec![201]].concat());
+    assert_eq!(server.metric(REMEMBERED).await, 19.0);
+    ledger.is_whole_with(1).await;
+}
+
+#[tokio::test]
+async fn copies_wait_no_longer_for_one_of_ours_than_for_anothers() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[&QUICK[..], &MEMORY].concat()).await;
+    let held = ledger.hold_key("key-1").await;
+    let copies: Vec<_> = (0..5).map(|_| server.submit_meanwhile("key-1", job(1))).collect();
+    for copy in copies {
+        let answer = copy.await.unwrap();
+        answer.is_problem(409, "request-in-flight");
+        answer.wants_a_retry();
+    }
+    held.roll_back().await;
+    assert_eq!(server.submit("key-1", job(1)).await.status, 201);
+}
