@@ -19,7 +19,7 @@ const MAY_IMPORT: [(&str, &[&str]); 12] = [
     ("jobs", &["ids", "json"]),
     ("idempotency", &["ids", "json", "database", "metrics"]),
     ("access", &["ids", "database", "metrics"]),
-    ("intake", &["ids", "database", "jobs", "idempotency"]),
+    ("intake", &["ids", "database", "metrics", "jobs", "idempotency"]),
     ("changes", &["ids", "database", "jobs", "idempotency"]),
     ("http", &["ids", "json", "database", "metrics", "jobs", "idempotency", "access", "intake", "changes"]),
 ];

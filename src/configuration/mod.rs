@@ -90,7 +90,18 @@ pub struct Database {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Intake {
-    /// Connections that submissions are written on.
+    /// Who write submissions, many in one statement, each with a connection.
+    pub writers: usize,
+    /// How many submissions one statement may carry.
+    pub batch_jobs: usize,
+    /// How large one statement may be, unless a single submission is larger.
+    pub batch_bytes: usize,
+    /// How many submissions may wait to be written, or be under way; one more is answered 503 at once.
+    pub queue_jobs: usize,
+    /// How large they may be together.
+    pub queue_bytes: usize,
+    /// Connections for what is written one by one: changes, named and unique jobs, and whoever waits for another
+    /// transaction.
     pub connections: usize,
     /// How long a submission waits for another with the same key that is in flight.
     #[serde(with = "humantime_serde")]
@@ -198,7 +209,15 @@ impl Default for Database {
 
 impl Default for Intake {
     fn default() -> Self {
-        Self { connections: 8, lock_wait: Duration::from_secs(2) }
+        Self {
+            writers: 2,
+            batch_jobs: 512,
+            batch_bytes: 4 * 1024 * 1024,
+            queue_jobs: 4096,
+            queue_bytes: 32 * 1024 * 1024,
+            connections: 8,
+            lock_wait: Duration::from_secs(2),
+        }
     }
 }
 
@@ -315,6 +334,17 @@ impl Configuration {
             (
                 database.idle_in_transaction_timeout >= millisecond,
                 "database.idle_in_transaction_timeout: more than nothing",
+            ),
+            ((1..=64).contains(&self.intake.writers), "intake.writers: from 1 to 64"),
+            ((1..=10_000).contains(&self.intake.batch_jobs), "intake.batch_jobs: from 1 to 10000"),
+            (
+                (1024..=256 * 1024 * 1024).contains(&self.intake.batch_bytes),
+                "intake.batch_bytes: from 1024 (1 KiB) to 268435456 (256 MiB)",
+            ),
+            ((1..=1_000_000).contains(&self.intake.queue_jobs), "intake.queue_jobs: from 1 to 1000000"),
+            (
+                (1024..=4_000_000_000).contains(&self.intake.queue_bytes),
+                "intake.queue_bytes: from 1024 (1 KiB) to 4000000000",
             ),
             ((2..=1000).contains(&self.intake.connections), "intake.connections: from 2 to 1000"),
             (lock_wait >= millisecond, "intake.lock_wait: more than nothing"),

@@ -1,6 +1,7 @@
 //! How the attempts at one statement have gone so far, and what that makes of the next.
 
 use std::fmt::Display;
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -10,7 +11,7 @@ use super::failure::words;
 use crate::metrics::Shed;
 
 /// Why a statement has no result.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, Error)]
 pub enum DatabaseError {
     /// It was not executed, or was rolled back: nothing has changed.
     #[error("the database did not take the statement: {0}")]
@@ -30,10 +31,10 @@ pub enum DatabaseError {
     /// It would have violated a unique constraint as things are, and was rolled back. Where an attempt before it was
     /// lost, what stands there tells of that one.
     #[error("the statement met what is there already")]
-    Violation(#[source] sqlx::Error),
+    Violation(#[source] Arc<sqlx::Error>),
     /// PostgreSQL refused it and would again.
     #[error("the statement failed")]
-    Statement(#[source] sqlx::Error),
+    Statement(#[source] Arc<sqlx::Error>),
 }
 
 impl DatabaseError {

@@ -141,15 +141,15 @@ impl Lane {
                 Failure::Lost => course.lose_attempt(),
                 Failure::Away => self.shared.outage.note_failure(),
                 Failure::Stale if course.stale && !self.shares_sessions() => {
-                    return Err(course.refuse(DatabaseError::Statement(error)));
+                    return Err(course.refuse(DatabaseError::Statement(Arc::new(error))));
                 }
                 Failure::Stale => course.stale = true,
                 Failure::ReadOnly => self.shared.outage.note_failure(),
                 Failure::Collided => course.renew_patience(),
                 Failure::Locked => return Err(course.locked()),
-                Failure::Violation => return Err(DatabaseError::Violation(error)),
+                Failure::Violation => return Err(DatabaseError::Violation(Arc::new(error))),
                 Failure::Refused => return Err(course.refuse(DatabaseError::Unavailable(words(&error)))),
-                Failure::Other => return Err(course.refuse(DatabaseError::Statement(error))),
+                Failure::Other => return Err(course.refuse(DatabaseError::Statement(Arc::new(error)))),
             }
             course.pause_after(&error).await;
         }
@@ -158,6 +158,11 @@ impl Lane {
 
     pub fn name(&self) -> &'static str {
         self.shared.name
+    }
+
+    /// Whether the last that was seen of the database is that it is not there.
+    pub fn is_away(&self) -> bool {
+        self.shared.outage.is_on()
     }
 
     /// Connections at work and at rest, and how many there may be.

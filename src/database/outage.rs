@@ -57,6 +57,10 @@ impl Outage {
         }
     }
 
+    pub fn is_on(&self) -> bool {
+        self.on.load(Ordering::Acquire)
+    }
+
     /// Whether a request may try: always while the outage is young, or has not been looked at for long; else one each
     /// [`LOOK_INTERVAL`].
     pub fn admits(&self) -> bool {

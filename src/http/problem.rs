@@ -147,9 +147,9 @@ impl Problem {
             Self::PreconditionRequired => (428, "precondition-required", "An If-Match is required", false),
             Self::QuotaExceeded(_) => (429, "quota-exceeded", "A quota is used up", true),
             Self::Internal(_) => (500, "internal-error", "The service failed", true),
-            Self::Shed(Shed::InFlight | Shed::TenantInFlight | Shed::Waited | Shed::UnknownTokens) => {
-                (503, "overloaded", "The service has as much to do as it can", true)
-            }
+            Self::Shed(
+                Shed::InFlight | Shed::TenantInFlight | Shed::Waited | Shed::QueueFull | Shed::UnknownTokens,
+            ) => (503, "overloaded", "The service has as much to do as it can", true),
             Self::Unavailable(_) | Self::Shed(Shed::Outage) => {
                 (503, "database-unavailable", "The database is not available", true)
             }
@@ -233,7 +233,7 @@ impl Problem {
                     whole_seconds(window)
                 )
             }
-            Self::Shed(Shed::InFlight | Shed::TenantInFlight | Shed::Waited | Shed::UnknownTokens) => {
+            Self::Shed(Shed::InFlight | Shed::TenantInFlight | Shed::Waited | Shed::QueueFull | Shed::UnknownTokens) => {
                 "Nothing was written. Send the same request again, a little later.".to_owned()
             }
             Self::Unavailable(_) | Self::Shed(Shed::Outage) => {

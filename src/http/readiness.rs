@@ -25,8 +25,8 @@ pub struct Readiness {
 const LIFE: Duration = Duration::from_millis(500);
 /// Longer than this a load balancer would not wait either.
 const DEADLINE: Duration = Duration::from_secs(2);
-/// For each of three lanes, so that all of them are looked at within that time.
-const LANE_DEADLINE: Duration = Duration::from_millis(500);
+/// For each of four lanes, so that all of them are looked at within that time.
+const LANE_DEADLINE: Duration = Duration::from_millis(400);
 
 impl Readiness {
     /// `allow_loss`: whether a server that may lose acknowledged jobs is good enough.

@@ -50,6 +50,13 @@ pub struct Terms {
     pub insist_on_durability: bool,
 }
 
+impl Terms {
+    /// Whether the statement may keep others waiting for it.
+    pub fn is_brief(&self) -> bool {
+        self.lock_wait <= FIRST_LOCK_WAIT
+    }
+}
+
 /// What one try at an act came to.
 #[derive(Debug)]
 pub enum Acted<R> {
@@ -95,7 +102,7 @@ pub enum KeyedError {
     #[error("it is unknown whether the request was carried out")]
     OutcomeUnknown,
     #[error("the statement failed")]
-    Failed(#[source] sqlx::Error),
+    Failed(#[source] Arc<sqlx::Error>),
 }
 
 /// The way of every keyed request: look into memory, act, and if nothing was written, look who has the key.
@@ -125,6 +132,11 @@ impl Engine {
         Self { lane, terms, patient, replays }
     }
 
+    /// On what terms an act is tried at first.
+    pub fn first_terms(&self) -> Terms {
+        Terms { lock_wait: FIRST_LOCK_WAIT.min(self.terms.lock_wait), ..self.terms }
+    }
+
     /// What the acts are sent on.
     pub fn lane(&self) -> &Lane {
         &self.lane
@@ -141,8 +153,7 @@ impl Engine {
         mut act: impl AsyncFnMut(Terms) -> Result<T, DatabaseError>,
     ) -> Result<T, DatabaseError> {
         let began = Instant::now();
-        let terms = |lock_wait| Terms { lock_wait, ..self.terms };
-        let after_loss = match act(terms(FIRST_LOCK_WAIT.min(self.terms.lock_wait))).await {
+        let after_loss = match act(self.first_terms()).await {
             Err(DatabaseError::Locked { after_loss }) => after_loss,
             done => return done,
         };
@@ -154,7 +165,7 @@ impl Engine {
         if wait < Duration::from_millis(1) {
             return Err(DatabaseError::Locked { after_loss });
         }
-        match act(terms(wait)).await {
+        match act(Terms { lock_wait: wait, ..self.terms }).await {
             Err(DatabaseError::Locked { .. }) => Err(DatabaseError::Locked { after_loss }),
             Err(_) if after_loss => Err(DatabaseError::Unknown),
             done => done,

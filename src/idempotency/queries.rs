@@ -1,5 +1,6 @@
 //! The SQL of keys. Whoever calls brings the connection.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -111,39 +112,56 @@ pub struct Stored {
 
 /// Looks a key up, in a snapshot of its own: the statement that lost a race for the key cannot see who won it.
 pub async fn find(connection: &mut PgConnection, key: &ScopedKey) -> sqlx::Result<Option<Stored>> {
-    let row = sqlx::query!(
+    Ok(find_all(connection, std::iter::once(key)).await?.remove(&0))
+}
+
+/// The same for many keys at once, each told by its place among them. Each is looked up in the index by itself, whatever
+/// the planner thinks of their number.
+pub async fn find_all<'k>(
+    connection: &mut PgConnection,
+    keys: impl Iterator<Item = &'k ScopedKey> + Clone,
+) -> sqlx::Result<HashMap<usize, Stored>> {
+    let rows = sqlx::query!(
         r#"
         select
-            fingerprint, job_id, status, location, etag, body, request_id, created_at, expires_at,
-            extract(epoch from expires_at - clock_timestamp())::double precision as "life_seconds!"
-        from idempotency_keys
-        where tenant_id = $1 and route = $2 and key = $3
+            wanted.place as "place!", stored.fingerprint, stored.job_id, stored.status, stored.location, stored.etag,
+            stored.body, stored.request_id, stored.created_at, stored.expires_at,
+            extract(epoch from stored.expires_at - clock_timestamp())::double precision as "life_seconds!"
+        from unnest($1::uuid [], $2::text [], $3::text []) with ordinality as wanted (tenant_id, route, key, place)
+        cross join lateral (
+            select fingerprint, job_id, status, location, etag, body, request_id, created_at, expires_at
+            from idempotency_keys
+            where tenant_id = wanted.tenant_id and route = wanted.route and key = wanted.key
+            limit 1
+        ) as stored
         "#,
-        key.tenant.0,
-        key.route.0,
-        key.key.as_str(),
+        &keys.clone().map(|key| key.tenant.0).collect::<Vec<_>>(),
+        &keys.clone().map(|key| key.route.0).collect::<Vec<_>>() as &[&str],
+        &keys.map(|key| key.key.as_str()).collect::<Vec<_>>() as &[&str],
     )
-    .fetch_optional(connection)
+    .fetch_all(connection)
     .await?;
-    row.map(|row| {
-        let fingerprint = Fingerprint::stored(&row.fingerprint);
-        let outcome = Outcome {
-            fingerprint: fingerprint.ok_or_else(|| sqlx::Error::Decode("a fingerprint has 32 bytes".into()))?,
-            answer: Answer {
-                job_id: JobId(row.job_id),
-                status: row.status,
-                location: row.location,
-                etag: row.etag,
-                body: row.body.into(),
-            },
-            request_id: RequestId::stored(row.request_id),
-            created_at: row.created_at,
-            expires_at: row.expires_at,
-        };
-        let life = Duration::try_from_secs_f64(row.life_seconds).ok().filter(|life| !life.is_zero());
-        Ok(Stored { outcome: Arc::new(outcome), life })
-    })
-    .transpose()
+    rows.into_iter()
+        .map(|row| {
+            let fingerprint = Fingerprint::stored(&row.fingerprint);
+            let outcome = Outcome {
+                fingerprint: fingerprint.ok_or_else(|| sqlx::Error::Decode("a fingerprint has 32 bytes".into()))?,
+                answer: Answer {
+                    job_id: JobId(row.job_id),
+                    status: row.status,
+                    location: row.location,
+                    etag: row.etag,
+                    body: row.body.into(),
+                },
+                request_id: RequestId::stored(row.request_id),
+                created_at: row.created_at,
+                expires_at: row.expires_at,
+            };
+            let life = Duration::try_from_secs_f64(row.life_seconds).ok().filter(|life| !life.is_zero());
+            let place = usize::try_from(row.place - 1).map_err(|error| sqlx::Error::Decode(error.into()))?;
+            Ok((place, Stored { outcome: Arc::new(outcome), life }))
+        })
+        .collect()
 }
 
 /// Deletes up to `limit` expired keys and says how many. Rows that anyone else holds are skipped, so it waits for

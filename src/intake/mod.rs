@@ -4,31 +4,49 @@
 //! content, or of the same name. It knows nothing of HTTP but the status that an answer was given with, and it never
 //! begins a transaction.
 
+mod batcher;
 mod queries;
 mod submission;
+mod writer;
 
+pub use batcher::Bounds;
 pub use submission::{Draft, Submission};
+pub use writer::Writer;
 
 use std::convert::Infallible;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::database::{DatabaseError, violates};
+use crate::database::{DatabaseError, Lane, violates};
 use crate::idempotency::{
     Acted, Answer, Engine, Fingerprint, KeyedError, OnConflict, Outcome, Performed, ScopedKey, Terms,
 };
 use crate::ids::{JobId, TenantId};
 use crate::jobs::{self, ContentDigest, Found, NewJob};
+use crate::metrics::{Level, Metrics, Shed};
+use batcher::{Batcher, Ridden};
 
 /// The one way in.
 pub struct Intake {
     engine: Engine,
+    batcher: Arc<Batcher>,
+    /// What batches are sent on.
+    lane: Lane,
 }
 
 /// There is neither an outcome under the key nor a job of the content.
 #[derive(Clone, Copy, Debug)]
 pub struct NothingThere;
+
+/// How many submissions one request may have under way at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    /// Of those that ride in batches.
+    pub in_batches: usize,
+    /// Of those that ask to be unique, each of which takes a connection.
+    pub one_by_one: usize,
+}
 
 /// What became of a job that its client has named.
 #[derive(Debug)]
@@ -45,13 +63,36 @@ pub enum Put {
 }
 
 impl Intake {
-    pub fn new(engine: Engine) -> Self {
-        Self { engine }
+    /// `lane` is for the writers alone.
+    pub fn new(engine: Engine, lane: Lane, bounds: Bounds) -> Self {
+        Self { engine, batcher: Arc::new(Batcher::new(bounds)), lane }
     }
 
-    /// How many submissions one request may have under way at once: half of what there is room for.
-    pub fn share(&self) -> usize {
-        (self.engine.lane().count().limit / 2).max(1)
+    /// One for each connection of the writers' lane. Nothing is written until they run.
+    pub fn writers(&self, metrics: &Metrics) -> Vec<Writer> {
+        let writer = |_| Writer {
+            batcher: Arc::clone(&self.batcher),
+            lane: self.lane.clone(),
+            terms: self.engine.first_terms(),
+            metrics: metrics.clone(),
+        };
+        (0..self.lane.count().limit).map(writer).collect()
+    }
+
+    /// Takes no more submissions. The writers end when those that were taken are answered.
+    pub fn close(&self) {
+        self.batcher.close();
+    }
+
+    /// How many submissions are not answered yet, of those that may be.
+    pub fn level(&self) -> Level {
+        self.batcher.level()
+    }
+
+    /// How many submissions one request may have under way at once: a part of what there is room for.
+    pub fn share(&self) -> Share {
+        let Level { limit, .. } = self.batcher.level();
+        Share { in_batches: (limit / 4).max(1), one_by_one: (self.engine.lane().count().limit / 2).max(1) }
     }
 
     /// The outcome of an earlier copy of a request, if this replica remembers it.
@@ -65,7 +106,7 @@ impl Intake {
     /// [`KeyedError`], at `deadline` at the latest.
     pub async fn submit(
         &self,
-        submission: &Submission,
+        submission: &Arc<Submission>,
         deadline: Instant,
     ) -> Result<Performed<Infallible>, KeyedError> {
         let performed = match submission.content {
@@ -140,11 +181,22 @@ impl Intake {
 
     async fn make(
         &self,
-        submission: &Submission,
+        submission: &Arc<Submission>,
         on_conflict: OnConflict,
         terms: Terms,
         deadline: Instant,
     ) -> Result<Acted<Infallible>, DatabaseError> {
+        if on_conflict == OnConflict::DoNothing && terms.is_brief() {
+            return match self.batcher.ride(Arc::clone(submission), deadline).await {
+                Ok(Ridden::Made(expires_at)) => Ok(Acted::Done(submission.draft.answer.clone(), expires_at)),
+                Ok(Ridden::Met(stored)) => Ok(Acted::Met(stored)),
+                Ok(Ridden::Not) => Ok(Acted::Not),
+                Err(DatabaseError::Shed(Shed::Waited)) if self.lane.is_away() => {
+                    Err(DatabaseError::Unavailable("there is no connection to it".to_owned()))
+                }
+                Err(error) => Err(error),
+            };
+        }
         let write = async |connection: &mut _| queries::submit(connection, submission, on_conflict, terms).await;
         let written = self.engine.lane().complete(deadline, write).await?;
         Ok(written.map_or(Acted::Not, |expires_at| Acted::Done(submission.draft.answer.clone(), expires_at)))
@@ -188,7 +240,11 @@ impl Intake {
             Some(Found::Job(submitted)) => submitted,
             // And its content with it, by now.
             Some(Found::Deleted) => return Ok(Acted::Not),
-            None => return Err(DatabaseError::Statement(sqlx::Error::Decode("content is taken by no job".into()))),
+            None => {
+                return Err(DatabaseError::Statement(Arc::new(sqlx::Error::Decode(
+                    "content is taken by no job".into(),
+                ))));
+            }
         };
         let answer = submission::answer(200, holder, created_at, &job);
         let write = async |connection: &mut _| {

@@ -1,5 +1,8 @@
 //! The statements that make jobs. See ADR 0003 and ADR 0013.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
@@ -68,6 +71,96 @@ pub async fn submit(
     terms: Terms,
 ) -> sqlx::Result<Option<DateTime<Utc>>> {
     submit!(connection, submission, on_conflict, terms, content: [])
+}
+
+/// The same for many submissions at once, none of which asks to be unique; of two with one key only the first is
+/// written. Says of those that were written until when their keys live.
+///
+/// Keys are written in one order by all who write many, for else two of them could wait for each other. What is written
+/// is looked for in what the CTE before it returned by a hash and not by a join: the planner knows nothing of how many
+/// there are, and would compare each with each.
+pub async fn submit_all(
+    connection: &mut PgConnection,
+    submissions: &[Arc<Submission>],
+    terms: Terms,
+) -> sqlx::Result<HashMap<JobId, DateTime<Utc>>> {
+    let Some(first) = submissions.first() else { return Ok(HashMap::new()) };
+    let (route, status) = (first.keyed.key.route, first.draft.answer.status);
+    let rows = statement_on_terms!(
+        query,
+        terms,
+        [r#"
+        submission as materialized (
+            select *
+            from unnest(
+                $6::uuid [], $7::text [], $8::bytea [], $9::uuid [], $10::text [], $11::bytea [], $12::text [],
+                $13::timestamptz [], $14::text [], $15::text [], $16::smallint [], $17::timestamptz [], $18::integer [],
+                $19::text [], $20::text [], $21::smallint [], $22::timestamptz [], $23::integer []
+            ) as submission (
+                tenant_id, key, fingerprint, job_id, location, body, request_id,
+                created_at, type, queue, priority, run_at, max_attempts,
+                payload, queue_or_default, priority_or_default, run_at_or_now, max_attempts_or_default
+            )
+        ),
+        new_key as (
+            insert into idempotency_keys (
+                tenant_id, route, key, fingerprint, job_id, status, location, body, request_id, created_at, expires_at
+            )
+            select
+                tenant_id, $4, key, fingerprint, job_id, $5, location, body, request_id, created_at,
+                clock_timestamp() + make_interval(secs => $3)
+            from submission
+            cross join terms
+            order by tenant_id, key collate "C"
+            on conflict (tenant_id, route, key) do nothing
+            returning job_id, expires_at
+        ),
+        new_job as (
+            insert into jobs (tenant_id, id, type, queue, priority, run_at, max_attempts, payload, created_at)
+            select tenant_id, job_id, type, queue, priority, run_at, max_attempts, payload::json, created_at
+            from submission
+            where (job_id in (select job_id from new_key)) is true
+            on conflict do nothing
+            returning id
+        ),
+        new_in_queue as (
+            insert into job_queue (tenant_id, job_id, queue, priority, run_at, max_attempts, created_at)
+            select
+                tenant_id, job_id, queue_or_default, priority_or_default, run_at_or_now, max_attempts_or_default, created_at
+            from submission
+            where (job_id in (select id from new_job)) is true
+        )
+        select job_id, expires_at from new_key
+        "#],
+        terms.time_to_live.as_secs_f64(),
+        route.0,
+        status,
+        &column(submissions, |submission| submission.draft.tenant.0),
+        &column(submissions, |submission| submission.keyed.key.key.as_str()) as &[&str],
+        &column(submissions, |submission| submission.keyed.fingerprint.as_bytes()) as &[&[u8]],
+        &column(submissions, |submission| submission.draft.answer.job_id.0),
+        &column(submissions, |submission| submission.draft.answer.location.as_deref()) as &[Option<&str>],
+        &column(submissions, |submission| &submission.draft.answer.body[..]) as &[&[u8]],
+        &column(submissions, |submission| submission.keyed.request_id.as_str()) as &[&str],
+        &column(submissions, |submission| submission.draft.created_at),
+        &column(submissions, |submission| submission.draft.job.kind.as_str()) as &[&str],
+        &column(submissions, |submission| submission.draft.job.queue.as_deref()) as &[Option<&str>],
+        &column(submissions, |submission| submission.draft.job.priority) as &[Option<i16>],
+        &column(submissions, |submission| submission.draft.job.run_at) as &[Option<DateTime<Utc>>],
+        &column(submissions, |submission| submission.draft.job.max_attempts) as &[Option<i32>],
+        &column(submissions, |submission| submission.draft.job.payload.as_str()) as &[&str],
+        &column(submissions, |submission| submission.draft.job.queue_or_default()) as &[&str],
+        &column(submissions, |submission| submission.draft.job.priority_or_default()),
+        &column(submissions, |submission| submission.draft.job.run_at.unwrap_or(submission.draft.created_at)),
+        &column(submissions, |submission| submission.draft.job.max_attempts_or_default()),
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(|row| (JobId(row.job_id), row.expires_at)).collect())
+}
+
+fn column<'s, T>(submissions: &'s [Arc<Submission>], of: impl Fn(&'s Submission) -> T) -> Vec<T> {
+    submissions.iter().map(|submission| of(submission)).collect()
 }
 
 /// The same for a job that asks to be unique by its content. Where that is taken, it fails on [`CONTENT_TAKEN`].

@@ -38,6 +38,12 @@ impl Draft {
 }
 
 impl Submission {
+    /// How much the client's own texts take, about.
+    pub fn bytes(&self) -> usize {
+        let NewJob { payload, kind, queue, .. } = &self.draft.job;
+        payload.len() + kind.len() + queue.as_ref().map_or(0, String::len) + self.keyed.key.key.as_str().len()
+    }
+
     /// A job of an id that nobody else has.
     pub fn mint(
         key: ScopedKey,

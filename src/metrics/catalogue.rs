@@ -116,8 +116,8 @@ pub(super) const SHED_REQUESTS: Description = Description {
     labels: &["reason"],
     help: "Requests refused with 503 to keep the rest going, by why",
     meaning: "`in_flight`: more than may be worked on at once. `tenant_in_flight`: more than one tenant's share of them. \
-              `waited`: no connection to the database came free within \
-              `database.patience`. `outage`: the database has been away for longer than that, and it was another request's turn to look. \
+              `waited`: no connection to the database came free, or no writer, within \
+              `database.patience`. `queue_full`: `intake.queue_jobs` or `intake.queue_bytes` are waiting to be written. `outage`: the database has been away for longer than that, and it was another request's turn to look. \
               `unknown_tokens`: too many tokens never seen before.",
 };
 
@@ -170,6 +170,43 @@ pub(super) const REPLAY_CACHE_LIMIT_BYTES: Description = Description {
     meaning: "`idempotency.replay_cache_bytes`.",
 };
 
+pub(super) const INTAKE_QUEUE: Description = Description {
+    name: "intake_queue_jobs",
+    kind: Kind::Gauge,
+    unit: "jobs",
+    labels: &[],
+    help: "Submissions that wait to be written, or are being written",
+    meaning: "Near its limit: the database is slower than what comes in.",
+};
+
+pub(super) const INTAKE_QUEUE_LIMIT: Description = Description {
+    name: "intake_queue_limit_jobs",
+    kind: Kind::Gauge,
+    unit: "jobs",
+    labels: &[],
+    help: "How many submissions may wait to be written",
+    meaning: "`intake.queue_jobs`. One more is answered 503 `overloaded`.",
+};
+
+pub(super) const INTAKE_BATCH: Description = Description {
+    name: "intake_batch_jobs",
+    kind: Kind::Histogram,
+    unit: "jobs",
+    labels: &[],
+    help: "Submissions in one statement",
+    meaning: "1 when it is quiet. At `intake.batch_jobs` for long: the database is the bottleneck.",
+};
+
+pub(super) const INTAKE_SPLITS: Description = Description {
+    name: "intake_batch_splits",
+    kind: Kind::Counter,
+    unit: "batches",
+    labels: &["reason"],
+    help: "Batches that failed and were sent again in parts",
+    meaning: "`locked`: a transaction elsewhere holds a key for more than 20 ms. `refused`: PostgreSQL would not have one of the \
+              jobs, which is a defect: its request is answered 500 and logged.",
+};
+
 pub(super) const TOKEN_LOOKUPS: Description = Description {
     name: "token_lookups",
     kind: Kind::Counter,
@@ -196,8 +233,8 @@ pub(super) const DATABASE_CONNECTIONS: Description = Description {
     unit: "connections",
     labels: &["lane", "state"],
     help: "Connections to PostgreSQL, by lane and state",
-    meaning: "`busy` at the lane's limit for long: requests wait for a connection. Lanes: intake, reads, access, purge, \
-              probes.",
+    meaning: "`busy` at the lane's limit for long: requests wait for a connection. Lanes: writers, intake, reads, \
+              access, purge, probes.",
 };
 
 pub(super) const DATABASE_CONNECTIONS_LIMIT: Description = Description {
@@ -206,7 +243,7 @@ pub(super) const DATABASE_CONNECTIONS_LIMIT: Description = Description {
     unit: "connections",
     labels: &["lane"],
     help: "How many connections a lane may have",
-    meaning: "`intake.connections` and `database.connections`; the others are fixed. Their sum, times the replicas, must \
+    meaning: "`intake.writers`, `intake.connections` and `database.connections`; the others are fixed. Their sum, times the replicas, must \
               fit PostgreSQL's `max_connections`.",
 };
 
@@ -246,7 +283,7 @@ pub(super) const PURGE_LAG: Description = Description {
     meaning: "A few times `purge.interval` is well. NaN: the database could not be asked.",
 };
 
-const CATALOGUE: [&Description; 23] = [
+const CATALOGUE: [&Description; 27] = [
     &BUILD,
     &START_TIME,
     &READY,
@@ -262,6 +299,10 @@ const CATALOGUE: [&Description; 23] = [
     &REPLAY_CACHE_LOOKUPS,
     &REPLAY_CACHE_BYTES,
     &REPLAY_CACHE_LIMIT_BYTES,
+    &INTAKE_QUEUE,
+    &INTAKE_QUEUE_LIMIT,
+    &INTAKE_BATCH,
+    &INTAKE_SPLITS,
     &TOKEN_LOOKUPS,
     &DATABASE_RETRIES,
     &DATABASE_CONNECTIONS,

@@ -35,6 +35,15 @@ pub enum Recall {
     NotRemembered,
 }
 
+/// Why a batch of submissions was split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// Somebody holds one of its keys.
+    Locked,
+    /// PostgreSQL refused it, because of one of them maybe.
+    Refused,
+}
+
 /// Why a statement was sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
@@ -57,6 +66,8 @@ pub enum Shed {
     TenantInFlight,
     #[error("no connection to the database came free in time")]
     Waited,
+    #[error("as many submissions as may be are waiting to be written")]
+    QueueFull,
     #[error("the database is away, and another request is looking whether it is back")]
     Outage,
     #[error("too many tokens that nobody has seen before are waiting")]
@@ -108,6 +119,15 @@ impl Recall {
     }
 }
 
+impl Split {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Locked => "locked",
+            Self::Refused => "refused",
+        }
+    }
+}
+
 impl Retry {
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -125,6 +145,7 @@ impl Shed {
             Self::InFlight => "in_flight",
             Self::TenantInFlight => "tenant_in_flight",
             Self::Waited => "waited",
+            Self::QueueFull => "queue_full",
             Self::Outage => "outage",
             Self::UnknownTokens => "unknown_tokens",
         }

@@ -7,7 +7,7 @@ mod catalogue;
 mod labels;
 
 pub use catalogue::document;
-pub use labels::{KeyedOutcome, Recall, Retry, Shed, TokenLookup};
+pub use labels::{KeyedOutcome, Recall, Retry, Shed, Split, TokenLookup};
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -45,6 +45,10 @@ struct Catalogue {
     replay_cache_lookups: Family<LookupLabels, Counter>,
     replay_cache_bytes: Gauge,
     replay_cache_limit_bytes: Gauge,
+    intake_queue: Gauge,
+    intake_queue_limit: Gauge,
+    intake_batch: Histogram,
+    intake_splits: Family<RetryLabels, Counter>,
     token_lookups: Family<LookupLabels, Counter>,
     database_retries: Family<RetryLabels, Counter>,
     database_connections: Family<ConnectionLabels, Gauge>,
@@ -91,6 +95,10 @@ impl Metrics {
             replay_cache_lookups: Family::default(),
             replay_cache_bytes: Gauge::default(),
             replay_cache_limit_bytes: Gauge::default(),
+            intake_queue: Gauge::default(),
+            intake_queue_limit: Gauge::default(),
+            intake_batch: Histogram::new(BATCH_BUCKETS),
+            intake_splits: Family::default(),
             token_lookups: Family::default(),
             database_retries: Family::default(),
             database_connections: Family::default(),
@@ -121,6 +129,10 @@ impl Metrics {
         register(&mut registry, &REPLAY_CACHE_LOOKUPS, catalogue.replay_cache_lookups.clone());
         register(&mut registry, &REPLAY_CACHE_BYTES, catalogue.replay_cache_bytes.clone());
         register(&mut registry, &REPLAY_CACHE_LIMIT_BYTES, catalogue.replay_cache_limit_bytes.clone());
+        register(&mut registry, &INTAKE_QUEUE, catalogue.intake_queue.clone());
+        register(&mut registry, &INTAKE_QUEUE_LIMIT, catalogue.intake_queue_limit.clone());
+        register(&mut registry, &INTAKE_BATCH, catalogue.intake_batch.clone());
+        register(&mut registry, &INTAKE_SPLITS, catalogue.intake_splits.clone());
         register(&mut registry, &TOKEN_LOOKUPS, catalogue.token_lookups.clone());
         register(&mut registry, &DATABASE_RETRIES, catalogue.database_retries.clone());
         register(&mut registry, &DATABASE_CONNECTIONS, catalogue.database_connections.clone());
@@ -165,6 +177,15 @@ impl Metrics {
         self.catalogue.replay_cache_lookups.get_or_create(&LookupLabels { result: recall.name() }).inc();
     }
 
+    /// How many submissions one statement has carried.
+    pub fn observe_batch(&self, jobs: usize) {
+        self.catalogue.intake_batch.observe(jobs as f64);
+    }
+
+    pub fn count_split(&self, reason: Split) {
+        self.catalogue.intake_splits.get_or_create(&RetryLabels { reason: reason.name() }).inc();
+    }
+
     pub fn count_token_lookup(&self, result: TokenLookup) {
         self.catalogue.token_lookups.get_or_create(&LookupLabels { result: result.name() }).inc();
     }
@@ -206,6 +227,11 @@ impl Metrics {
         self.catalogue.http_requests_in_flight_limit.set(gauge(level.limit));
     }
 
+    pub fn read_intake_queue(&self, level: Level) {
+        self.catalogue.intake_queue.set(gauge(level.now));
+        self.catalogue.intake_queue_limit.set(gauge(level.limit));
+    }
+
     pub fn read_replay_cache(&self, level: Level) {
         self.catalogue.replay_cache_bytes.set(gauge(level.now));
         self.catalogue.replay_cache_limit_bytes.set(gauge(level.limit));
@@ -243,8 +269,13 @@ impl Metrics {
 impl Catalogue {
     /// Prometheus sees no increase in a series that was not there before.
     fn begin_at_zero(&self) {
-        for reason in [Shed::InFlight, Shed::TenantInFlight, Shed::Waited, Shed::Outage, Shed::UnknownTokens] {
+        for reason in
+            [Shed::InFlight, Shed::TenantInFlight, Shed::Waited, Shed::QueueFull, Shed::Outage, Shed::UnknownTokens]
+        {
             drop(self.shed_requests.get_or_create(&ShedLabels { reason: reason.name() }));
+        }
+        for reason in [Split::Locked, Split::Refused] {
+            drop(self.intake_splits.get_or_create(&RetryLabels { reason: reason.name() }));
         }
         for recall in [Recall::Remembered, Recall::NotRemembered] {
             drop(self.replay_cache_lookups.get_or_create(&LookupLabels { result: recall.name() }));
@@ -274,6 +305,8 @@ impl Default for Metrics {
     }
 }
 
+/// Jobs.
+const BATCH_BUCKETS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 /// Seconds. From an answer out of memory to a request deadline.
 const DURATION_BUCKETS: [f64; 15] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];

@@ -24,7 +24,7 @@ use crate::database::{self, Lane};
 use crate::http::{self, Admission, App, Limits, Quotas, Readiness, Watched};
 use crate::idempotency::purger::{self, Pace};
 use crate::idempotency::{Engine, Replays, Terms};
-use crate::intake::Intake;
+use crate::intake::{Bounds, Intake};
 use crate::metrics::Metrics;
 use database_connection::await_database;
 use serving::{serve_api, serve_operations};
@@ -62,6 +62,9 @@ pub async fn run(
     let api_handle = api.handle();
 
     let tasks = TaskTracker::new();
+    for writer in app.intake.writers(&metrics) {
+        tasks.spawn(writer.run());
+    }
     tasks.spawn(purger::run(lanes.purge.clone(), pace(&configuration.purge), metrics, shutdown.clone()));
     let operations_handle = operations.map(|server| spawn_server(&tasks, server));
     tasks.close();
@@ -86,6 +89,7 @@ pub async fn run(
     let served = served.await;
     shutdown.cancel();
     served.context("the HTTP server failed")?;
+    app.intake.close();
     if let Some(handle) = operations_handle {
         handle.stop(false).await;
     }
@@ -104,6 +108,7 @@ pub async fn run(
 
 /// A lane for each purpose, so that none starves another.
 struct Lanes {
+    writers: Lane,
     intake: Lane,
     reads: Lane,
     access: Lane,
@@ -116,6 +121,7 @@ impl Lanes {
     fn new(settings: &database::Settings, configuration: &Configuration, metrics: &Metrics) -> Self {
         let lane = |name, connections| Lane::new(name, settings.clone(), connections, metrics.clone());
         Self {
+            writers: lane("writers", configuration.intake.writers),
             intake: lane("intake", configuration.intake.connections),
             reads: lane("reads", configuration.database.connections),
             access: lane("access", Verifier::CONNECTIONS),
@@ -124,9 +130,9 @@ impl Lanes {
         }
     }
 
-    fn all(&self) -> [Lane; 5] {
-        let Self { intake, reads, access, purge, probes } = self;
-        [intake, reads, access, purge, probes].map(Lane::clone)
+    fn all(&self) -> [Lane; 6] {
+        let Self { writers, intake, reads, access, purge, probes } = self;
+        [writers, intake, reads, access, purge, probes].map(Lane::clone)
     }
 }
 
@@ -141,7 +147,7 @@ fn compose(configuration: &Configuration, lanes: &Lanes, metrics: &Metrics) -> A
     let replays = Arc::new(Replays::new(idempotency.replay_cache_bytes, metrics.clone()));
     let engine = Engine::new(lanes.intake.clone(), intake.connections, terms, Arc::clone(&replays));
     App {
-        intake: Intake::new(engine.clone()),
+        intake: Intake::new(engine.clone(), lanes.writers.clone(), bounds(configuration)),
         changes: Changes::new(engine),
         replays,
         reads: lanes.reads.clone(),
@@ -149,7 +155,7 @@ fn compose(configuration: &Configuration, lanes: &Lanes, metrics: &Metrics) -> A
         quotas: quotas(&configuration.quota, metrics),
         readiness: Readiness::new(
             lanes.probes.clone(),
-            vec![lanes.intake.clone(), lanes.reads.clone(), lanes.access.clone()],
+            vec![lanes.writers.clone(), lanes.intake.clone(), lanes.reads.clone(), lanes.access.clone()],
             database.allow_losing_acknowledged_jobs,
         ),
         metrics: metrics.clone(),
@@ -161,6 +167,11 @@ fn compose(configuration: &Configuration, lanes: &Lanes, metrics: &Metrics) -> A
         admission: Admission::new(server.requests_in_flight, server.requests_in_flight_per_tenant),
         time_to_live: idempotency.time_to_live,
     }
+}
+
+fn bounds(configuration: &Configuration) -> Bounds {
+    let configuration::Intake { batch_jobs, batch_bytes, queue_jobs, queue_bytes, .. } = configuration.intake;
+    Bounds { batch_jobs, batch_bytes, queue_jobs, queue_bytes, patience: configuration.database.patience }
 }
 
 fn quotas(settings: &configuration::Quota, metrics: &Metrics) -> Quotas {

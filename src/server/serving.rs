@@ -59,8 +59,10 @@ fn connections(configuration: &Configuration, workers: usize) -> anyhow::Result<
     const RESERVE: usize = 64;
     /// A runtime of its own: event queues and the like.
     const OF_A_WORKER: usize = 4;
-    let (server, to_database) =
-        (&configuration.server, configuration.intake.connections + configuration.database.connections);
+    let (server, to_database) = (
+        &configuration.server,
+        configuration.intake.writers + configuration.intake.connections + configuration.database.connections,
+    );
     let reserve = RESERVE + OF_A_WORKER * workers + OPERATIONS_CONNECTIONS + Verifier::CONNECTIONS + 2 + to_database;
     let left = raise_descriptor_limit().saturating_sub(reserve);
     let wanted = if server.connections == 0 { Server::CONNECTIONS_MAX.min(left) } else { server.connections };

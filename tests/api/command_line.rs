@@ -82,7 +82,7 @@ async fn a_file_of_settings_counts_below_the_environment() {
     std::fs::write(&file, "[intake]\nlock_wait = \"3s\"\nconnections = 3\n").unwrap();
     let settings = [("HAPAX_CONFIG", file.to_str().unwrap()), ("HAPAX__INTAKE__CONNECTIONS", "5")];
     let shown = String::from_utf8(run_hapax(&["config"], &settings).await.stdout).unwrap();
-    assert!(shown.contains("lock_wait = \"3s\"") && shown.contains("[intake]\nconnections = 5"), "{shown}");
+    assert!(shown.contains("lock_wait = \"3s\"") && shown.contains("\nconnections = 5\n"), "{shown}");
     std::fs::write(&file, "[intake]\nlokc_wait = \"3s\"\n").unwrap();
     let output = run_hapax(&["config"], &settings).await;
     assert!(String::from_utf8_lossy(&output.stderr).contains("setting intake.lokc_wait"), "{output:?}");

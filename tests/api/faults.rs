@@ -186,7 +186,7 @@ async fn an_attempt_that_was_lost_is_not_forgotten_when_what_follows_fails() {
 async fn a_database_that_comes_back_does_not_meet_more_connections_than_the_limit() {
     let ledger = Ledger::new().await;
     let settings =
-        [("HAPAX__INTAKE__CONNECTIONS", "3"), ("HAPAX__ACCESS__CACHE_LIFE", "1h"), ("HAPAX__DATABASE__PATIENCE", "1h")];
+        [("HAPAX__INTAKE__WRITERS", "3"), ("HAPAX__ACCESS__CACHE_LIFE", "1h"), ("HAPAX__DATABASE__PATIENCE", "1h")];
     let server = ledger.serve_with(&settings).await;
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
     let away = format!("{}_away", ledger.name);
@@ -198,7 +198,7 @@ async fn a_database_that_comes_back_does_not_meet_more_connections_than_the_limi
     for request in requests {
         assert_eq!(request.await.unwrap().status, 201);
     }
-    let open = server.metric(r#"hapax_database_connections{lane="intake",state="idle"}"#).await;
+    let open = server.metric(r#"hapax_database_connections{lane="writers",state="idle"}"#).await;
     assert!(open <= 3.0, "{open}");
     ledger.is_whole_with(41).await;
 }

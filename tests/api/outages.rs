@@ -84,7 +84,7 @@ async fn a_postgresql_without_room_for_more_connections_is_used_with_those_that_
     let url = ledger.url_of_ordinary_user().await;
     let server = Server::start(&url, &ledger.token, &[("HAPAX__DATABASE__PATIENCE", "9s")]).await;
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
-    // One is the verifier's, one intake's, which would like to have eight.
+    // One is the verifier's, one a writer's; there would be another writer, and other lanes.
     ledger.limit_connections(2).await;
     let requests: Vec<_> = (0..60).map(|n| server.submit_meanwhile(&format!("key-{n}"), job(n))).collect();
     for request in requests {
@@ -98,7 +98,7 @@ async fn a_postgresql_without_room_for_more_connections_is_used_with_those_that_
 #[tokio::test]
 async fn a_database_that_is_slow_refuses_in_time_and_serves_whom_it_can() {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&[&IMPATIENT[..], &[("HAPAX__INTAKE__CONNECTIONS", "2")]].concat()).await;
+    let server = ledger.serve_with(&IMPATIENT).await;
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
     // Every statement takes its time, as on a disk that has no more to give.
     let blocked = ledger.lock_table("jobs", "share").await;
@@ -203,7 +203,7 @@ async fn a_replica_that_gets_no_connection_to_serve_with_is_not_ready() {
     ledger.limit_connections(1).await;
     let server = Server::start(&url, &ledger.token, &IMPATIENT).await;
     let telling = async {
-        while !server.get("/readyz").await.json()["detail"].as_str().is_some_and(|detail| detail.contains("intake")) {}
+        while !server.get("/readyz").await.json()["detail"].as_str().is_some_and(|detail| detail.contains("writers")) {}
     };
     tokio::time::timeout(std::time::Duration::from_secs(60), telling).await.expect("it is not ready for want of one");
     ledger.limit_connections(-1).await;
@@ -225,7 +225,7 @@ async fn a_server_that_starts_before_its_database_waits_for_it() {
 #[tokio::test]
 async fn a_replica_that_is_busy_is_ready_all_the_same() {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&[("HAPAX__INTAKE__CONNECTIONS", "2")]).await;
+    let server = ledger.serve_with(&[("HAPAX__INTAKE__WRITERS", "2")]).await;
     ledger
         .execute(
             "create function wait() returns trigger language plpgsql as $$ begin \
@@ -236,7 +236,7 @@ async fn a_replica_that_is_busy_is_ready_all_the_same() {
     let mut holder = ledger.connect().await;
     sqlx::raw_sql("select pg_advisory_lock(1)").execute(&mut holder).await.unwrap();
     let waiting: Vec<_> = (0..2).map(|n| server.submit_meanwhile(&format!("key-{n}"), job(n))).collect();
-    server.until_metric(r#"hapax_database_connections{lane="intake",state="busy"}"#, 2.0).await;
+    server.until_metric(r#"hapax_database_connections{lane="writers",state="busy"}"#, 2.0).await;
     ledger.until_waiting(2).await;
     assert_eq!(server.get("/readyz").await.status, 200);
     sqlx::raw_sql("select pg_advisory_unlock(1)").execute(&mut holder).await.unwrap();

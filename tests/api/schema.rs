@@ -204,6 +204,18 @@ async fn the_purger_finds_by_expiry_and_deletes_by_place() {
     assert!(plan.contains("Tid Scan") && plan.contains("idempotency_keys_expires_at_idx"), "{plan}");
 }
 
+/// With a join, the planner would compare each row with each as soon as it plans without knowing how many there are.
+#[tokio::test]
+async fn a_batch_is_written_without_comparing_each_with_each() {
+    let ledger = Ledger::new().await;
+    let of_many = |(sql, _): &(String, usize)| sql.contains("insert into jobs") && sql.contains("unnest");
+    let (sql, parameters) = statements().into_iter().find(of_many).unwrap();
+    let plan = plan(&ledger, &sql, parameters).await;
+    assert_eq!(plan.matches("hashed SubPlan").count(), 2, "{plan}");
+    assert_eq!(plan.matches("Nested Loop").count(), 1, "with the one row of terms\n{plan}");
+    assert!(!plan.contains("Join Filter") && !plan.contains("Hash Join"), "{plan}");
+}
+
 #[tokio::test]
 async fn every_table_and_every_less_than_obvious_column_is_explained() {
     let ledger = Ledger::new().await;

@@ -31,7 +31,7 @@ const ENVELOPE_BYTES_MAX: usize = 4096;
 
 /// What is asked for in one line.
 enum Item {
-    Submission(Box<Submission>),
+    Submission(Arc<Submission>),
     Refused(Problem),
 }
 
@@ -68,12 +68,15 @@ pub async fn submit(
 ) -> Result<HttpResponse, Problem> {
     let items = read(&caller, &request_id, app.limits.body_bytes, body).await?;
     let batch = Batch { request: &request, app: &app, request_id: &request_id };
-    let mut lines: Vec<(usize, Vec<u8>)> = stream::iter(by_key(items))
-        .map(|items| batch.in_turn(items))
-        .buffer_unordered(app.intake.share())
-        .flat_map(stream::iter)
-        .collect()
-        .await;
+    let (one_by_one, in_batches): (Vec<_>, Vec<_>) =
+        by_key(items).into_iter().partition(|items| asks_to_be_unique(items));
+    let share = app.intake.share();
+    let carry_out = |groups, at_once| stream::iter(groups).map(|items| batch.in_turn(items)).buffer_unordered(at_once);
+    let mut lines: Vec<(usize, Vec<u8>)> =
+        stream::select(carry_out(in_batches, share.in_batches), carry_out(one_by_one, share.one_by_one))
+            .flat_map(stream::iter)
+            .collect()
+            .await;
     lines.sort_unstable_by_key(|(number, _)| *number);
     let text: Vec<u8> = lines.into_iter().flat_map(|(_, line)| line).collect();
     Ok(HttpResponse::Ok().content_type(JsonLines::NAME).body(text))
@@ -114,7 +117,7 @@ fn read_item(caller: &Caller, request_id: &RequestId, body_bytes: usize, line: &
     }
     let key = ScopedKey { tenant: caller.tenant, route: SUBMIT, key };
     let submission = Submission::mint(key, Fingerprint::of(JOBS, job), NewJob::parse(job)?, request_id.clone());
-    Ok(Item::Submission(Box::new(submission)))
+    Ok(Item::Submission(Arc::new(submission)))
 }
 
 /// `{"idempotency_key": …, "job": …}`
@@ -152,6 +155,10 @@ fn by_key(items: Vec<Item>) -> Vec<Vec<(usize, Item)>> {
     groups
 }
 
+fn asks_to_be_unique(items: &[(usize, Item)]) -> bool {
+    items.iter().any(|(_, item)| matches!(item, Item::Submission(submission) if submission.content.is_some()))
+}
+
 /// What the items of one batch have in common.
 struct Batch<'a> {
     request: &'a HttpRequest,
@@ -183,7 +190,7 @@ impl Batch<'_> {
         lines
     }
 
-    async fn carry_out(&self, submission: &Submission) -> (KeyedOutcome, Result<Done, Problem>) {
+    async fn carry_out(&self, submission: &Arc<Submission>) -> (KeyedOutcome, Result<Done, Problem>) {
         let submitted = match charge_key(self.app, &submission.keyed.key, self.request) {
             Ok(()) => submit_within_quota(self.request, self.app, submission).await,
             Err(exceeded) => Err(exceeded),

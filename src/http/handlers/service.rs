@@ -58,6 +58,7 @@ pub async fn metrics(app: web::Data<App>, watched: web::Data<Watched>) -> HttpRe
         metrics.read_connections(lane.name(), lane.count());
     }
     metrics.read_requests_in_flight(app.admission.level());
+    metrics.read_intake_queue(app.intake.level());
     metrics.read_replay_cache(app.replays.level());
     metrics.read_ready(app.readiness.check().await.is_ok());
     metrics.read_purge_lag(purge_lag(&watched.probes).await);

@@ -35,7 +35,7 @@ pub async fn submit(
     let submitted = match asked {
         Asked::Before(outcome) => Ok(Performed::Replayed(outcome)),
         Asked::New(job, fingerprint) => {
-            let submission = Submission::mint(key, fingerprint, job, request_id);
+            let submission = Arc::new(Submission::mint(key, fingerprint, job, request_id));
             submit_within_quota(&request, &app, &submission).await?
         }
     };
@@ -64,7 +64,7 @@ fn read(request: &HttpRequest, app: &App, key: &ScopedKey, body: Body<Json>) -> 
 pub async fn submit_within_quota(
     request: &HttpRequest,
     app: &App,
-    submission: &Submission,
+    submission: &Arc<Submission>,
 ) -> Result<Result<Performed<Infallible>, KeyedError>, Problem> {
     let deadline = Deadline::of(request);
     let exceeded = match charge(&app.quotas.creations, &submission.draft.tenant, request) {
