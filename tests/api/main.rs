@@ -17,6 +17,7 @@ mod dev;
 mod docs;
 mod expiry;
 mod faults;
+mod intake;
 mod key_lookup;
 mod keyed_routes;
 mod keys;

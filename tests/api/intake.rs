@@ -1,0 +1,298 @@
+//! Many submissions in one statement, and what one of them may do to the others: nothing.
+
+use rustix::process::Signal;
+use serde_json::json;
+use tokio::task::JoinHandle;
+
+use crate::harness::{Answer, Held, Ledger, Proxy, QUICK, Server, Treatment, job};
+
+/// One writer, and nobody in a hurry: while it is held up, all who come ride in its next statement.
+const ONE_WRITER: [(&str, &str); 5] = [
+    ("HAPAX__INTAKE__WRITERS", "1"),
+    ("HAPAX__INTAKE__LOCK_WAIT", "50s"),
+    ("HAPAX__DATABASE__STATEMENT_TIMEOUT", "55s"),
+    ("HAPAX__DATABASE__PATIENCE", "58s"),
+    ("HAPAX__SERVER__REQUEST_DEADLINE", "59s"),
+];
+const BATCHES: &str = "hapax_intake_batch_jobs_count";
+const SPLITS_REFUSED: &str = r#"hapax_intake_batch_splits_total{reason="refused"}"#;
+const SPLITS_LOCKED: &str = r#"hapax_intake_batch_splits_total{reason="locked"}"#;
+
+type Waiting = JoinHandle<Answer>;
+
+/// Holds the writer up in the statement of one job; all others then wait together.
+async fn hold_up(ledger: &Ledger, server: &Server) -> (Held, Waiting) {
+    assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
+    let held = ledger.lock_table("jobs", "share").await;
+    let first = server.submit_meanwhile("first", job(0));
+    ledger.until_waiting(1).await;
+    (held, first)
+}
+
+/// Sends requests that will ride together, once the writer is free.
+async fn queue(server: &Server, requests: impl IntoIterator<Item = (String, serde_json::Value)>) -> Vec<Waiting> {
+    let waiting: Vec<_> = requests.into_iter().map(|(key, body)| server.submit_meanwhile(&key, body)).collect();
+    // The one that holds the writer up is among them.
+    server.until_metric("hapax_intake_queue_jobs", waiting.len() as f64 + 1.0).await;
+    waiting
+}
+
+fn jobs(count: u64) -> impl Iterator<Item = (String, serde_json::Value)> {
+    (0..count).map(|n| (format!("key-{n}"), job(n)))
+}
+
+async fn statuses(waiting: Vec<Waiting>) -> Vec<u16> {
+    let mut statuses = Vec::new();
+    for request in waiting {
+        statuses.push(request.await.unwrap().status);
+    }
+    statuses.sort_unstable();
+    statuses
+}
+
+#[tokio::test]
+async fn what_arrives_while_a_statement_is_under_way_rides_in_the_next() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&ONE_WRITER).await;
+    let (held, first) = hold_up(&ledger, &server).await;
+    let waiting = queue(&server, jobs(50)).await;
+    held.roll_back().await;
+    assert_eq!(first.await.unwrap().status, 201);
+    assert_eq!(statuses(waiting).await, [201; 50]);
+    assert_eq!(server.metric(BATCHES).await, 3.0, "one to warm up, the first, and all others together");
+    assert_eq!(server.metric("hapax_intake_queue_jobs").await, 0.0);
+    ledger.is_whole_with(52).await;
+}
+
+#[tokio::test]
+async fn a_batch_is_as_large_as_it_may_be_and_no_larger() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[&ONE_WRITER[..], &[("HAPAX__INTAKE__BATCH_JOBS", "10")]].concat()).await;
+    let (held, _first) = hold_up(&ledger, &server).await;
+    let waiting = queue(&server, jobs(35)).await;
+    held.roll_back().await;
+    assert_eq!(statuses(waiting).await, [201; 35]);
+    assert_eq!(server.metric(BATCHES).await, 2.0 + 4.0);
+}
+
+#[tokio::test]
+async fn a_job_that_postgresql_refuses_spoils_nobody_elses() {
+    let ledger = Ledger::new().await;
+    ledger.execute("alter table jobs add constraint no_poison check (type <> 'poison')").await;
+    let server = ledger.serve_with(&ONE_WRITER).await;
+    let (held, _first) = hold_up(&ledger, &server).await;
+    let poison = |n: u64| (format!("poison-{n}"), json!({ "type": "poison", "payload": n }));
+    let waiting = queue(&server, jobs(30).chain((0..2).map(poison))).await;
+    held.roll_back().await;
+    assert_eq!(statuses(waiting).await, [vec![201; 30], vec![500; 2]].concat());
+    assert!(server.metric(SPLITS_REFUSED).await >= 2.0);
+    ledger.is_whole_with(32).await;
+    ledger.execute("alter table jobs drop constraint no_poison").await;
+    assert_eq!(server.submit("poison-0", poison(0).1).await.status, 201, "its key is as it was before");
+}
+
+#[tokio::test]
+async fn keys_that_are_held_delay_nobody_but_themselves() {
+    let ledger = Ledger::new().await;
+    let settings = [&ONE_WRITER[..], &[("HAPAX__INTAKE__CONNECTIONS", "2")]].concat();
+    let server = ledger.serve_with(&settings).await;
+    let (held, _first) = hold_up(&ledger, &server).await;
+    // More than there are places to wait on.
+    let mut keys = Vec::new();
+    for n in 0..4 {
+        keys.push(ledger.hold_key(&format!("held-{n}")).await);
+    }
+    let waiting = queue(&server, (0..4).map(|n| (format!("held-{n}"), job(n))).chain(jobs(30))).await;
+    held.roll_back().await;
+    let (of_held, of_free) = {
+        let mut all = waiting;
+        let free = all.split_off(4);
+        (all, free)
+    };
+    assert_eq!(statuses(of_free).await, [201; 30]);
+    assert!(of_held.iter().all(|request| !request.is_finished()));
+    assert!(server.metric(SPLITS_LOCKED).await >= 1.0);
+    for n in 0..5 {
+        assert_eq!(server.submit(&format!("later-{n}"), job(n)).await.status, 201);
+    }
+    for key in keys {
+        key.roll_back().await;
+    }
+    assert_eq!(statuses(of_held).await, [201; 4]);
+    ledger.is_whole_with(41).await;
+}
+
+#[tokio::test]
+async fn copies_and_other_requests_under_one_key_are_each_judged_by_themselves() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&ONE_WRITER).await;
+    let (held, _first) = hold_up(&ledger, &server).await;
+    let leader = queue(&server, [("the-key".to_owned(), job(0))]).await;
+    let waiting: Vec<_> = (0..12).map(|n| server.submit_meanwhile("the-key", job(n % 3))).collect();
+    server.until_metric("hapax_http_requests_in_flight", 14.0).await;
+    held.roll_back().await;
+    let made = leader.into_iter().next().unwrap().await.unwrap();
+    assert_eq!(made.status, 201);
+    for (n, request) in waiting.into_iter().enumerate() {
+        let answer = request.await.unwrap();
+        match n % 3 {
+            0 => assert_eq!((answer.status, &answer.body), (200, &made.body)),
+            _ => {
+                answer.is_problem(422, "idempotency-key-reused");
+                assert_eq!(answer.json()["job_id"], made.json()["id"]);
+            }
+        }
+    }
+    ledger.is_whole_with(3).await;
+}
+
+#[tokio::test]
+async fn one_key_may_be_in_the_batches_of_two_replicas() {
+    let ledger = Ledger::new().await;
+    let servers = [ledger.serve_with(&ONE_WRITER).await, ledger.serve_with(&ONE_WRITER).await];
+    assert_eq!(servers[1].submit("warm-up-too", job(0)).await.status, 201);
+    let (held, _first) = hold_up(&ledger, &servers[0]).await;
+    let _second = servers[1].submit_meanwhile("second", job(0));
+    ledger.until_waiting(2).await;
+    let mut waiting = queue(&servers[0], jobs(30)).await;
+    waiting.extend(queue(&servers[1], jobs(30)).await);
+    held.roll_back().await;
+    assert_eq!(statuses(waiting).await, [vec![200; 30], vec![201; 30]].concat());
+    ledger.is_whole_with(34).await;
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_at_once_and_loses_nobody() {
+    for (bound, fit) in [(("HAPAX__INTAKE__QUEUE_JOBS", "4"), 4), (("HAPAX__INTAKE__QUEUE_BYTES", "1700"), 3)] {
+        let ledger = Ledger::new().await;
+        let server = ledger.serve_with(&[&ONE_WRITER[..], &[bound]].concat()).await;
+        let (held, first) = hold_up(&ledger, &server).await;
+        let waiting = queue(&server, jobs(fit - 1)).await;
+        for _ in 0..3 {
+            let refused = server.submit("one-more", job(9)).await;
+            refused.is_problem(503, "overloaded");
+            refused.wants_a_retry();
+        }
+        assert_eq!(server.metric(r#"hapax_shed_requests_total{reason="queue_full"}"#).await, 3.0);
+        assert!(!first.is_finished() && waiting.iter().all(|request| !request.is_finished()));
+        held.roll_back().await;
+        assert_eq!(statuses(waiting).await, vec![201; fit as usize - 1]);
+        assert_eq!(server.submit("one-more", job(9)).await.status, 201);
+        ledger.is_whole_with(fit as i64 + 2).await;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_killed_under_a_batch_is_not_seen_by_anybody() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&ONE_WRITER).await;
+    let (held, first) = hold_up(&ledger, &server).await;
+    let waiting = queue(&server, jobs(20)).await;
+    // First while the writer waits, and then whatever it is at.
+    assert!(ledger.end_sessions().await >= 1);
+    held.roll_back().await;
+    ledger.end_sessions().await;
+    assert_eq!(first.await.unwrap().status, 201);
+    assert_eq!(statuses(waiting).await, [201; 20]);
+    assert!(server.metric(r#"hapax_database_retries_total{reason="lost"}"#).await >= 1.0);
+    ledger.is_whole_with(22).await;
+}
+
+#[tokio::test]
+async fn a_batch_whose_acknowledgement_is_lost_knows_its_own_again() {
+    let ledger = Ledger::new().await;
+    let proxy = Proxy::before(&ledger).await;
+    let server = ledger.serve_through(&proxy, &ONE_WRITER).await;
+    let elsewhere = ledger.serve().await;
+    assert_eq!(elsewhere.submit("key-3", job(3)).await.status, 201);
+    let (held, _first) = hold_up(&ledger, &server).await;
+    let waiting = queue(&server, jobs(8)).await;
+    proxy.treat_next("key-5", Treatment::CutAfter);
+    held.roll_back().await;
+    for (n, request) in waiting.into_iter().enumerate() {
+        let answer = request.await.unwrap();
+        let wanted = if n == 3 { (200, "true") } else { (201, "false") };
+        assert_eq!((answer.status, answer.header("idempotent-replayed")), wanted, "{n}");
+    }
+    assert!(proxy.is_done());
+    ledger.is_whole_with(10).await;
+}
+
+#[tokio::test]
+async fn a_silent_database_is_told_apart_by_who_was_sent() {
+    let ledger = Ledger::new().await;
+    let proxy = Proxy::before(&ledger).await;
+    let settings = [&QUICK[..], &[("HAPAX__INTAKE__WRITERS", "1"), ("HAPAX__DATABASE__PATIENCE", "1s")]].concat();
+    let server = ledger.serve_through(&proxy, &settings).await;
+    assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
+    proxy.swallow_everything();
+    let sent = server.submit_meanwhile("sent", job(1));
+    server.until_metric(r#"hapax_database_connections{lane="writers",state="busy"}"#, 1.0).await;
+    let waiting: Vec<_> = (0..20).map(|n| server.submit_meanwhile(&format!("key-{n}"), job(n))).collect();
+    for request in waiting {
+        let answer = request.await.unwrap();
+        assert_eq!(answer.status, 503, "{answer:?}");
+        assert_ne!(answer.json()["code"], "outcome-unknown", "it was never sent");
+        answer.wants_a_retry();
+    }
+    sent.await.unwrap().is_problem(503, "outcome-unknown");
+    proxy.pass_everything();
+    for (key, body) in jobs(20) {
+        assert_eq!(server.submit_until_done(&key, body).await.status, 201, "its key was not used");
+    }
+    assert_eq!(server.submit_until_done("sent", job(1)).await.status, 201);
+    ledger.is_whole_with(22).await;
+}
+
+#[tokio::test]
+async fn a_dead_database_keeps_nobody_waiting() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[&QUICK[..], &[("HAPAX__DATABASE__PATIENCE", "300ms")]].concat()).await;
+    assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
+    let away = format!("{}_away", ledger.name);
+    ledger.rename_to(&away).await;
+    for round in 0..3 {
+        let waiting: Vec<_> = (0..100).map(|n| server.submit_meanwhile(&format!("key-{round}-{n}"), job(n))).collect();
+        for request in waiting {
+            let answer = request.await.unwrap();
+            // Only what was sent before anybody knew may have been carried out.
+            assert!(
+                answer.status == 503 && (round == 0 || answer.json()["code"] == "database-unavailable"),
+                "{answer:?}"
+            );
+            answer.wants_a_retry();
+        }
+        assert_eq!(server.metric("hapax_intake_queue_jobs").await, 0.0);
+    }
+    ledger.rename_back_from(&away).await;
+    assert_eq!(server.submit_until_done("key-0-0", job(0)).await.status, 201);
+    ledger.is_whole_with(2).await;
+}
+
+#[tokio::test]
+async fn a_replica_that_goes_answers_all_that_it_has_accepted() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&ONE_WRITER).await;
+    let (held, first) = hold_up(&ledger, &server).await;
+    let waiting = queue(&server, jobs(20)).await;
+    server.signal(Signal::TERM);
+    server.until_logged("accepted requests are finished first").await;
+    held.roll_back().await;
+    assert_eq!(first.await.unwrap().status, 201);
+    assert_eq!(statuses(waiting).await, [201; 20]);
+    assert!(server.ended().await);
+    ledger.is_whole_with(22).await;
+}
+
+#[tokio::test]
+async fn items_of_a_batch_ride_together() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&ONE_WRITER).await;
+    let lines: Vec<String> =
+        (0..500).map(|n| json!({ "idempotency_key": format!("key-{n}"), "job": job(n) }).to_string()).collect();
+    let answer = server.submit_batch(lines.join("\n")).await;
+    assert!(answer.items().iter().all(|item| item.status == 201));
+    let batches = server.metric(BATCHES).await;
+    assert!(batches < 50.0, "{batches} statements for 500 items");
+    ledger.is_whole_with(500).await;
+}
