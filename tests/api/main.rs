@@ -18,6 +18,7 @@ mod docs;
 mod expiry;
 mod faults;
 mod intake;
+mod interleavings;
 mod key_lookup;
 mod keyed_routes;
 mod keys;
