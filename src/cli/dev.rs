@@ -14,6 +14,7 @@ use super::{block_on, print};
 use crate::access::{Scopes, TenantName, Token, queries};
 use crate::configuration::{Configuration, Overrides};
 use crate::database::{self, Pooler};
+use crate::metrics::Metrics;
 use crate::server::{self, Listeners};
 
 #[derive(clap::Args)]
@@ -32,7 +33,8 @@ const TENANT: &str = "dev";
 
 pub fn run(arguments: Arguments, overrides: Overrides) -> anyhow::Result<()> {
     let overrides = Overrides { bind: arguments.bind, defaults: Configuration::for_development(), ..overrides };
-    start_logging(&Configuration::load(&overrides)?)?;
+    let metrics = Metrics::new();
+    let _log = start_logging(&Configuration::load(&overrides)?, &metrics)?;
     let folder = arguments.data.clone().unwrap_or_else(|| FOLDER.into());
     fs::create_dir_all(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
     let folder = folder.canonicalize()?;
@@ -44,7 +46,7 @@ pub fn run(arguments: Arguments, overrides: Overrides) -> anyhow::Result<()> {
         None => Place::AtOrElsewhere(folder.clone()),
     };
     let mut postgres = PrivatePostgres::start(&place, Durability::Full)?;
-    let served = serve(&folder, &mut postgres, overrides);
+    let served = serve(&folder, &mut postgres, overrides, metrics);
     let stopped = postgres.stop();
     served.and(stopped)
 }
@@ -61,7 +63,7 @@ fn lock(folder: &Path) -> anyhow::Result<File> {
     }
 }
 
-fn serve(folder: &Path, postgres: &mut PrivatePostgres, overrides: Overrides) -> anyhow::Result<()> {
+fn serve(folder: &Path, postgres: &mut PrivatePostgres, overrides: Overrides, metrics: Metrics) -> anyhow::Result<()> {
     let url = postgres.url(DATABASE);
     let mut configuration = Configuration::load(&Overrides { database_url: Some(url.clone()), ..overrides })?;
     configuration.database.pooler = Pooler::None;
@@ -71,7 +73,7 @@ fn serve(folder: &Path, postgres: &mut PrivatePostgres, overrides: Overrides) ->
         keep(&folder.join("database-url"), &url)?;
         print(&welcome(folder, listeners.api.local_addr()?))?;
         tokio::select! {
-            served = serve_until_signalled(&configuration, listeners) => served,
+            served = serve_until_signalled(&configuration, listeners, metrics) => served,
             ended = postgres.ended() => ended,
         }
     })

@@ -9,8 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::block_on;
 use crate::configuration::{Configuration, Overrides};
+use crate::metrics::Metrics;
 use crate::server::{self, Listeners};
-use crate::telemetry;
+use crate::telemetry::{self, Log};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -21,21 +22,26 @@ pub struct Arguments {
 
 pub fn run(arguments: Arguments, overrides: Overrides) -> anyhow::Result<()> {
     let configuration = Configuration::load(&Overrides { bind: arguments.bind, ..overrides })?;
-    start_logging(&configuration)?;
+    let metrics = Metrics::new();
+    let _log = start_logging(&configuration, &metrics)?;
     block_on(async {
         let listeners = Listeners::bind(&configuration)?;
-        serve_until_signalled(&configuration, listeners).await
+        serve_until_signalled(&configuration, listeners, metrics).await
     })
 }
 
 /// The first SIGTERM or SIGINT asks for an orderly end, a later one ends at once. Not the very next: a terminal, make
 /// and a process manager may each pass on the same one.
-pub async fn serve_until_signalled(configuration: &Configuration, listeners: Listeners) -> anyhow::Result<()> {
+pub async fn serve_until_signalled(
+    configuration: &Configuration,
+    listeners: Listeners,
+    metrics: Metrics,
+) -> anyhow::Result<()> {
     const ECHO: Duration = Duration::from_secs(1);
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let shutdown = CancellationToken::new();
     let mut told: Option<Instant> = None;
-    let mut serving = std::pin::pin!(server::run(configuration, listeners, shutdown.clone()));
+    let mut serving = std::pin::pin!(server::run(configuration, listeners, metrics, shutdown.clone()));
     loop {
         tokio::select! {
             served = &mut serving => return served,
@@ -49,6 +55,7 @@ pub async fn serve_until_signalled(configuration: &Configuration, listeners: Lis
     }
 }
 
-pub fn start_logging(configuration: &Configuration) -> anyhow::Result<()> {
-    telemetry::init(configuration.log.format, &configuration.log.filter).context("setting log.filter")
+pub fn start_logging(configuration: &Configuration, metrics: &Metrics) -> anyhow::Result<Log> {
+    let settings = &configuration.log;
+    telemetry::init(settings.format, &settings.filter, metrics.clone()).context("setting log.filter")
 }

@@ -283,7 +283,16 @@ pub(super) const PURGE_LAG: Description = Description {
     meaning: "A few times `purge.interval` is well. NaN: the database could not be asked.",
 };
 
-const CATALOGUE: [&Description; 27] = [
+pub(super) const LOG_LINES_LOST: Description = Description {
+    name: "log_lines_lost",
+    kind: Kind::Counter,
+    unit: "lines",
+    labels: &[],
+    help: "Lines of the log that could not be written",
+    meaning: "More than none: whoever reads standard output stalls, or has gone. Requests do not wait for it.",
+};
+
+const CATALOGUE: [&Description; 28] = [
     &BUILD,
     &START_TIME,
     &READY,
@@ -311,6 +320,7 @@ const CATALOGUE: [&Description; 27] = [
     &PURGED_KEYS,
     &PURGE_FAILURES,
     &PURGE_LAG,
+    &LOG_LINES_LOST,
 ];
 
 impl Description {

@@ -57,6 +57,7 @@ struct Catalogue {
     purged_keys: Counter,
     purge_failures: Counter,
     purge_lag: Gauge<f64, AtomicU64>,
+    log_lines_lost: Counter,
 }
 
 /// An open connection, counted until this is dropped.
@@ -107,6 +108,7 @@ impl Metrics {
             purged_keys: Counter::default(),
             purge_failures: Counter::default(),
             purge_lag: Gauge::default(),
+            log_lines_lost: Counter::default(),
         };
         fn register(registry: &mut Registry, description: &Description, metric: impl Metric) {
             registry.register(description.name, description.help, metric);
@@ -141,6 +143,7 @@ impl Metrics {
         register(&mut registry, &PURGED_KEYS, catalogue.purged_keys.clone());
         register(&mut registry, &PURGE_FAILURES, catalogue.purge_failures.clone());
         register(&mut registry, &PURGE_LAG, catalogue.purge_lag.clone());
+        register(&mut registry, &LOG_LINES_LOST, catalogue.log_lines_lost.clone());
         catalogue.registry = registry;
         catalogue.begin_at_zero();
         Self { catalogue: Arc::new(catalogue) }
@@ -239,6 +242,10 @@ impl Metrics {
 
     pub fn count_purged_keys(&self, keys: u64) {
         self.catalogue.purged_keys.inc_by(keys);
+    }
+
+    pub fn count_lost_log_lines(&self, lines: u64) {
+        self.catalogue.log_lines_lost.inc_by(lines);
     }
 
     pub fn count_purge_failure(&self) {

@@ -41,6 +41,7 @@ const LAST_CALL: Duration = Duration::from_secs(2);
 pub async fn run(
     configuration: &Configuration,
     listeners: Listeners,
+    metrics: Metrics,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let settings = database_settings(configuration)?;
@@ -50,7 +51,6 @@ pub async fn run(
         Some(looked) => looked.context("the database does not answer")??,
     }
 
-    let metrics = Metrics::new();
     let lanes = Lanes::new(&settings, configuration, &metrics);
     let app = web::Data::new(compose(configuration, &lanes, &metrics));
 

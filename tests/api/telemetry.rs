@@ -1,5 +1,6 @@
 //! What an operator can see.
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::harness::{Answer, Ledger, Server, job};
@@ -66,6 +67,16 @@ async fn a_request_id_is_kept_if_it_is_sane_and_made_if_not() {
     assert_eq!(answered.header("x-request-id"), "first-one");
     let replay = line_of(&server, &server.submit("k", job(1)).await).await;
     assert_eq!(replay["span"]["first.request_id"], "first-one");
+}
+
+#[tokio::test]
+async fn the_log_is_whole_when_the_process_has_ended() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    server.submit("k", job(1)).await;
+    server.signal(Signal::TERM);
+    server.until_logged(r#""message":"stopped""#).await;
+    assert_eq!(server.log_text().matches(r#""message":"answered""#).count(), 1);
 }
 
 #[tokio::test]

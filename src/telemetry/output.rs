@@ -1,0 +1,218 @@
+//! How lines get out: gathered in memory, and written by a thread of their own, many at a time.
+//!
+//! A line costs its request a copy and not a system call. Whoever reads the log may stall: then lines wait, and once as
+//! many wait as may, one more is lost, counted and told of. No request waits.
+
+use std::io::{self, Write};
+use std::mem;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crate::metrics::Metrics;
+
+/// The log of the process. Dropped, it writes what waits.
+pub struct Log(Output);
+
+/// What lines are given to.
+#[derive(Clone)]
+pub struct Output(Arc<Shared>);
+
+struct Shared {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+    metrics: Metrics,
+}
+
+#[derive(Default)]
+struct Waiting {
+    lines: Vec<u8>,
+    /// Since this was last said.
+    lost: u64,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Stage {
+    #[default]
+    Open,
+    /// What waits is still written.
+    Ending,
+    Ended,
+}
+
+/// Some thousands of lines: a second and more of a busy replica's.
+const WAITING_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// What is kept of a buffer that has been larger.
+const KEPT_BYTES: usize = 256 * 1024;
+/// How long lines are gathered. Nobody minds that they are so much late, and a write for each would cost more than a
+/// replay.
+const GATHERING: Duration = Duration::from_millis(5);
+/// How long the process waits at its end for a reader that has stalled.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+impl Log {
+    pub fn start(out: impl Write + Send + 'static, metrics: Metrics) -> (Self, Output) {
+        let output = Output(Arc::new(Shared { waiting: Mutex::default(), changed: Condvar::new(), metrics }));
+        let (writer, out) = (output.clone(), Box::new(out));
+        let started = thread::Builder::new().name("log".to_owned()).spawn(move || writer.run(out));
+        drop(started.expect("a process that starts is given a thread"));
+        (Self(output.clone()), output)
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let shared = &self.0.0;
+        let mut waiting = shared.lock();
+        if waiting.stage == Stage::Open {
+            waiting.stage = Stage::Ending;
+        }
+        shared.changed.notify_all();
+        let ended = shared.changed.wait_timeout_while(waiting, FAREWELL, |waiting| waiting.stage != Stage::Ended);
+        drop(ended);
+    }
+}
+
+impl Output {
+    /// Takes a whole line.
+    pub fn push(&self, line: &[u8]) {
+        let mut waiting = self.0.lock();
+        if waiting.lines.len() + line.len() > WAITING_BYTES_MAX {
+            waiting.lost += 1;
+            self.0.metrics.count_lost_log_lines(1);
+            return;
+        }
+        let is_first = waiting.lines.is_empty();
+        waiting.lines.extend_from_slice(line);
+        drop(waiting);
+        if is_first {
+            self.0.changed.notify_all();
+        }
+    }
+
+    fn run(&self, mut out: Box<dyn Write>) {
+        let mut lines = Vec::new();
+        loop {
+            self.wait_for_lines();
+            let (lost, stage) = self.take(&mut lines);
+            if out.write_all(&lines).and_then(|()| out.flush()).is_err() {
+                // Not told of: that line would have the same fate.
+                let newlines = lines.iter().filter(|byte| **byte == b'\n').count();
+                self.0.metrics.count_lost_log_lines(newlines as u64);
+            } else if lost > 0 {
+                tracing::warn!(lines = lost, "lines of this log were lost: whoever reads it was too slow");
+            }
+            lines.clear();
+            lines.shrink_to(KEPT_BYTES);
+            if stage == Stage::Ending {
+                self.0.lock().stage = Stage::Ended;
+                return self.0.changed.notify_all();
+            }
+        }
+    }
+
+    /// And for those that come right behind the first.
+    fn wait_for_lines(&self) {
+        let nothing_to_do = |waiting: &mut Waiting| waiting.lines.is_empty() && waiting.stage == Stage::Open;
+        let waiting = self.0.changed.wait_while(self.0.lock(), nothing_to_do);
+        let stage = waiting.unwrap_or_else(PoisonError::into_inner).stage;
+        if stage == Stage::Open {
+            thread::sleep(GATHERING);
+        }
+    }
+
+    fn take(&self, lines: &mut Vec<u8>) -> (u64, Stage) {
+        let mut waiting = self.0.lock();
+        mem::swap(&mut waiting.lines, lines);
+        (mem::take(&mut waiting.lost), waiting.stage)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// For `tracing_subscriber`'s own writer of lines, which writes each in one call.
+impl Write for Output {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.push(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+
+    /// Passes on what is written to it, once it may go on.
+    struct Reader {
+        read: Sender<Vec<u8>>,
+        may_go_on: Receiver<()>,
+    }
+
+    impl Write for Reader {
+        fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+            let _the_test_is_over = self.may_go_on.recv();
+            self.read.send(lines.to_vec()).map_err(io::Error::other)?;
+            Ok(lines.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn reader() -> (Reader, Receiver<Vec<u8>>, Sender<()>) {
+        let ((read, lines), (go_on, may_go_on)) = (channel(), channel());
+        (Reader { read, may_go_on }, lines, go_on)
+    }
+
+    #[test]
+    fn what_waits_is_written_before_the_end() {
+        let (reader, lines, go_on) = reader();
+        let (log, output) = Log::start(reader, Metrics::new());
+        drop(go_on);
+        (0..1000).for_each(|n| output.push(format!("{n}\n").as_bytes()));
+        drop(log);
+        let written: Vec<u8> = lines.try_iter().flatten().collect();
+        assert_eq!(written, (0..1000).map(|n| format!("{n}\n")).collect::<String>().as_bytes());
+    }
+
+    #[test]
+    fn a_reader_that_stalls_makes_nobody_wait_and_what_is_lost_is_counted() {
+        let (reader, lines, go_on) = reader();
+        let metrics = Metrics::new();
+        let (log, output) = Log::start(reader, metrics.clone());
+        output.push(b"the first\n");
+        let line = vec![b'x'; WAITING_BYTES_MAX / 4];
+        // The first may have been taken already; five more than fit are too many either way.
+        (0..9).for_each(|_| output.push(&line));
+        let lost = 9 - 4;
+        let counted = |lost: u32| metrics.encode().contains(&format!("hapax_log_lines_lost_total {lost}\n"));
+        assert!(counted(lost) || counted(lost + 1), "{}", metrics.encode());
+        drop(go_on);
+        drop(log);
+        assert!(lines.try_iter().flatten().count() > WAITING_BYTES_MAX / 2);
+    }
+
+    #[test]
+    fn lines_that_cannot_be_written_are_counted() {
+        let (reader, lines, go_on) = reader();
+        drop((lines, go_on));
+        let metrics = Metrics::new();
+        let (log, output) = Log::start(reader, metrics.clone());
+        output.push(b"one\n");
+        output.push(b"two\n");
+        drop(log);
+        assert!(metrics.encode().contains("hapax_log_lines_lost_total 2\n"), "{}", metrics.encode());
+    }
+}
