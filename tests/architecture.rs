@@ -21,7 +21,10 @@ const MAY_IMPORT: [(&str, &[&str]); 12] = [
     ("access", &["ids", "database", "metrics"]),
     ("intake", &["ids", "database", "metrics", "jobs", "idempotency"]),
     ("changes", &["ids", "database", "jobs", "idempotency"]),
-    ("http", &["ids", "json", "database", "metrics", "jobs", "idempotency", "access", "intake", "changes"]),
+    (
+        "http",
+        &["ids", "json", "database", "metrics", "jobs", "idempotency", "access", "intake", "changes", "telemetry"],
+    ),
 ];
 
 struct Source {

@@ -13,6 +13,7 @@ use super::extractors::Deadline;
 use super::quotas::charge;
 use super::{App, Problem, Unauthenticated};
 use crate::access::{Caller, Scope, Token};
+use crate::telemetry::Facts;
 
 /// Lets a request through if its token is valid and has `scope`, and there is room for it, which for one that is as large
 /// as several is as many places; the handler then finds the [`Caller`].
@@ -42,7 +43,7 @@ async fn admit<'a>(
     let digest = bearer(request.headers()).map_err(Problem::Unauthenticated)?.digest();
     let place = app.admission.enter(places)?;
     let caller = app.verifier.verify(digest, Deadline::of(request)).await?;
-    tracing::Span::current().record("tenant", tracing::field::display(&caller.tenant_name));
+    Facts::current().note("tenant", &caller.tenant_name);
     if !caller.scopes.contains(scope) {
         return Err(Problem::MissingScope(scope));
     }

@@ -4,8 +4,6 @@ use std::time::SystemTime;
 
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, HttpResponseBuilder};
-use tracing::Span;
-use tracing::field::display;
 
 use super::quotas::charge;
 use super::{App, Problem};
@@ -13,11 +11,12 @@ use crate::access::Caller;
 use crate::idempotency::{Answer, Key, KeyedError, Outcome, Performed, Route, ScopedKey};
 use crate::jobs;
 use crate::metrics::KeyedOutcome;
+use crate::telemetry::Facts;
 
 /// The key of a request within its tenant and route, shown in the log by its digest.
 pub fn scope(caller: &Caller, route: Route, key: Key) -> ScopedKey {
     let key = ScopedKey { tenant: caller.tenant, route, key };
-    Span::current().record("idempotency.key_digest", display(key.log_digest()));
+    Facts::current().note("idempotency.key_digest", &key.log_digest());
     key
 }
 
@@ -77,21 +76,21 @@ pub fn deduplicated_by(answer: &Answer) -> Option<&'static str> {
     (answer.location.is_some() && answer.status == 200).then_some("content")
 }
 
-/// Writes into the request's span what became of it, so that its one log line tells.
+/// Notes what became of the request, so that its one log line tells.
 fn note<R>(request: &HttpRequest, performed: &Result<Performed<R>, KeyedError>) {
     let (noted, job_id) = (outcome(performed), job_id(performed));
     request.extensions_mut().insert(noted);
-    let span = Span::current();
+    let facts = Facts::current();
     if let Some(job_id) = job_id {
-        span.record("job_id", display(job_id));
+        facts.note_value("job_id", job_id);
     }
     let first = match performed {
         Ok(Performed::Replayed(first)) => first,
         Err(KeyedError::KeyReused { first, .. }) => first,
         _ => return,
     };
-    span.record("first.request_id", display(&first.request_id));
-    span.record("first.at", display(jobs::rfc3339(first.created_at)));
+    facts.note("first.request_id", first.request_id.as_str());
+    facts.note_value("first.at", jobs::rfc3339(first.created_at));
 }
 
 pub fn outcome<R>(performed: &Result<Performed<R>, KeyedError>) -> KeyedOutcome {

@@ -1,6 +1,6 @@
 //! HTTP: every path on one screen.
 //!
-//! Owns the routes, the extractors, the problem documents and the request's span. Only this module and `server` know
+//! Owns the routes, the extractors, the problem documents and what is noted of a request. Only this module and `server` know
 //! the framework. A handler extracts, calls one function of the domain and maps its result; it holds no rule.
 
 mod admission;

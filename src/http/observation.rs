@@ -1,4 +1,4 @@
-//! Around every request: its id, its span, its one log line, its metrics, and the writing of problem documents.
+//! Around every request: its id, its facts, its one log line, its metrics, and the writing of problem documents.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -10,8 +10,6 @@ use actix_web::http::{ConnectionType, Method, Uri};
 use actix_web::middleware::Next;
 use actix_web::{HttpMessage, HttpRequest, web};
 use tokio::time::Instant;
-use tracing::field::{Empty, display};
-use tracing::{Instrument, Span};
 
 use super::body::Leftover;
 use super::extractors::Deadline;
@@ -19,6 +17,7 @@ use super::quotas::{self, Standings};
 use super::{App, KEY_REQUIRED, KEYED_ROUTES, PROBES, Problem, TEMPLATES};
 use crate::ids::RequestId;
 use crate::metrics::KeyedOutcome;
+use crate::telemetry::Facts;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -32,20 +31,7 @@ pub async fn observe<B: MessageBody + 'static>(
     let request_id = request.headers().get(X_REQUEST_ID).and_then(|id| RequestId::accept(id.as_bytes()));
     let request_id = request_id.unwrap_or_else(RequestId::mint);
     let (method, route) = (method_label(request.method()), route_label(&request));
-    let span = tracing::info_span!(
-        "request",
-        %request_id,
-        %method,
-        %route,
-        peer = request.peer_addr().map(|peer| display(peer.ip())),
-        forwarded_for = forwarded_for(&request).map(display),
-        tenant = Empty,
-        idempotency.outcome = Empty,
-        idempotency.key_digest = Empty,
-        job_id = Empty,
-        first.request_id = Empty,
-        first.at = Empty,
-    );
+    let facts = first_facts(&request, &request_id, method, route);
     request.extensions_mut().insert(request_id.clone());
     request.extensions_mut().insert(Deadline(started + app.limits.request_deadline));
     let leftover = Leftover::of(&mut request);
@@ -53,9 +39,9 @@ pub async fn observe<B: MessageBody + 'static>(
     let response = if is_alias(request.uri()) {
         request.error_response(Problem::RouteNotFound)
     } else {
-        next.call(request).instrument(span.clone()).await?.map_into_boxed_body()
+        facts.within(next.call(request)).await?.map_into_boxed_body()
     };
-    let (mut response, code) = span.in_scope(|| write_problem(&app, response, &request_id));
+    let (mut response, code) = facts.during(|| write_problem(&app, response, &request_id));
     if app.readiness.is_draining() {
         // The next request shall go to a replica that stays.
         response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
@@ -64,8 +50,23 @@ pub async fn observe<B: MessageBody + 'static>(
         leftover.drain().await;
     }
     write_headers(&mut response, method, &request_id);
-    span.in_scope(|| report(&app, &response, method, route, code, started.elapsed()));
+    facts.during(|| report(&app, &response, method, route, code, started.elapsed()));
     Ok(response)
+}
+
+/// What is known of a request by its head.
+fn first_facts(request: &ServiceRequest, request_id: &RequestId, method: &'static str, route: &'static str) -> Facts {
+    let facts = Facts::new();
+    facts.note("request_id", request_id.as_str());
+    facts.note("method", method);
+    facts.note("route", route);
+    if let Some(peer) = request.peer_addr() {
+        facts.note_value("peer", peer.ip());
+    }
+    if let Some(client) = forwarded_for(request) {
+        facts.note_value("forwarded_for", client);
+    }
+    facts
 }
 
 fn write_headers(response: &mut ServiceResponse<BoxBody>, method: &str, request_id: &RequestId) {
@@ -103,7 +104,7 @@ fn report(
     if let Some(keyed) = keyed.filter(|keyed| KEY_REQUIRED.contains(keyed) || bears_key(response.request())) {
         let outcome = response.request().extensions().get::<KeyedOutcome>().copied();
         let outcome = outcome.unwrap_or(KeyedOutcome::Refused);
-        Span::current().record("idempotency.outcome", display(outcome.name()));
+        Facts::current().note("idempotency.outcome", outcome.name());
         app.metrics.count_outcome(keyed.0, outcome);
     }
     let duration_ms = (duration.as_secs_f64() * 1e6).round() / 1e3;

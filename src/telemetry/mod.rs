@@ -1,18 +1,27 @@
 //! Logs: one line per event, for people or for machines.
 //!
-//! Owns how a line is written, and how it gets out of the process (`output`). It never makes a request wait for whoever
-//! reads the log.
+//! Owns what is known of a request while it is worked on (`facts`), how a line is written (`json`, `pretty`) and how it
+//! gets out of the process (`output`). It never makes a request wait for whoever reads the log.
 
+mod facts;
+mod json;
 mod output;
+mod pretty;
 
+pub use facts::Facts;
 pub use output::Log;
 
 use std::io::{IsTerminal, stdout};
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, fmt, registry};
 
 use crate::metrics::Metrics;
+use json::JsonLines;
+use pretty::FieldsAndFacts;
 
 /// How a log line is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,23 +29,24 @@ use crate::metrics::Metrics;
 pub enum LogFormat {
     /// For a person at a terminal.
     Pretty,
-    /// One JSON object a line, the request's fields under `span`.
+    /// One JSON object a line, what is known of the request under `span`.
     Json,
 }
 
-/// Starts logging to standard output, until what is returned is dropped. `filter` is in the syntax of `tracing_subscriber::EnvFilter`, such as
-/// `info,hapax=debug`.
+/// Starts logging to standard output, until what is returned is dropped. `filter` is in the syntax of
+/// `tracing_subscriber::EnvFilter`, such as `info,hapax=debug`.
 ///
 /// # Errors
 /// When the filter cannot be read.
-pub fn init(format: LogFormat, filter: &str, metrics: Metrics) -> Result<Log, tracing_subscriber::filter::ParseError> {
-    let filter = EnvFilter::try_new(filter)?;
+pub fn init(format: LogFormat, filter: &str, metrics: Metrics) -> Result<Log, ParseError> {
+    let filter = registry().with(EnvFilter::try_new(filter)?);
     let (log, output) = Log::start(stdout(), metrics);
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(stdout().is_terminal());
-    let builder = builder.with_writer(move || output.clone());
     match format {
-        LogFormat::Pretty => builder.init(),
-        LogFormat::Json => builder.json().with_current_span(true).with_span_list(false).flatten_event(true).init(),
+        LogFormat::Pretty => {
+            let lines = fmt::layer().with_ansi(stdout().is_terminal()).fmt_fields(FieldsAndFacts::default());
+            filter.with(lines.with_writer(move || output.clone())).init();
+        }
+        LogFormat::Json => filter.with(JsonLines::new(output)).init(),
     }
     Ok(log)
 }

@@ -2,8 +2,6 @@
 
 use actix_web::http::header::{CONTENT_TYPE, ETAG};
 use actix_web::{HttpRequest, HttpResponse, web};
-use tracing::Span;
-use tracing::field::display;
 
 use crate::access::Caller;
 use crate::changes::Change;
@@ -16,6 +14,7 @@ use crate::idempotency::{Fingerprint, Keyed};
 use crate::ids::RequestId;
 use crate::jobs::{self, Current, Found, Patch};
 use crate::json::Document;
+use crate::telemetry::Facts;
 
 /// `GET /jobs/{id}`: the job as it is now.
 pub async fn show(
@@ -52,7 +51,7 @@ pub async fn change(
         // By the id and not by its spelling.
         (Patch::parse(&document)?, Fingerprint::of(&format!("{JOBS}/{}", id.0), document.root()))
     };
-    Span::current().record("job_id", display(id.0));
+    Facts::current().note_value("job_id", id.0);
     let change = Change { tenant: caller.tenant, id: id.0, patch, condition: condition.0 };
     let deadline = Deadline::of(&request);
     let Some(key) = key.0 else {
@@ -74,7 +73,7 @@ pub async fn cancel(
     _: NoConditions,
     id: PathId,
 ) -> Result<HttpResponse, Problem> {
-    Span::current().record("job_id", display(id.0));
+    Facts::current().note_value("job_id", id.0);
     let current = there(app.changes.cancel(caller.tenant, id.0, Deadline::of(&request)).await?)?;
     Ok(answer(&current))
 }
@@ -88,7 +87,7 @@ pub async fn delete(
     _: NoConditions,
     id: PathId,
 ) -> Result<HttpResponse, Problem> {
-    Span::current().record("job_id", display(id.0));
+    Facts::current().note_value("job_id", id.0);
     app.changes.delete(caller.tenant, id.0, Deadline::of(&request)).await?;
     Ok(HttpResponse::NoContent().finish())
 }

@@ -18,6 +18,7 @@ use crate::ids::{JobId, RequestId};
 use crate::intake::{Draft, NothingThere, Put, Submission};
 use crate::jobs::{ContentDigest, InvalidJob, NewJob};
 use crate::json::Document;
+use crate::telemetry::Facts;
 
 /// `POST /jobs`: 201 once, 200 afterwards.
 pub async fn submit(
@@ -107,7 +108,7 @@ pub async fn put(
         let detail = "a job that its client names is unique by its name".to_owned();
         return Err(InvalidJob { pointer: "/unique".to_owned(), detail }.into());
     }
-    tracing::Span::current().record("job_id", tracing::field::display(id));
+    Facts::current().note_value("job_id", id);
     let draft = Draft::named(caller.tenant, id, job);
     match put_within_quota(&request, &app, &draft).await? {
         Put::Created(answer) => Ok(write(&mut HttpResponse::build(StatusCode::CREATED), &answer)),
