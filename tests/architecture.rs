@@ -9,21 +9,34 @@ use std::path::{Path, PathBuf};
 use syn::visit::{self, Visit};
 
 /// Who may import whom. What is not here may import anything.
-const MAY_IMPORT: [(&str, &[&str]); 12] = [
+const MAY_IMPORT: [(&str, &[&str]); 13] = [
     ("ids", &[]),
     ("json", &[]),
+    ("timestamp", &[]),
     ("metrics", &[]),
-    ("telemetry", &["metrics"]),
+    ("telemetry", &["metrics", "timestamp"]),
     ("configuration", &["telemetry", "database"]),
     ("database", &["metrics"]),
-    ("jobs", &["ids", "json"]),
-    ("idempotency", &["ids", "json", "database", "metrics"]),
+    ("jobs", &["ids", "json", "timestamp"]),
+    ("idempotency", &["ids", "json", "timestamp", "database", "metrics"]),
     ("access", &["ids", "database", "metrics"]),
     ("intake", &["ids", "database", "metrics", "jobs", "idempotency"]),
     ("changes", &["ids", "database", "jobs", "idempotency"]),
     (
         "http",
-        &["ids", "json", "database", "metrics", "jobs", "idempotency", "access", "intake", "changes", "telemetry"],
+        &[
+            "ids",
+            "json",
+            "timestamp",
+            "database",
+            "metrics",
+            "jobs",
+            "idempotency",
+            "access",
+            "intake",
+            "changes",
+            "telemetry",
+        ],
     ),
 ];
 

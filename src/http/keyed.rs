@@ -9,9 +9,9 @@ use super::quotas::charge;
 use super::{App, Problem};
 use crate::access::Caller;
 use crate::idempotency::{Answer, Key, KeyedError, Outcome, Performed, Route, ScopedKey};
-use crate::jobs;
 use crate::metrics::KeyedOutcome;
 use crate::telemetry::Facts;
+use crate::timestamp::Timestamp;
 
 /// The key of a request within its tenant and route, shown in the log by its digest.
 pub fn scope(caller: &Caller, route: Route, key: Key) -> ScopedKey {
@@ -90,7 +90,7 @@ fn note<R>(request: &HttpRequest, performed: &Result<Performed<R>, KeyedError>) 
         _ => return,
     };
     facts.note("first.request_id", first.request_id.as_str());
-    facts.note_value("first.at", jobs::rfc3339(first.created_at));
+    facts.note_value("first.at", Timestamp(first.created_at));
 }
 
 pub fn outcome<R>(performed: &Result<Performed<R>, KeyedError>) -> KeyedOutcome {

@@ -1,10 +1,10 @@
 //! What may be told of a key: everything but the key and the answer.
 
-use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 
 use super::{Outcome, Route};
 use crate::ids::JobId;
+use crate::timestamp::Timestamp;
 
 /// What a key stands for, as the API and `hapax key show` tell it to whoever is on call.
 #[derive(Debug, Serialize)]
@@ -13,14 +13,14 @@ pub struct Summary {
     status: i16,
     job_id: JobId,
     first_request: FirstRequest,
-    expires_at: String,
+    expires_at: Timestamp,
     fingerprint_prefix: String,
 }
 
 #[derive(Debug, Serialize)]
 struct FirstRequest {
     id: String,
-    at: String,
+    at: Timestamp,
 }
 
 impl Summary {
@@ -31,14 +31,12 @@ impl Summary {
             route: route.0,
             status: outcome.answer.status,
             job_id: outcome.answer.job_id,
-            first_request: FirstRequest { id: outcome.request_id.as_str().to_owned(), at: rfc3339(outcome.created_at) },
-            expires_at: rfc3339(outcome.expires_at),
+            first_request: FirstRequest {
+                id: outcome.request_id.as_str().to_owned(),
+                at: Timestamp(outcome.created_at),
+            },
+            expires_at: Timestamp(outcome.expires_at),
             fingerprint_prefix: hex::encode(&outcome.fingerprint.as_bytes()[..SHOWN_BYTES]),
         }
     }
-}
-
-/// As all times of the API: UTC, to the microsecond.
-fn rfc3339(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::Micros, true)
 }

@@ -26,6 +26,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::ids::JobId;
+use crate::timestamp::Timestamp;
 
 /// A job as the API shows it.
 #[derive(Debug, Serialize)]
@@ -144,13 +145,8 @@ fn microseconds(at: DateTime<Utc>) -> DateTime<Utc> {
     DateTime::from_timestamp_micros(at.timestamp_micros()).expect("it came from a valid time")
 }
 
-/// A time as every answer and log line writes it: RFC 3339, UTC, microseconds.
-pub fn rfc3339(at: DateTime<Utc>) -> impl std::fmt::Display {
-    at.format("%Y-%m-%dT%H:%M:%S%.6fZ")
-}
-
 fn timestamp<S: serde::Serializer>(at: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&rfc3339(*at))
+    Timestamp(*at).serialize(serializer)
 }
 
 fn timestamp_if_any<S: serde::Serializer>(at: &Option<DateTime<Utc>>, serializer: S) -> Result<S::Ok, S::Error> {

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::fmt::{self, Debug, Write};
 
-use chrono::{SecondsFormat, Utc};
+use chrono::Utc;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::Layer;
@@ -11,6 +11,7 @@ use tracing_subscriber::layer::Context;
 
 use super::facts;
 use super::output::Output;
+use crate::timestamp::Timestamp;
 
 /// Writes each event to the output.
 pub struct JsonLines {
@@ -44,7 +45,7 @@ impl Line {
     fn event(&mut self, event: &Event<'_>) {
         let metadata = event.metadata();
         self.0.push_str("{\"timestamp\":\"");
-        self.0.push_str(&Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true));
+        write!(self.0, "{}", Timestamp(Utc::now())).expect(NEVER_FAILS);
         self.0.push_str("\",\"level\":\"");
         self.0.push_str(metadata.level().as_str());
         self.0.push('"');
