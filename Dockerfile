@@ -10,6 +10,8 @@ WORKDIR /build
 # rustfmt and clippy, which nothing here needs.
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY .cargo .cargo
+# A member of the workspace, so Cargo wants to know of it; it is not built.
+COPY benches/Cargo.toml benches/
 RUN mkdir src \
     && echo 'fn main() {}' >src/main.rs \
     && touch src/lib.rs \

@@ -1,0 +1,194 @@
+//! The load: so many connections, each of which sends its next request when it has been answered. A closed loop.
+//!
+//! One thread and one readiness queue, since it shares the cores with what it measures. It reads of an answer no more
+//! than its status and its length, and of the first that is not as expected all.
+
+mod connection;
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use hdrhistogram::Histogram;
+use mio::{Events, Interest, Poll, Token};
+
+use crate::account::{Accounts, Spent};
+use connection::Connection;
+
+pub struct Plan {
+    pub address: SocketAddr,
+    pub connections: usize,
+    /// The status that counts; every other is a refusal.
+    pub expected: u16,
+    pub extent: Extent,
+}
+
+#[derive(Clone, Copy)]
+pub enum Extent {
+    /// Sends for this long, and then measures for that long.
+    Time { warm_up: Duration, measured: Duration },
+    /// So many requests, measured from the first to the last.
+    Requests(u64),
+}
+
+/// What came of it.
+pub struct Load {
+    /// Requests answered as expected while it was measured.
+    pub answered: u64,
+    pub elapsed: Duration,
+    /// Of those, in nanoseconds, from the first byte sent to the last byte of the answer.
+    pub latency: Histogram<u64>,
+    /// CPU time spent meanwhile.
+    pub spent: Spent,
+    /// Requests answered as expected from beginning to end, warming up included.
+    pub answered_in_all: u64,
+    /// Requests answered otherwise from beginning to end.
+    pub refused: u64,
+}
+
+/// How long a request may take before the run is given up: longer than the server's own deadline.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Latencies are kept to three digits, up to a minute.
+const DIGITS: u8 = 3;
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// Sends what `next` writes into the buffer that it is given.
+///
+/// # Errors
+/// When a connection is lost, nothing is answered for [`PATIENCE`], or one request in a hundred is refused.
+pub fn run(plan: &Plan, accounts: Accounts, next: &mut dyn FnMut(&mut Vec<u8>)) -> anyhow::Result<Load> {
+    let mut crowd = Crowd::connect(plan)?;
+    let (mut counted, extent) = (Counted::new(plan.expected)?, plan.extent);
+    let began = Instant::now();
+    let (start, limit) = match extent {
+        Extent::Time { warm_up, .. } => (began + warm_up, u64::MAX),
+        Extent::Requests(requests) => (began, requests),
+    };
+    crowd.send_all(limit, next)?;
+    while Instant::now() < start {
+        crowd.turn(start, limit, next, &mut counted)?;
+    }
+    let (spent, begun) = (accounts.read()?, Instant::now());
+    counted.begin();
+    let end = match extent {
+        Extent::Time { measured, .. } => Some(begun + measured),
+        Extent::Requests(_) => None,
+    };
+    while crowd.waiting > 0 && end.is_none_or(|end| Instant::now() < end) {
+        crowd.turn(end.unwrap_or_else(|| Instant::now() + PATIENCE), limit, next, &mut counted)?;
+    }
+    let (elapsed, spent) = (begun.elapsed(), accounts.read()? - spent);
+    let (answered, latency) = counted.end();
+    // Whoever has been asked answers, so that the database can be counted.
+    while crowd.waiting > 0 {
+        crowd.turn(Instant::now() + PATIENCE, 0, next, &mut counted)?;
+    }
+    Ok(Load { answered, elapsed, latency, spent, answered_in_all: counted.answered_in_all, refused: counted.refused })
+}
+
+/// All connections, and how many of them wait for an answer.
+struct Crowd {
+    poll: Poll,
+    events: Events,
+    connections: Vec<Connection>,
+    waiting: usize,
+    sent: u64,
+    heard: Instant,
+}
+
+impl Crowd {
+    fn connect(plan: &Plan) -> anyhow::Result<Self> {
+        let poll = Poll::new()?;
+        let mut connections = Vec::with_capacity(plan.connections);
+        for number in 0..plan.connections {
+            let mut connection = Connection::open(plan.address)?;
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            poll.registry().register(connection.stream(), Token(number), interest)?;
+            connections.push(connection);
+        }
+        let events = Events::with_capacity(plan.connections);
+        Ok(Self { poll, events, connections, waiting: 0, sent: 0, heard: Instant::now() })
+    }
+
+    fn send_all(&mut self, limit: u64, next: &mut dyn FnMut(&mut Vec<u8>)) -> anyhow::Result<()> {
+        for connection in self.connections.iter_mut().take(usize::try_from(limit).unwrap_or(usize::MAX)) {
+            connection.send(next)?;
+            self.waiting += 1;
+            self.sent += 1;
+        }
+        self.heard = Instant::now();
+        Ok(())
+    }
+
+    /// Takes what answers there are, waiting for some until `until`, and sends on while fewer than `limit` were sent.
+    fn turn(
+        &mut self,
+        until: Instant,
+        limit: u64,
+        next: &mut dyn FnMut(&mut Vec<u8>),
+        counted: &mut Counted,
+    ) -> anyhow::Result<()> {
+        let left = until.saturating_duration_since(Instant::now());
+        self.poll.poll(&mut self.events, Some(left.min(PATIENCE))).context("interrupted")?;
+        for event in &self.events {
+            let connection = &mut self.connections[event.token().0];
+            connection.send_rest()?;
+            let sent_at = connection.sent_at();
+            let Some(answer) = connection.receive()? else { continue };
+            self.heard = Instant::now();
+            counted.count(&answer, self.heard - sent_at)?;
+            connection.forget_answer();
+            if self.sent < limit {
+                connection.send(next)?;
+                self.sent += 1;
+            } else {
+                self.waiting -= 1;
+            }
+        }
+        if self.heard.elapsed() > PATIENCE {
+            bail!("nothing was answered for {} s", PATIENCE.as_secs());
+        }
+        Ok(())
+    }
+}
+
+/// The answers, while they are measured and in all.
+struct Counted {
+    expected: u16,
+    answered: u64,
+    latency: Histogram<u64>,
+    answered_in_all: u64,
+    refused: u64,
+}
+
+impl Counted {
+    fn new(expected: u16) -> anyhow::Result<Self> {
+        let latency = Histogram::new_with_max(u64::try_from(LONGEST.as_nanos())?, DIGITS)?;
+        Ok(Self { expected, answered: 0, latency, answered_in_all: 0, refused: 0 })
+    }
+
+    fn begin(&mut self) {
+        self.answered = 0;
+        self.latency.reset();
+    }
+
+    fn count(&mut self, answer: &connection::Answer<'_>, latency: Duration) -> anyhow::Result<()> {
+        /// A few may be refused under load; more than that, and the row is not what it says.
+        const REFUSED_AT_MOST: u64 = 100;
+        if answer.status == self.expected {
+            self.answered += 1;
+            self.answered_in_all += 1;
+            self.latency.saturating_record(u64::try_from(latency.as_nanos())?);
+            return Ok(());
+        }
+        self.refused += 1;
+        if self.refused * REFUSED_AT_MOST > self.answered_in_all {
+            bail!("{} instead of {}: {}", answer.status, self.expected, String::from_utf8_lossy(answer.body));
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) -> (u64, Histogram<u64>) {
+        (self.answered, self.latency.clone())
+    }
+}

@@ -1,0 +1,73 @@
+//! What a row yields, and the middle of several.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::load::Load;
+
+/// One row in one round.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Measurement {
+    pub per_second: f64,
+    pub p50_us: f64,
+    pub p99_us: f64,
+    pub p999_us: f64,
+    /// CPU time for each request, of the server, of PostgreSQL, and of the load.
+    pub server_us: f64,
+    pub postgres_us: f64,
+    pub load_us: f64,
+    pub refused: u64,
+}
+
+impl Measurement {
+    pub fn of(load: &Load) -> Self {
+        let answered = load.answered.max(1) as f64;
+        let each = |spent: Duration| spent.as_secs_f64() * 1e6 / answered;
+        let latency = |quantile: f64| load.latency.value_at_quantile(quantile) as f64 / 1e3;
+        Self {
+            per_second: load.answered as f64 / load.elapsed.as_secs_f64(),
+            p50_us: latency(0.5),
+            p99_us: latency(0.99),
+            p999_us: latency(0.999),
+            server_us: each(load.spent.server),
+            postgres_us: each(load.spent.postgres),
+            load_us: each(load.spent.load),
+            refused: load.refused,
+        }
+    }
+}
+
+/// The median of some values with the least and the greatest.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Spread {
+    pub least: f64,
+    pub median: f64,
+    pub greatest: f64,
+}
+
+impl Spread {
+    /// `None` of nothing.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let (least, greatest) = (*values.first()?, *values.last()?);
+        let middle = values.len() / 2;
+        let median =
+            if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) };
+        Some(Self { least, median, greatest })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        let odd = Spread::of([3.0, 1.0, 8.0]).unwrap();
+        assert_eq!((odd.least, odd.median, odd.greatest), (1.0, 3.0, 8.0));
+        assert_eq!(Spread::of([4.0, 1.0, 8.0, 2.0]).unwrap().median, 3.0);
+        assert!(Spread::of([]).is_none());
+    }
+}

@@ -1,0 +1,82 @@
+//! The PostgreSQL that everything is measured on: private, durable, with its own defaults, in a folder that is thrown
+//! away.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use hapax::cli::private_postgres::{Durability, Place, PrivatePostgres};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use crate::account;
+
+pub struct Postgres {
+    server: PrivatePostgres,
+    runtime: tokio::runtime::Runtime,
+    postmaster: u32,
+    folder: tempfile::TempDir,
+}
+
+impl Postgres {
+    /// Starts it in a new folder within `place`, which should be on a disk, and no memory that pretends to be one.
+    pub fn start(place: &Path) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("hapax-bench-").tempdir_in(place)?;
+        // As root, PostgreSQL's user must be able to pass; what is inside is for that user alone.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711))?;
+        let server = PrivatePostgres::start(&Place::Exactly(folder.path().to_owned()), Durability::Full)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let postmaster = runtime.block_on(find_postmaster(&server.url("postgres")))?;
+        Ok(Self { server, runtime, postmaster, folder })
+    }
+
+    pub fn postmaster(&self) -> u32 {
+        self.postmaster
+    }
+
+    pub fn url(&self, database: &str) -> String {
+        self.server.url(database)
+    }
+
+    /// Where the databases are, and what else is thrown away with them.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// An empty database of this name, whatever there was before, and nothing left to be written to the disk.
+    pub fn make_database(&self, name: &str) -> anyhow::Result<()> {
+        self.run("postgres", &format!("drop database if exists {name} with (force)"))?;
+        self.run("postgres", &format!("create database {name}"))?;
+        self.run("postgres", "checkpoint")
+    }
+
+    /// Statements without an answer, several separated by semicolons.
+    pub fn run(&self, database: &str, sql: &str) -> anyhow::Result<()> {
+        self.runtime.block_on(async {
+            let mut connection = PgConnection::connect(&self.server.url(database)).await?;
+            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await?;
+            Ok(connection.close().await?)
+        })
+    }
+
+    /// One value.
+    pub fn ask<T>(&self, database: &str, sql: &str) -> anyhow::Result<T>
+    where
+        T: Send + Unpin + for<'row> sqlx::Decode<'row, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+    {
+        self.runtime.block_on(async {
+            let mut connection = PgConnection::connect(&self.server.url(database)).await?;
+            let value = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut connection).await?;
+            connection.close().await?;
+            Ok(value)
+        })
+    }
+}
+
+/// The parent of whoever answers.
+async fn find_postmaster(url: &str) -> anyhow::Result<u32> {
+    let mut connection = PgConnection::connect(url).await?;
+    let backend: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut connection).await?;
+    let postmaster = account::parent(u32::try_from(backend)?)?;
+    connection.close().await?;
+    Ok(postmaster)
+}

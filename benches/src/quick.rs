@@ -1,0 +1,112 @@
+//! `hapax-bench quick`: one build of the server, or one against another, in two minutes.
+//!
+//! New keys over 1 and over 256 connections, and one key replayed over 64, the builds taking turns.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::account::peak_memory_bytes;
+use crate::ledger::{Ledger, Times};
+use crate::measurement::{Measurement, Spread};
+use crate::postgres::Postgres;
+use crate::replica::Release;
+use crate::requests::Payload;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// A release build of hapax.
+    #[arg(long, value_name = "FILE", default_value = "target/release/hapax")]
+    server: PathBuf,
+    /// Another, to be measured in turns with it.
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// How long a row is measured, after a quarter of that to warm up.
+    #[arg(long, value_name = "SECONDS", default_value_t = 4.0)]
+    seconds: f64,
+    /// Bytes of JSON that a new job carries, 64 at the least, instead of a mail of 200.
+    #[arg(long, value_name = "BYTES")]
+    payload: Option<usize>,
+    /// A setting of the servers, such as HAPAX__INTAKE__CONNECTIONS=2; may be given several times.
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
+    settings: Vec<(String, String)>,
+    /// A folder on a disk; a new one is made in it, and removed afterwards.
+    #[arg(long, value_name = "FOLDER", default_value = "/var/tmp")]
+    data: PathBuf,
+}
+
+const ROWS: [&str; 3] = ["new keys,   1 connection ", "new keys, 256 connections", "one key,   64 connections"];
+
+pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let postgres = Postgres::start(&arguments.data)?;
+    let settings: Vec<(&str, &str)> = arguments.settings.iter().map(|(name, value)| (&**name, &**value)).collect();
+    let measured = Duration::from_secs_f64(arguments.seconds);
+    let times = Times { warm_up: measured / 4, measured };
+    let payload = arguments.payload.map_or(Payload::Mail, Payload::Bytes);
+    let mut binaries = vec![arguments.server.clone()];
+    binaries.extend(arguments.against.clone());
+    let mut found: Vec<Vec<[Measurement; 3]>> = vec![Vec::new(); binaries.len()];
+    for round in 1..=arguments.rounds {
+        for (binary, found) in binaries.iter().zip(&mut found) {
+            println!("round {round}, {}", binary.display());
+            let rows = round_of(&postgres, &Release::new(binary)?, &settings, payload, times)?;
+            for (name, row) in ROWS.iter().zip(&rows) {
+                println!("  {name} {}", line(&[*row]));
+            }
+            found.push(rows);
+        }
+    }
+    println!("\nmedians of {} rounds (least to greatest); CPU in microseconds a request", arguments.rounds);
+    for (row, name) in ROWS.iter().enumerate() {
+        println!("{name}");
+        for (binary, found) in binaries.iter().zip(&found) {
+            let rows: Vec<Measurement> = found.iter().map(|rows| rows[row]).collect();
+            println!("  {}  {}", line(&rows), binary.display());
+        }
+    }
+    Ok(())
+}
+
+fn round_of(
+    postgres: &Postgres,
+    release: &Release,
+    settings: &[(&str, &str)],
+    payload: Payload,
+    times: Times,
+) -> anyhow::Result<[Measurement; 3]> {
+    let ledger = Ledger::empty(postgres, release, "quick")?;
+    let replica = ledger.serve(release, settings)?;
+    let rows = [
+        ledger.create(&replica, 1, payload, times)?,
+        ledger.create(&replica, 256, payload, times)?,
+        ledger.replay_one(&replica, 64, times)?,
+    ];
+    println!("  memory {} MiB at the most", peak_memory_bytes(replica.process())? >> 20);
+    Ok(rows)
+}
+
+fn line(rows: &[Measurement]) -> String {
+    let spread = |value: fn(&Measurement) -> f64| Spread::of(rows.iter().map(value));
+    let median = |value: fn(&Measurement) -> f64| spread(value).map_or(f64::NAN, |spread| spread.median);
+    let rate = spread(|row| row.per_second);
+    let refused: u64 = rows.iter().map(|row| row.refused).sum();
+    format!(
+        "{:7.0}/s ({:.0} to {:.0})  p50 {:6.0} µs  p99 {:6.0} µs  p99.9 {:6.0} µs  CPU: server {:5.1}  PostgreSQL {:5.1}  load {:4.1}{}",
+        median(|row| row.per_second),
+        rate.map_or(f64::NAN, |rate| rate.least),
+        rate.map_or(f64::NAN, |rate| rate.greatest),
+        median(|row| row.p50_us),
+        median(|row| row.p99_us),
+        median(|row| row.p999_us),
+        median(|row| row.server_us),
+        median(|row| row.postgres_us),
+        median(|row| row.load_us),
+        if refused > 0 { format!("  REFUSED: {refused}") } else { String::new() },
+    )
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("a setting is NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}

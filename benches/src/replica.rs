@@ -1,0 +1,119 @@
+//! A server under load: `hapax serve`, as it would be run, on a database of its own.
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+use crate::postgres::Postgres;
+
+/// A binary of Hapax.
+#[derive(Clone)]
+pub struct Release {
+    binary: PathBuf,
+}
+
+/// A running server. Dropped, it is killed.
+pub struct Replica {
+    child: Child,
+    log: PathBuf,
+    pub address: SocketAddr,
+}
+
+/// What differs from the defaults: one caller is all callers here, and a log is read by machines.
+pub const SETTINGS: [(&str, &str); 7] = [
+    ("HAPAX__LOG__FORMAT", "json"),
+    ("HAPAX__QUOTA__REQUESTS_PER_SECOND", "1000000"),
+    ("HAPAX__QUOTA__REQUESTS_BURST", "1000000"),
+    ("HAPAX__QUOTA__CREATIONS_PER_SECOND", "1000000"),
+    ("HAPAX__QUOTA__CREATIONS_BURST", "1000000"),
+    ("HAPAX__QUOTA__REPLAYS_PER_SECOND", "1000000"),
+    ("HAPAX__QUOTA__REPLAYS_BURST", "1000000"),
+];
+
+const START_DEADLINE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(10);
+
+impl Release {
+    pub fn new(binary: &Path) -> anyhow::Result<Self> {
+        let binary = binary.canonicalize().with_context(|| format!("there is no {}", binary.display()))?;
+        Ok(Self { binary })
+    }
+
+    /// Gives a new database the schema and a caller, whose token it answers with.
+    pub fn prepare(&self, postgres: &Postgres, database: &str) -> anyhow::Result<String> {
+        let url = postgres.url(database);
+        self.output(postgres, &["migrate"], &url)?;
+        let token = self.output(
+            postgres,
+            &["token", "create", "--create-tenant", "--tenant", "bench", "--scope", "submit,read"],
+            &url,
+        )?;
+        Ok(token.trim().to_owned())
+    }
+
+    /// Serves from a database; `settings` count above [`SETTINGS`].
+    pub fn serve(&self, postgres: &Postgres, database: &str, settings: &[(&str, &str)]) -> anyhow::Result<Replica> {
+        let log = postgres.folder().join("hapax.log");
+        let mut command = self.command(postgres, &postgres.url(database));
+        command.args(["serve", "--bind", "127.0.0.1:0"]).env("HAPAX__METRICS__BIND", "127.0.0.1:0");
+        command.envs(settings.iter().copied()).stdout(File::create(&log)?);
+        let child = command.spawn().with_context(|| format!("{} cannot be started", self.binary.display()))?;
+        let mut replica = Replica { child, log, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
+        replica.address = replica.listens_on()?;
+        Ok(replica)
+    }
+
+    fn output(&self, postgres: &Postgres, arguments: &[&str], url: &str) -> anyhow::Result<String> {
+        let output = self.command(postgres, url).args(arguments).output()?;
+        if !output.status.success() {
+            bail!("hapax {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// With nothing of anybody's environment but what is said here.
+    fn command(&self, postgres: &Postgres, url: &str) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.env_clear().envs(SETTINGS).env("DATABASE_URL", url);
+        command.current_dir(postgres.folder()).stdin(Stdio::null());
+        command
+    }
+}
+
+impl Replica {
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Said in the log, once it serves.
+    fn listens_on(&mut self) -> anyhow::Result<SocketAddr> {
+        let began = Instant::now();
+        while began.elapsed() < START_DEADLINE {
+            let log = fs::read_to_string(&self.log)?;
+            let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let serving = lines.into_iter().find(|line| line["message"] == "serving");
+            if let Some(address) = serving.as_ref().and_then(|line| line["api"].as_str()) {
+                return Ok(address.parse()?);
+            }
+            if self.child.try_wait()?.is_some() {
+                bail!("the server has ended: {log}");
+            }
+            std::thread::sleep(POLL);
+        }
+        bail!("the server does not serve after {} s", START_DEADLINE.as_secs());
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        // Everything has been answered, and what was answered is committed: nothing is lost by a kill.
+        let _ended_already = self.child.kill();
+        let _ended_already = self.child.wait();
+        let _not_there = fs::remove_file(&self.log);
+    }
+}
