@@ -16,7 +16,7 @@ WITH_BALANCER = haproxy="$$(scripts/debian-program haproxy haproxy)" && export H
 WITH_POOLER = pgbouncer="$$(scripts/pgbouncer)" && without="" || without="--skip pooler::"; \
     export HAPAX_PGBOUNCER="$$pgbouncer"
 
-.PHONY: run test demo drill bench-build release check fmt lint api contract alerts load-balancer containers docs supply-chain sqlx-check sqlx-prepare metrics-page retries-page build
+.PHONY: run test demo drill bench bench-full bench-smoke bench-build release check fmt lint api contract alerts load-balancer containers docs supply-chain sqlx-check sqlx-prepare metrics-page retries-page build
 
 ## run: the service on http://127.0.0.1:8080, with a PostgreSQL of its own in .hapax/
 run: build
@@ -24,7 +24,7 @@ run: build
 
 ## test: the whole suite, on a PostgreSQL that is thrown away (or on DATABASE_URL's server, a database for each test)
 test: build $(TOOLS)/bin/sqlx
-	@$(WITH_BALANCER); $(WITH_POOLER); $(WITH_DATABASE) cargo test --locked -- $$without
+	@$(WITH_BALANCER); $(WITH_POOLER); $(WITH_DATABASE) cargo test --locked --workspace -- $$without
 
 ## demo: three release replicas behind a load balancer: copies, different requests, a rolling restart under load
 demo: release
@@ -33,6 +33,23 @@ demo: release
 ## drill: the database killed and silenced, and ten times the load, with figures; about a minute
 drill: release
 	@$(WITH_BINARIES); $(WITH_BALANCER); HAPAX_BINARY="$(CURDIR)/target/release/hapax" cargo test --locked --quiet --test demo -- drill
+
+# On a disk, and no memory that pretends to be one.
+BENCH_DATA ?= /var/tmp
+WITH_BENCH = $(WITH_BINARIES); target/release/hapax-bench run --data "$(BENCH_DATA)"
+
+## bench: the measured claims, into docs/benchmarks.md; about ten minutes on a machine that does nothing else
+bench: bench-build
+	@$(WITH_BENCH) short
+
+## bench-full: the same with peers, a million keys replayed and ten million stored; about an hour
+bench-full: bench-build
+	@$(WITH_BENCH) full
+
+## bench-smoke: whether that still works, on debug builds; its figures mean nothing
+bench-smoke: build
+	cargo build --locked --package hapax-bench
+	@$(WITH_BINARIES); target/debug/hapax-bench run --data "$(BENCH_DATA)" --server target/debug/hapax smoke
 
 bench-build:
 	cargo build --locked --release --package hapax --package hapax-bench

@@ -1,4 +1,4 @@
-//! A server on an empty ledger, and whether the ledger holds afterwards what was answered.
+//! A ledger of Hapax: a database with schema and caller, servers on it, and whether it holds what was answered.
 
 use std::time::Duration;
 
@@ -11,10 +11,11 @@ use crate::postgres::Postgres;
 use crate::replica::{Release, Replica};
 use crate::requests::{Payload, Requests, mix};
 
-pub struct Ledger<'bench> {
-    postgres: &'bench Postgres,
+pub struct Ledger<'run> {
+    postgres: &'run Postgres,
+    release: &'run Release,
     database: String,
-    pub token: String,
+    token: String,
 }
 
 /// How long a row warms up and is measured.
@@ -24,16 +25,33 @@ pub struct Times {
     pub measured: Duration,
 }
 
-impl<'bench> Ledger<'bench> {
-    /// With schema and caller, and nothing in it.
-    pub fn empty(postgres: &'bench Postgres, release: &Release, database: &str) -> anyhow::Result<Self> {
+impl Times {
+    pub const fn of(warm_up_seconds: u64, measured_seconds: u64) -> Self {
+        Self { warm_up: Duration::from_secs(warm_up_seconds), measured: Duration::from_secs(measured_seconds) }
+    }
+}
+
+impl From<Times> for Extent {
+    fn from(times: Times) -> Self {
+        Self::Time { warm_up: times.warm_up, measured: times.measured }
+    }
+}
+
+impl<'run> Ledger<'run> {
+    /// With nothing in it.
+    pub fn empty(postgres: &'run Postgres, release: &'run Release, database: &str) -> anyhow::Result<Self> {
         postgres.make_database(database)?;
         let token = release.prepare(postgres, database)?;
-        Ok(Self { postgres, database: database.to_owned(), token })
+        Ok(Self { postgres, release, database: database.to_owned(), token })
     }
 
-    pub fn serve(&self, release: &Release, settings: &[(&str, &str)]) -> anyhow::Result<Replica> {
-        release.serve(self.postgres, &self.database, settings)
+    pub fn database(&self) -> &str {
+        &self.database
+    }
+
+    /// A server on it.
+    pub fn serve(&self, settings: &[(&str, &str)]) -> anyhow::Result<Replica> {
+        self.release.serve(self.postgres, &self.database, settings)
     }
 
     /// Submissions, each under a key of its own, for a time. Afterwards there must be as many more jobs as 201s.
@@ -45,7 +63,7 @@ impl<'bench> Ledger<'bench> {
         times: Times,
     ) -> anyhow::Result<Measurement> {
         let before = self.jobs()?;
-        let requests = Requests::new(replica.address, &self.token, payload, seed()?);
+        let requests = self.requests(replica, payload, fresh_seed()?);
         let mut number = 0;
         let load = self.load(replica, connections, 201, times.into(), &mut |out| {
             requests.write(number, out);
@@ -56,15 +74,54 @@ impl<'bench> Ledger<'bench> {
         Ok(Measurement::of(&load))
     }
 
-    /// The same request over and over, which was carried out before.
+    /// The same request over and over, which is carried out before.
     pub fn replay_one(&self, replica: &Replica, connections: usize, times: Times) -> anyhow::Result<Measurement> {
-        let requests = Requests::new(replica.address, &self.token, Payload::Mail, seed()?);
+        let requests = self.requests(replica, Payload::Mail, fresh_seed()?);
         self.load(replica, 1, 201, Extent::Requests(1), &mut |out| requests.write(0, out))?;
         let load = self.load(replica, connections, 200, times.into(), &mut |out| requests.write(0, out))?;
         Ok(Measurement::of(&load))
     }
 
-    pub fn load(
+    /// Each of so many requests once, all of which must be answered like this.
+    pub fn each_once(
+        &self,
+        replica: &Replica,
+        connections: usize,
+        requests: &Requests,
+        count: u64,
+        expected: u16,
+    ) -> anyhow::Result<()> {
+        let mut number = 0;
+        let load = self.load(replica, connections, expected, Extent::Requests(count), &mut |out| {
+            requests.write(number, out);
+            number += 1;
+        })?;
+        ensure!(load.answered_in_all == count, "{} of {count} were answered {expected}", load.answered_in_all);
+        Ok(())
+    }
+
+    /// Requests that are drawn from so many, all of which have been carried out before.
+    pub fn replay_drawn(
+        &self,
+        replica: &Replica,
+        connections: usize,
+        requests: &Requests,
+        count: u64,
+        times: Times,
+    ) -> anyhow::Result<Measurement> {
+        let mut draw = fresh_seed()?;
+        let load = self.load(replica, connections, 200, times.into(), &mut |out| {
+            draw = draw.wrapping_add(1);
+            requests.write(mix(draw) % count, out);
+        })?;
+        Ok(Measurement::of(&load))
+    }
+
+    pub fn requests(&self, replica: &Replica, payload: Payload, seed: u64) -> Requests {
+        Requests::new(replica.address, &self.token, payload, seed)
+    }
+
+    fn load(
         &self,
         replica: &Replica,
         connections: usize,
@@ -82,14 +139,8 @@ impl<'bench> Ledger<'bench> {
     }
 }
 
-impl From<Times> for Extent {
-    fn from(times: Times) -> Self {
-        Self::Time { warm_up: times.warm_up, measured: times.measured }
-    }
-}
-
-/// Keys that no row before has used.
-fn seed() -> anyhow::Result<u64> {
+/// Of keys that no row before has used.
+pub fn fresh_seed() -> anyhow::Result<u64> {
     let now = std::time::UNIX_EPOCH.elapsed()?;
     Ok(mix(u64::try_from(now.as_nanos() & u128::from(u64::MAX))?))
 }

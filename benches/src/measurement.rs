@@ -2,29 +2,28 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::load::Load;
 
-/// One row in one round.
-#[derive(Clone, Copy, Debug, Serialize)]
+/// One row in one round. What its means of measuring does not tell is `None`.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Measurement {
     pub per_second: f64,
-    pub p50_us: f64,
-    pub p99_us: f64,
-    pub p999_us: f64,
+    pub p50_us: Option<f64>,
+    pub p99_us: Option<f64>,
+    pub p999_us: Option<f64>,
     /// CPU time for each request, of the server, of PostgreSQL, and of the load.
-    pub server_us: f64,
-    pub postgres_us: f64,
-    pub load_us: f64,
+    pub server_us: Option<f64>,
+    pub postgres_us: Option<f64>,
+    pub load_us: Option<f64>,
     pub refused: u64,
 }
 
 impl Measurement {
     pub fn of(load: &Load) -> Self {
-        let answered = load.answered.max(1) as f64;
-        let each = |spent: Duration| spent.as_secs_f64() * 1e6 / answered;
-        let latency = |quantile: f64| load.latency.value_at_quantile(quantile) as f64 / 1e3;
+        let each = |spent: Duration| Some(spent.as_secs_f64() * 1e6 / load.answered.max(1) as f64);
+        let latency = |quantile: f64| Some(load.latency.value_at_quantile(quantile) as f64 / 1e3);
         Self {
             per_second: load.answered as f64 / load.elapsed.as_secs_f64(),
             p50_us: latency(0.5),
@@ -39,7 +38,7 @@ impl Measurement {
 }
 
 /// The median of some values with the least and the greatest.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug)]
 pub struct Spread {
     pub least: f64,
     pub median: f64,
@@ -53,8 +52,8 @@ impl Spread {
         values.sort_by(f64::total_cmp);
         let (least, greatest) = (*values.first()?, *values.last()?);
         let middle = values.len() / 2;
-        let median =
-            if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) };
+        let odd = values.len() % 2 == 1;
+        let median = if odd { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) };
         Some(Self { least, median, greatest })
     }
 }

@@ -3,9 +3,14 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use anyhow::ensure;
 use hapax::cli::private_postgres::{Durability, Place, PrivatePostgres};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::account;
@@ -15,18 +20,22 @@ pub struct Postgres {
     runtime: tokio::runtime::Runtime,
     postmaster: u32,
     folder: tempfile::TempDir,
+    /// Whether somebody has asked us to stop. Looked at between statements, and by the load, whose waiting a signal ends:
+    /// so everything that was started is stopped and removed.
+    interrupted: Arc<AtomicBool>,
 }
 
 impl Postgres {
     /// Starts it in a new folder within `place`, which should be on a disk, and no memory that pretends to be one.
     pub fn start(place: &Path) -> anyhow::Result<Self> {
+        let interrupted = on_interrupt()?;
         let folder = tempfile::Builder::new().prefix("hapax-bench-").tempdir_in(place)?;
         // As root, PostgreSQL's user must be able to pass; what is inside is for that user alone.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711))?;
         let server = PrivatePostgres::start(&Place::Exactly(folder.path().to_owned()), Durability::Full)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let postmaster = runtime.block_on(find_postmaster(&server.url("postgres")))?;
-        Ok(Self { server, runtime, postmaster, folder })
+        Ok(Self { server, runtime, postmaster, folder, interrupted })
     }
 
     pub fn postmaster(&self) -> u32 {
@@ -42,6 +51,17 @@ impl Postgres {
         self.folder.path()
     }
 
+    /// Room that is left on its disk.
+    pub fn free_bytes(&self) -> anyhow::Result<u64> {
+        let disk = rustix::fs::statvfs(self.folder.path())?;
+        Ok(disk.f_bavail * disk.f_frsize)
+    }
+
+    /// One of PostgreSQL's own programs, of the same version.
+    pub fn program(&self, name: &str) -> anyhow::Result<PathBuf> {
+        Ok(fs::read_link(format!("/proc/{}/exe", self.postmaster))?.with_file_name(name))
+    }
+
     /// An empty database of this name, whatever there was before, and nothing left to be written to the disk.
     pub fn make_database(&self, name: &str) -> anyhow::Result<()> {
         self.run("postgres", &format!("drop database if exists {name} with (force)"))?;
@@ -51,6 +71,7 @@ impl Postgres {
 
     /// Statements without an answer, several separated by semicolons.
     pub fn run(&self, database: &str, sql: &str) -> anyhow::Result<()> {
+        ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
         self.runtime.block_on(async {
             let mut connection = PgConnection::connect(&self.server.url(database)).await?;
             sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await?;
@@ -70,6 +91,16 @@ impl Postgres {
             Ok(value)
         })
     }
+}
+
+/// The second time, we end at once.
+fn on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
+    let interrupted = Arc::default();
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_shutdown(signal, 130, Arc::clone(&interrupted))?;
+        flag::register(signal, Arc::clone(&interrupted))?;
+    }
+    Ok(interrupted)
 }
 
 /// The parent of whoever answers.

@@ -76,7 +76,7 @@ fn round_of(
     times: Times,
 ) -> anyhow::Result<[Measurement; 3]> {
     let ledger = Ledger::empty(postgres, release, "quick")?;
-    let replica = ledger.serve(release, settings)?;
+    let replica = ledger.serve(settings)?;
     let rows = [
         ledger.create(&replica, 1, payload, times)?,
         ledger.create(&replica, 256, payload, times)?,
@@ -87,13 +87,14 @@ fn round_of(
 }
 
 fn line(rows: &[Measurement]) -> String {
-    let spread = |value: fn(&Measurement) -> f64| Spread::of(rows.iter().map(value));
-    let median = |value: fn(&Measurement) -> f64| spread(value).map_or(f64::NAN, |spread| spread.median);
-    let rate = spread(|row| row.per_second);
+    let median = |value: fn(&Measurement) -> Option<f64>| {
+        Spread::of(rows.iter().filter_map(value)).map_or(f64::NAN, |spread| spread.median)
+    };
+    let rate = Spread::of(rows.iter().map(|row| row.per_second));
     let refused: u64 = rows.iter().map(|row| row.refused).sum();
     format!(
         "{:7.0}/s ({:.0} to {:.0})  p50 {:6.0} µs  p99 {:6.0} µs  p99.9 {:6.0} µs  CPU: server {:5.1}  PostgreSQL {:5.1}  load {:4.1}{}",
-        median(|row| row.per_second),
+        rate.map_or(f64::NAN, |rate| rate.median),
         rate.map_or(f64::NAN, |rate| rate.least),
         rate.map_or(f64::NAN, |rate| rate.greatest),
         median(|row| row.p50_us),

@@ -68,6 +68,13 @@ impl Release {
         Ok(replica)
     }
 
+    /// What the replay cache may take unless told otherwise; `None` of a release that has none.
+    pub fn replay_cache_bytes(&self, postgres: &Postgres) -> anyhow::Result<Option<u64>> {
+        let configuration = self.output(postgres, &["config"], &postgres.url("postgres"))?;
+        let line = configuration.lines().find_map(|line| line.strip_prefix("replay_cache_bytes = "));
+        Ok(line.map(str::parse).transpose()?)
+    }
+
     fn output(&self, postgres: &Postgres, arguments: &[&str], url: &str) -> anyhow::Result<String> {
         let output = self.command(postgres, url).args(arguments).output()?;
         if !output.status.success() {

@@ -34,7 +34,7 @@ impl Payload {
 pub const BLANK: &str = "00000000-0000-0000-0000-000000000000";
 
 /// Text that a compressor finds as hard as a person's.
-fn words(length: usize) -> String {
+pub fn words(length: usize) -> String {
     const WORDS: [&str; 16] = [
         "parcel", "left", "the", "depot", "before", "noon", "and", "will", "arrive", "by", "train", "on", "Tuesday",
         "unless", "river", "floods",

@@ -85,6 +85,19 @@ impl Connection {
     }
 }
 
+/// One request by itself, and all of its answer.
+pub fn ask(address: SocketAddr, request: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let mut stream = std::net::TcpStream::connect(address)?;
+    stream.write_all(request)?;
+    let (mut answer, mut piece) = (Vec::new(), [0; LONGEST_ANSWER]);
+    while parse(&answer)?.is_none() {
+        let read = stream.read(&mut piece)?;
+        anyhow::ensure!(read > 0, "the server has closed the connection");
+        answer.extend_from_slice(&piece[..read]);
+    }
+    Ok(answer)
+}
+
 /// `None` while some of it is missing.
 fn parse(bytes: &[u8]) -> anyhow::Result<Option<Answer<'_>>> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS];

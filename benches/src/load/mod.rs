@@ -5,6 +5,8 @@
 
 mod connection;
 
+pub use connection::ask;
+
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 

@@ -1,0 +1,102 @@
+//! The page: its words are in template.md, every figure in it comes from the run.
+
+mod chart;
+mod tables;
+mod targets;
+
+use std::fs;
+use std::path::Path;
+
+use crate::plan::Mode;
+use crate::results::Results;
+
+/// Writes benchmarks.md and benchmarks.svg into a folder.
+pub fn write(results: &Results, folder: &Path) -> anyhow::Result<()> {
+    fs::write(folder.join("benchmarks.svg"), chart::draw(results))?;
+    let page = folder.join("benchmarks.md");
+    fs::write(&page, fill(results))?;
+    println!("{} is written", page.display());
+    Ok(())
+}
+
+fn fill(results: &Results) -> String {
+    let plan = results.mode.plan();
+    let command = if results.mode == Mode::Full { "make bench-full" } else { "make bench" };
+    let notes: String = results.notes.iter().map(|note| format!("- {note}\n")).collect();
+    let missing = match results.mode {
+        Mode::Full => String::new(),
+        _ => "- The long rows were not run: ten million stored keys, and peers (`make bench-full`).\n".to_owned(),
+    };
+    let parts = [
+        ("command", command.to_owned()),
+        ("rounds", results.rounds.to_string()),
+        ("warm_up", plan.times.warm_up.as_secs().to_string()),
+        ("measured", plan.times.measured.as_secs().to_string()),
+        ("growth_warm_up", plan.growth.warm_up.as_secs().to_string()),
+        ("growth_measured", plan.growth.measured.as_secs().to_string()),
+        ("targets", targets::table(results)),
+        ("rows", tables::rows(results)),
+        ("memory", tables::memory(results)),
+        ("machine", tables::machine(&results.machine)),
+        ("settings", tables::settings()),
+        ("notes", missing + &notes),
+    ];
+    let mut page = include_str!("template.md").to_owned();
+    for (name, text) in parts {
+        page = page.replace(&format!("{{{{{name}}}}}"), text.trim_end());
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Machine;
+    use crate::measurement::Measurement;
+    use crate::results::Row;
+
+    fn results() -> Results {
+        let machine = Machine {
+            processor: "P".to_owned(),
+            cores: 2,
+            memory_bytes: 1 << 30,
+            kernel: "K".to_owned(),
+            file_system: "ext4".to_owned(),
+            postgres: "15".to_owned(),
+            pgbench: "15".to_owned(),
+            rustc: "1".to_owned(),
+            crates: vec![("sqlx".to_owned(), "0.9".to_owned())],
+            commit: "c".to_owned(),
+            day: "2026-11-22".to_owned(),
+        };
+        let rows = Vec::new();
+        Results { mode: Mode::Short, rounds: 1, machine, rows, memory: Vec::new(), notes: vec!["N".to_owned()] }
+    }
+
+    fn measured(per_second: f64) -> Measurement {
+        Measurement { per_second, ..Measurement::default() }
+    }
+
+    #[test]
+    fn a_page_has_no_place_left_open() {
+        let page = fill(&results());
+        assert!(!page.contains("{{"), "{page}");
+        assert!(page.contains("- N\n"), "{page}");
+    }
+
+    #[test]
+    fn a_target_is_reached_missed_or_not_run() {
+        let mut results = results();
+        results.add(Row::Hapax { connections: 256 }, measured(5000.0));
+        results.add(Row::ByHand { clients: 8 }, measured(1000.0));
+        results.add(Row::Tutorial { pool: 8, connections: 8 }, measured(2000.0));
+        let table = targets::table(&results);
+        let verdict = |letter: &str| {
+            let line = table.lines().find(|line| line.contains(letter)).unwrap();
+            line.rsplit('|').nth(1).unwrap().trim().to_owned()
+        };
+        assert_eq!(verdict("by hand (B)"), "reached");
+        assert_eq!(verdict("tutorial (C)"), "**not reached**");
+        assert_eq!(verdict("peer (F)"), "not run");
+    }
+}

@@ -1,0 +1,144 @@
+//! What is claimed, and whether this run bears it out.
+
+use crate::plan::{MANY_CONNECTIONS, MILLION};
+use crate::results::{Results, Row, grouped};
+
+/// One claim.
+struct Target {
+    claim: String,
+    bound: Bound,
+    unit: &'static str,
+    /// `None` if it was not measured.
+    value: Option<f64>,
+}
+
+#[derive(Clone, Copy)]
+enum Bound {
+    AtLeast(f64),
+    AtMost(f64),
+    MoreThan(f64),
+    LessThan(f64),
+}
+
+impl Bound {
+    fn holds(self, value: f64) -> bool {
+        match self {
+            Self::AtLeast(bound) => value >= bound,
+            Self::AtMost(bound) => value <= bound,
+            Self::MoreThan(bound) => value > bound,
+            Self::LessThan(bound) => value < bound,
+        }
+    }
+
+    fn text(self) -> String {
+        match self {
+            Self::AtLeast(bound) => format!("≥ {bound}"),
+            Self::AtMost(bound) => format!("≤ {bound}"),
+            Self::MoreThan(bound) => format!("> {bound}"),
+            Self::LessThan(bound) => format!("< {bound}"),
+        }
+    }
+}
+
+/// Memory that a server may take beside its replay cache, in MiB.
+const MEMORY_MIB: f64 = 64.0;
+
+pub fn table(results: &Results) -> String {
+    let mut table = "| claim | target | measured | |\n|---|---|---|---|\n".to_owned();
+    for target in throughput(results).into_iter().chain(others(results)) {
+        let (measured, verdict) = match target.value {
+            None => ("–".to_owned(), "not run"),
+            Some(value) if target.bound.holds(value) => (shown(value), "reached"),
+            Some(value) => (shown(value), "**not reached**"),
+        };
+        let unit = target.unit;
+        table += &format!("| {} | {}{unit} | {measured}{unit} | {verdict} |\n", target.claim, target.bound.text());
+    }
+    table
+}
+
+/// Neither more digits than mean something, nor so few that a miss looks like a hit.
+fn shown(value: f64) -> String {
+    if value >= 10.0 { format!("{value:.1}") } else { format!("{value:.2}") }
+}
+
+fn throughput(results: &Results) -> Vec<Target> {
+    let busy = Row::Hapax { connections: MANY_CONNECTIONS };
+    let of = |row: Option<&Row>| row.and_then(|row| results.per_second(row));
+    let by_hand = results.best(|row| matches!(row, Row::ByHand { .. }));
+    let tutorial = results.best(|row| matches!(row, Row::Tutorial { .. }));
+    let peer = results.best(|row| matches!(row, Row::Peer { .. }));
+    let many = results.best(|row| matches!(row, Row::ManyKeys { .. }));
+    let ratio = |claim: &str, bound, above, below: Option<f64>| Target {
+        claim: claim.to_owned(),
+        bound,
+        unit: "",
+        value: above_below(above, below),
+    };
+    let hapax = of(Some(&busy));
+    let mut targets = vec![
+        ratio("New jobs, 256 connections, to by hand (B), best", Bound::AtLeast(4.0), hapax, of(by_hand)),
+        ratio("New jobs, 256 connections, to tutorial (C), best", Bound::AtLeast(5.0), hapax, of(tutorial)),
+        ratio("New jobs, 256 connections, to the best peer (F)", Bound::MoreThan(1.0), hapax, of(peer)),
+        ratio(
+            "Replays of one key, to a bare handler (D)",
+            Bound::AtLeast(0.85),
+            of(Some(&Row::OneKey)),
+            of(Some(&Row::Bare)),
+        ),
+        ratio("Replays of many keys, to a bare handler (D)", Bound::AtLeast(0.7), of(many), of(Some(&Row::Bare))),
+    ];
+    for keys in [MILLION, 10 * MILLION] {
+        let claim = format!("New jobs with {} keys stored, to an empty ledger (E)", grouped(keys));
+        targets.push(ratio(&claim, Bound::AtLeast(0.8), of(Some(&Row::Filled { keys })), hapax));
+    }
+    let claim = "New jobs while expired keys are purged, to an empty ledger (E)";
+    targets.push(ratio(claim, Bound::AtLeast(0.8), of(Some(&Row::Purging)), hapax));
+    targets
+}
+
+fn others(results: &Results) -> Vec<Target> {
+    let (alone, busy) = (Row::Hapax { connections: 1 }, Row::Hapax { connections: MANY_CONNECTIONS });
+    let ratio = |claim: &str, bound, above, below: Option<f64>| Target {
+        claim: claim.to_owned(),
+        bound,
+        unit: "",
+        value: above_below(above, below),
+    };
+    let p50 = |row: &Row| results.median(row, |measurement| measurement.p50_us);
+    let p99 = |row: &Row| results.median(row, |measurement| measurement.p99_us);
+    let beside_cache = results
+        .memory
+        .iter()
+        .map(|memory| memory.bytes.saturating_sub(memory.replay_cache_limit_bytes) as f64 / f64::from(1 << 20));
+    vec![
+        ratio(
+            "p99 while expired keys are purged, to an empty ledger (E)",
+            Bound::AtMost(2.0),
+            p99(&Row::Purging),
+            p99(&busy),
+        ),
+        ratio(
+            "p50 of one connection, to by hand with one client (B)",
+            Bound::AtMost(1.2),
+            p50(&alone),
+            p50(&Row::ByHand { clients: 1 }),
+        ),
+        ratio(
+            "CPU for a job, 256 connections: the server's to PostgreSQL's (A)",
+            Bound::LessThan(1.0),
+            results.median(&busy, |measurement| measurement.server_us),
+            results.median(&busy, |measurement| measurement.postgres_us),
+        ),
+        Target {
+            claim: "Most memory beyond what the replay cache may take (G)".to_owned(),
+            bound: Bound::AtMost(MEMORY_MIB),
+            unit: " MiB",
+            value: beside_cache.reduce(f64::max),
+        },
+    ]
+}
+
+fn above_below(above: Option<f64>, below: Option<f64>) -> Option<f64> {
+    Some(above? / below.filter(|below| *below > 0.0)?)
+}

@@ -1,0 +1,98 @@
+//! How much is measured, and for how long.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ledger::Times;
+
+/// Which of the three runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Whether everything still works: no figure of it means anything.
+    Smoke,
+    /// About ten minutes.
+    Short,
+    /// With the long parts: peers, a million keys replayed, ten million stored.
+    Full,
+}
+
+pub struct Plan {
+    /// How often every row takes its turn.
+    pub rounds: usize,
+    pub times: Times,
+    /// Longer, since a large ledger takes a while to settle.
+    pub growth: Times,
+    /// Shorter than a million expired keys last.
+    pub purging: Times,
+    /// Keys that replays are drawn from.
+    pub replayed_keys: u64,
+    /// Ledgers that are filled beforehand, by their number of keys and jobs.
+    pub filled: &'static [u64],
+    pub expired_keys: u64,
+    pub connections: &'static [usize],
+    pub payload_bytes: &'static [usize],
+    pub by_hand_clients: &'static [usize],
+    pub tutorial_pools: &'static [u32],
+    pub tutorial_connections: &'static [usize],
+    pub peers: &'static [&'static str],
+    pub peer_clients: &'static [usize],
+}
+
+pub const MILLION: u64 = 1_000_000;
+/// Where a row is about something else than the number of connections.
+pub const USUAL_CONNECTIONS: usize = 64;
+pub const MANY_CONNECTIONS: usize = 256;
+
+const SHORT: Plan = Plan {
+    rounds: 3,
+    times: Times::of(1, 4),
+    growth: Times::of(2, 4),
+    purging: Times::of(2, 4),
+    replayed_keys: 100_000,
+    filled: &[MILLION],
+    expired_keys: MILLION,
+    connections: &[1, 8, USUAL_CONNECTIONS, MANY_CONNECTIONS],
+    payload_bytes: &[64, 1024, 16 * 1024],
+    by_hand_clients: &[1, 4, 8, 16, 32, 64],
+    tutorial_pools: &[8, 16],
+    tutorial_connections: &[8, 64, 256],
+    peers: &[],
+    peer_clients: &[],
+};
+
+const FULL: Plan = Plan {
+    times: Times::of(2, 8),
+    growth: Times::of(10, 20),
+    purging: Times::of(2, 8),
+    replayed_keys: MILLION,
+    filled: &[MILLION, 10 * MILLION],
+    peers: &["graphile-worker", "pg-boss", "procrastinate", "apalis-postgres"],
+    peer_clients: &[8, 32, 64],
+    ..SHORT
+};
+
+const SMOKE: Plan = Plan {
+    rounds: 1,
+    times: Times::of(0, 1),
+    growth: Times::of(0, 1),
+    purging: Times::of(1, 1),
+    replayed_keys: 500,
+    filled: &[1000],
+    expired_keys: 100_000,
+    connections: &[1, MANY_CONNECTIONS],
+    payload_bytes: &[16 * 1024],
+    by_hand_clients: &[1, 8],
+    tutorial_pools: &[8],
+    tutorial_connections: &[8],
+    ..SHORT
+};
+
+impl Mode {
+    pub fn plan(self) -> Plan {
+        match self {
+            Self::Smoke => SMOKE,
+            Self::Short => SHORT,
+            Self::Full => FULL,
+        }
+    }
+}

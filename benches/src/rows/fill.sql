@@ -1,0 +1,43 @@
+-- Keys and jobs FIRST to LAST, as if they had been submitted at ten thousand a second.
+with made as (
+    select
+        n,
+        (select id from tenants) as tenant_id,
+        (
+            lpad(to_hex((extract(epoch from at) * 1000)::bigint), 12, '0')
+            || '7' || substr(md5(n::text), 1, 3) || '8' || substr(md5(n::text), 4, 15)
+        )::uuid as id,
+        at,
+        to_char(at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as at_text
+    from generate_series(FIRST, LAST) as n
+    cross join lateral (select now() - interval '1 hour' + n * interval '100 microseconds') as made (at)
+),
+
+new_key as (
+    insert into idempotency_keys (
+        tenant_id, route, key, fingerprint, job_id, status, location, body, request_id, created_at, expires_at
+    )
+    select
+        tenant_id, 'POST /jobs', md5('key ' || n)::uuid::text, sha256(n::text::bytea), id, 201, '/jobs/' || id,
+        convert_to(
+            format(
+                '{"id":"%s","type":"mail.send","queue":"default","priority":2,"run_at":"%s","max_attempts":25,'
+                || '"state":"queued","attempt":0,"created_at":"%s"}',
+                id, at_text, at_text
+            ),
+            'UTF8'
+        ),
+        md5('request ' || n)::uuid::text, at, at + interval '24 hours'
+    from made
+),
+
+new_job as (
+    insert into jobs (tenant_id, id, type, payload, created_at)
+    select
+        tenant_id, id, 'mail.send', replace('PAYLOAD', 'BLANK', md5('order ' || n)::uuid::text)::json, at
+    from made
+)
+
+insert into job_queue (tenant_id, job_id, queue, priority, run_at, max_attempts, created_at)
+select tenant_id, id, 'default', 2, at, 25, at
+from made;

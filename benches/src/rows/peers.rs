@@ -1,0 +1,81 @@
+//! F: other job queues, each through its own client library, as `benches/peers/run` drives it.
+
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use serde::Deserialize;
+
+use crate::measurement::Measurement;
+use crate::results::{Results, Row};
+use crate::rows::found;
+use crate::run::Setting;
+
+const SETUP: &str = "benches/peers/setup";
+const RUN: &str = "benches/peers/run";
+const DATABASE: &str = "peer";
+
+/// What a peer's program prints.
+#[derive(Deserialize)]
+struct Report {
+    peer: String,
+    version: String,
+    jobs: f64,
+    seconds: f64,
+    p50_us: f64,
+    p99_us: f64,
+}
+
+/// Those of the plan that can be had here.
+pub fn installed(setting: &Setting, results: &mut Results) -> Vec<&'static str> {
+    let peers = setting.plan.peers.iter().copied();
+    peers
+        .filter(|peer| {
+            println!("installing {peer}");
+            let status = Command::new(SETUP).arg(peer).status();
+            let there = status.is_ok_and(|status| status.success());
+            if !there {
+                results.leave_out(&format!("F has no {peer}: it could not be installed here."));
+            }
+            there
+        })
+        .collect()
+}
+
+pub fn measure(setting: &Setting, peers: &[&str], results: &mut Results) -> anyhow::Result<()> {
+    for peer in peers {
+        for &clients in setting.plan.peer_clients {
+            match report(setting, peer, clients) {
+                Ok(report) => {
+                    let row = Row::Peer { name: report.peer.clone(), version: report.version.clone(), clients };
+                    found(results, row, report.into());
+                }
+                // What becomes of a peer must not cost the run.
+                Err(error) => results.leave_out(&format!("F: {peer} with {clients} clients failed: {error:#}")),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn report(setting: &Setting, peer: &str, clients: usize) -> anyhow::Result<Report> {
+    let Setting { postgres, plan, .. } = setting;
+    postgres.make_database(DATABASE)?;
+    let mut command = Command::new(RUN);
+    command.args([peer, "--database-url", &postgres.url(DATABASE), "--clients", &clients.to_string()]);
+    command.args(["--seconds", &plan.times.measured.as_secs().to_string()]);
+    let output = command.output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).lines().last().unwrap_or_default());
+    let said = String::from_utf8(output.stdout)?;
+    serde_json::from_str(&said).with_context(|| format!("{RUN} said {said}"))
+}
+
+impl From<Report> for Measurement {
+    fn from(report: Report) -> Self {
+        Self {
+            per_second: report.jobs / report.seconds,
+            p50_us: Some(report.p50_us),
+            p99_us: Some(report.p99_us),
+            ..Self::default()
+        }
+    }
+}
