@@ -52,8 +52,8 @@ impl Machine {
 
 /// Of the file system that a folder is in.
 fn file_system(folder: &Path) -> String {
-    let output = said("stat", &["--file-system", "--format", "%T", &folder.to_string_lossy()]);
-    if output.is_empty() { "unknown".to_owned() } else { output }
+    let table = said("df", &["--output=fstype", &folder.to_string_lossy()]);
+    table.lines().last().unwrap_or("unknown").to_owned()
 }
 
 /// What a program says; nothing if it cannot be run.

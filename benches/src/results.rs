@@ -80,6 +80,17 @@ impl Results {
         self.spread(row, figure).map(|spread| spread.median)
     }
 
+    /// One row's figure over another's, round by round: what slowed a whole round down is in both.
+    pub fn ratio(
+        &self,
+        (above, below): (&Row, &Row),
+        figure: impl Fn(&Measurement) -> Option<f64> + Copy,
+    ) -> Option<Spread> {
+        let of = |row: &Row| self.rows.iter().find(|(known, _)| known == row).map(|(_, measurements)| measurements);
+        let rounds = of(above)?.iter().zip(of(below)?);
+        Spread::of(rounds.filter_map(|(above, below)| Some(figure(above)? / figure(below)?)))
+    }
+
     pub fn per_second(&self, row: &Row) -> Option<f64> {
         self.median(row, |measurement| Some(measurement.per_second))
     }

@@ -194,3 +194,73 @@ impl Counted {
         (self.answered, self.latency.clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
+
+    /// Answers everything with a status that follows from how many there were before, and counts.
+    fn server(status: fn(u64) -> u16) -> (SocketAddr, Arc<AtomicU64>) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let (address, asked) = (listener.local_addr().unwrap(), Arc::<AtomicU64>::default());
+        let count = Arc::clone(&asked);
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                let count = Arc::clone(&count);
+                std::thread::spawn(move || {
+                    while stream.read_exact(&mut [0; REQUEST.len()]).is_ok() {
+                        let status = status(count.fetch_add(1, Ordering::Relaxed));
+                        let answer = format!("HTTP/1.1 {status} X\r\ncontent-length: 2\r\n\r\n{{}}");
+                        stream.write_all(answer.as_bytes()).unwrap();
+                    }
+                });
+            }
+        });
+        (address, asked)
+    }
+
+    fn load(address: SocketAddr, extent: Extent) -> anyhow::Result<Load> {
+        let itself = std::process::id();
+        let accounts = Accounts { server: Some(itself), postmaster: itself };
+        let plan = Plan { address, connections: 4, expected: 201, extent };
+        run(&plan, accounts, &mut |out| {
+            out.clear();
+            out.extend_from_slice(REQUEST);
+        })
+    }
+
+    #[test]
+    fn whoever_was_asked_has_answered_and_is_counted() {
+        let (address, asked) = server(|_| 201);
+        let load = load(address, Extent::Requests(1000)).unwrap();
+        assert_eq!(asked.load(Ordering::Relaxed), 1000);
+        assert_eq!((load.answered, load.answered_in_all, load.latency.len()), (1000, 1000, 1000));
+    }
+
+    #[test]
+    fn what_is_answered_while_it_warms_up_counts_only_for_the_database() {
+        let (address, asked) = server(|_| 201);
+        let (warm_up, measured) = (Duration::from_millis(50), Duration::ZERO);
+        let load = load(address, Extent::Time { warm_up, measured }).unwrap();
+        assert_eq!((load.answered, load.latency.len()), (0, 0));
+        assert!(load.answered_in_all > 0);
+        assert_eq!(load.answered_in_all, asked.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn a_refusal_is_no_answer_and_many_end_the_run() {
+        let (address, _) = server(|number| if number == 500 { 503 } else { 201 });
+        let one_refused = load(address, Extent::Requests(1000)).unwrap();
+        assert_eq!((one_refused.answered, one_refused.refused), (999, 1));
+        let (address, _) = server(|number| if number % 20 == 19 { 503 } else { 201 });
+        let error = load(address, Extent::Requests(1000)).err().expect("it has given up");
+        assert_eq!(error.to_string(), "503 instead of 201: {}");
+    }
+}

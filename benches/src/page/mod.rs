@@ -99,4 +99,15 @@ mod tests {
         assert_eq!(verdict("tutorial (C)"), "**not reached**");
         assert_eq!(verdict("peer (F)"), "not run");
     }
+
+    #[test]
+    fn a_ratio_is_taken_round_by_round() {
+        let mut results = results();
+        // The second round is slow for both, the third for neither.
+        for (ours, theirs) in [(4000.0, 1000.0), (400.0, 100.0), (5000.0, 1000.0)] {
+            results.add(Row::Hapax { connections: 256 }, measured(ours));
+            results.add(Row::ByHand { clients: 8 }, measured(theirs));
+        }
+        assert!(targets::table(&results).contains("by hand (B), best | ≥ 4 | 4.00 (4.00–5.00) | reached |"));
+    }
 }

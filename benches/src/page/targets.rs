@@ -1,5 +1,6 @@
 //! What is claimed, and whether this run bears it out.
 
+use crate::measurement::{Measurement, Spread};
 use crate::plan::{MANY_CONNECTIONS, MILLION};
 use crate::results::{Results, Row, grouped};
 
@@ -8,8 +9,8 @@ struct Target {
     claim: String,
     bound: Bound,
     unit: &'static str,
-    /// `None` if it was not measured.
-    value: Option<f64>,
+    /// Of the rounds; the median counts. `None` if it was not measured.
+    value: Option<Spread>,
 }
 
 #[derive(Clone, Copy)]
@@ -48,97 +49,79 @@ pub fn table(results: &Results) -> String {
     for target in throughput(results).into_iter().chain(others(results)) {
         let (measured, verdict) = match target.value {
             None => ("–".to_owned(), "not run"),
-            Some(value) if target.bound.holds(value) => (shown(value), "reached"),
-            Some(value) => (shown(value), "**not reached**"),
+            Some(value) if target.bound.holds(value.median) => (shown(value, target.unit), "reached"),
+            Some(value) => (shown(value, target.unit), "**not reached**"),
         };
         let unit = target.unit;
-        table += &format!("| {} | {}{unit} | {measured}{unit} | {verdict} |\n", target.claim, target.bound.text());
+        table += &format!("| {} | {}{unit} | {measured} | {verdict} |\n", target.claim, target.bound.text());
     }
     table
 }
 
-/// Neither more digits than mean something, nor so few that a miss looks like a hit.
-fn shown(value: f64) -> String {
-    if value >= 10.0 { format!("{value:.1}") } else { format!("{value:.2}") }
+fn shown(Spread { least, median, greatest }: Spread, unit: &str) -> String {
+    // Neither more digits than mean something, nor so few that a miss looks like a hit.
+    let digits = |value: f64| if value >= 10.0 { format!("{value:.1}") } else { format!("{value:.2}") };
+    let rounds = if least < greatest { format!(" ({}–{})", digits(least), digits(greatest)) } else { String::new() };
+    format!("{}{unit}{rounds}", digits(median))
 }
 
 fn throughput(results: &Results) -> Vec<Target> {
     let busy = Row::Hapax { connections: MANY_CONNECTIONS };
-    let of = |row: Option<&Row>| row.and_then(|row| results.per_second(row));
     let by_hand = results.best(|row| matches!(row, Row::ByHand { .. }));
     let tutorial = results.best(|row| matches!(row, Row::Tutorial { .. }));
     let peer = results.best(|row| matches!(row, Row::Peer { .. }));
     let many = results.best(|row| matches!(row, Row::ManyKeys { .. }));
-    let ratio = |claim: &str, bound, above, below: Option<f64>| Target {
-        claim: claim.to_owned(),
-        bound,
-        unit: "",
-        value: above_below(above, below),
+    let ratio = |claim: &str, bound, above: Option<&Row>, below: Option<&Row>| {
+        let rows = above.zip(below);
+        let value = rows.and_then(|rows| results.ratio(rows, |measurement| Some(measurement.per_second)));
+        Target { claim: claim.to_owned(), bound, unit: "", value }
     };
-    let hapax = of(Some(&busy));
+    let hapax = Some(&busy);
     let mut targets = vec![
-        ratio("New jobs, 256 connections, to by hand (B), best", Bound::AtLeast(4.0), hapax, of(by_hand)),
-        ratio("New jobs, 256 connections, to tutorial (C), best", Bound::AtLeast(5.0), hapax, of(tutorial)),
-        ratio("New jobs, 256 connections, to the best peer (F)", Bound::MoreThan(1.0), hapax, of(peer)),
-        ratio(
-            "Replays of one key, to a bare handler (D)",
-            Bound::AtLeast(0.85),
-            of(Some(&Row::OneKey)),
-            of(Some(&Row::Bare)),
-        ),
-        ratio("Replays of many keys, to a bare handler (D)", Bound::AtLeast(0.7), of(many), of(Some(&Row::Bare))),
+        ratio("New jobs, 256 connections, to by hand (B), best", Bound::AtLeast(4.0), hapax, by_hand),
+        ratio("New jobs, 256 connections, to tutorial (C), best", Bound::AtLeast(5.0), hapax, tutorial),
+        ratio("New jobs, 256 connections, to the best peer (F)", Bound::MoreThan(1.0), hapax, peer),
+        ratio("Replays of one key, to a bare handler (D)", Bound::AtLeast(0.85), Some(&Row::OneKey), Some(&Row::Bare)),
+        ratio("Replays of many keys, to a bare handler (D)", Bound::AtLeast(0.7), many, Some(&Row::Bare)),
     ];
     for keys in [MILLION, 10 * MILLION] {
         let claim = format!("New jobs with {} keys stored, to an empty ledger (E)", grouped(keys));
-        targets.push(ratio(&claim, Bound::AtLeast(0.8), of(Some(&Row::Filled { keys })), hapax));
+        targets.push(ratio(&claim, Bound::AtLeast(0.8), Some(&Row::Filled { keys }), hapax));
     }
     let claim = "New jobs while expired keys are purged, to an empty ledger (E)";
-    targets.push(ratio(claim, Bound::AtLeast(0.8), of(Some(&Row::Purging)), hapax));
+    targets.push(ratio(claim, Bound::AtLeast(0.8), Some(&Row::Purging), hapax));
     targets
 }
 
 fn others(results: &Results) -> Vec<Target> {
     let (alone, busy) = (Row::Hapax { connections: 1 }, Row::Hapax { connections: MANY_CONNECTIONS });
-    let ratio = |claim: &str, bound, above, below: Option<f64>| Target {
-        claim: claim.to_owned(),
-        bound,
-        unit: "",
-        value: above_below(above, below),
-    };
-    let p50 = |row: &Row| results.median(row, |measurement| measurement.p50_us);
-    let p99 = |row: &Row| results.median(row, |measurement| measurement.p99_us);
+    let target = |claim: &str, bound, value| Target { claim: claim.to_owned(), bound, unit: "", value };
+    let server_to_postgres = |measurement: &Measurement| Some(measurement.server_us? / measurement.postgres_us?);
     let beside_cache = results
         .memory
         .iter()
         .map(|memory| memory.bytes.saturating_sub(memory.replay_cache_limit_bytes) as f64 / f64::from(1 << 20));
     vec![
-        ratio(
+        target(
             "p99 while expired keys are purged, to an empty ledger (E)",
             Bound::AtMost(2.0),
-            p99(&Row::Purging),
-            p99(&busy),
+            results.ratio((&Row::Purging, &busy), |measurement| measurement.p99_us),
         ),
-        ratio(
+        target(
             "p50 of one connection, to by hand with one client (B)",
             Bound::AtMost(1.2),
-            p50(&alone),
-            p50(&Row::ByHand { clients: 1 }),
+            results.ratio((&alone, &Row::ByHand { clients: 1 }), |measurement| measurement.p50_us),
         ),
-        ratio(
+        target(
             "CPU for a job, 256 connections: the server's to PostgreSQL's (A)",
             Bound::LessThan(1.0),
-            results.median(&busy, |measurement| measurement.server_us),
-            results.median(&busy, |measurement| measurement.postgres_us),
+            results.spread(&busy, server_to_postgres),
         ),
         Target {
             claim: "Most memory beyond what the replay cache may take (G)".to_owned(),
             bound: Bound::AtMost(MEMORY_MIB),
             unit: " MiB",
-            value: beside_cache.reduce(f64::max),
+            value: beside_cache.reduce(f64::max).and_then(|most| Spread::of([most])),
         },
     ]
-}
-
-fn above_below(above: Option<f64>, below: Option<f64>) -> Option<f64> {
-    Some(above? / below.filter(|below| *below > 0.0)?)
 }

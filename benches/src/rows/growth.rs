@@ -17,7 +17,7 @@ pub struct Stored<'run> {
 }
 
 /// What a key and its job take on the disk with all their indexes and the log of writing them, generously.
-const BYTES_A_KEY: u64 = 2500;
+const BYTES_A_KEY: u64 = 1800;
 /// What the rest of the run needs.
 const ROOM: u64 = 6 << 30;
 
