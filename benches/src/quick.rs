@@ -44,13 +44,13 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let measured = Duration::from_secs_f64(arguments.seconds);
     let times = Times { warm_up: measured / 4, measured };
     let payload = arguments.payload.map_or(Payload::Mail, Payload::Bytes);
-    let mut binaries = vec![arguments.server.clone()];
-    binaries.extend(arguments.against.clone());
+    let binaries: Vec<&PathBuf> = [&arguments.server].into_iter().chain(&arguments.against).collect();
+    let releases: Vec<Release> = binaries.iter().map(|binary| Release::new(binary)).collect::<anyhow::Result<_>>()?;
     let mut found: Vec<Vec<[Measurement; 3]>> = vec![Vec::new(); binaries.len()];
     for round in 1..=arguments.rounds {
-        for (binary, found) in binaries.iter().zip(&mut found) {
+        for ((binary, release), found) in binaries.iter().zip(&releases).zip(&mut found) {
             println!("round {round}, {}", binary.display());
-            let rows = round_of(&postgres, &Release::new(binary)?, &settings, payload, times)?;
+            let rows = round_of(&postgres, release, &settings, payload, times)?;
             for (name, row) in ROWS.iter().zip(&rows) {
                 println!("  {name} {}", line(&[*row]));
             }
@@ -60,12 +60,33 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     println!("\nmedians of {} rounds (least to greatest); CPU in microseconds a request", arguments.rounds);
     for (row, name) in ROWS.iter().enumerate() {
         println!("{name}");
+        let of_row = |found: &Vec<[Measurement; 3]>| found.iter().map(|rows| rows[row]).collect::<Vec<_>>();
         for (binary, found) in binaries.iter().zip(&found) {
-            let rows: Vec<Measurement> = found.iter().map(|rows| rows[row]).collect();
-            println!("  {}  {}", line(&rows), binary.display());
+            println!("  {}  {}", line(&of_row(found)), binary.display());
+        }
+        if let [first, second] = &found[..] {
+            println!("  {}", comparison(&of_row(first), &of_row(second)));
         }
     }
     Ok(())
+}
+
+/// The first as so much of the second, round by round.
+fn comparison(first: &[Measurement], second: &[Measurement]) -> String {
+    let ratio = |figure: fn(&Measurement) -> Option<f64>| {
+        let rounds = first.iter().zip(second);
+        let ratios = Spread::of(rounds.filter_map(|(first, second)| Some(figure(first)? / figure(second)?)));
+        ratios.map_or_else(String::new, |Spread { least, median, greatest }| {
+            format!("{median:.2} ({least:.2} to {greatest:.2})")
+        })
+    };
+    format!(
+        "the first to the second: throughput {}  p50 {}  CPU: server {}  PostgreSQL {}",
+        ratio(|row| Some(row.per_second)),
+        ratio(|row| row.p50_us),
+        ratio(|row| row.server_us),
+        ratio(|row| row.postgres_us),
+    )
 }
 
 fn round_of(
