@@ -11,7 +11,8 @@ pub struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
     pub fn of(path: &str, body: Value<'_, '_>) -> Self {
-        let mut canonical = Vec::new();
+        // The canonical form is never longer.
+        let mut canonical = Vec::with_capacity(body.text().len());
         body.write_canonical(&mut canonical);
         let mut hash = Sha256::new();
         hash.update(path);

@@ -17,7 +17,7 @@ impl Value<'_, '_> {
     pub fn write_canonical(self, out: &mut Vec<u8>) {
         match self.kind() {
             Kind::Null | Kind::Boolean | Kind::Number => out.extend_from_slice(self.text().as_bytes()),
-            Kind::String => write_string(&self.as_str().expect("its kind is string"), out),
+            Kind::String => self.write_canonical_string(out),
             Kind::Array => {
                 out.push(b'[');
                 for (position, element) in self.elements().enumerate() {
@@ -29,14 +29,14 @@ impl Value<'_, '_> {
                 out.push(b']');
             }
             Kind::Object => {
-                let mut members: Vec<_> = self.members().collect();
-                members.sort_by(|(a, _), (b, _)| a.as_bytes().cmp(b.as_bytes()));
+                let mut members: Vec<_> = self.named_members().collect();
+                members.sort_by(|(a, ..), (b, ..)| a.as_bytes().cmp(b.as_bytes()));
                 out.push(b'{');
-                for (position, (name, value)) in members.into_iter().enumerate() {
+                for (position, (_, name, value)) in members.into_iter().enumerate() {
                     if position > 0 {
                         out.push(b',');
                     }
-                    write_string(&name, out);
+                    name.write_canonical_string(out);
                     out.push(b':');
                     value.write_canonical(out);
                 }
@@ -44,10 +44,15 @@ impl Value<'_, '_> {
             }
         }
     }
-}
 
-fn write_string(content: &str, out: &mut Vec<u8>) {
-    serde_json::to_writer(out, content).expect("writing a string to memory cannot fail");
+    fn write_canonical_string(self, out: &mut Vec<u8>) {
+        if !self.node().escaped {
+            // Nothing in it may be escaped but what must be, which would have been.
+            return out.extend_from_slice(self.text().as_bytes());
+        }
+        let content = self.as_str().expect("its kind is string");
+        serde_json::to_writer(out, &content).expect("writing a string to memory cannot fail");
+    }
 }
 
 #[cfg(test)]

@@ -98,11 +98,16 @@ impl<'d, 'a> Value<'d, 'a> {
 
     /// An object's names and values in the order they were sent; empty for any other kind.
     pub fn members(self) -> impl Iterator<Item = (Cow<'a, str>, Value<'d, 'a>)> {
+        self.named_members().map(|(name, _, value)| (name, value))
+    }
+
+    /// The same, each name also as the value that it is in the text.
+    fn named_members(self) -> impl Iterator<Item = (Cow<'a, str>, Value<'d, 'a>, Value<'d, 'a>)> {
         let mut children = self.children_of(Kind::Object);
         std::iter::from_fn(move || {
-            let name = children.next()?.as_str().expect("a member's name is a string");
+            let name = children.next()?;
             let value = children.next().expect("a member has a value");
-            Some((name, value))
+            Some((name.as_str().expect("a member's name is a string"), name, value))
         })
     }
 

@@ -7,6 +7,10 @@ use super::{Document, Kind, Node};
 /// Deeper nesting is refused: a reader that recurses (PostgreSQL's own among them) has a stack to lose.
 const DEPTH_MAX: usize = 64;
 
+/// What a value takes of a text, as a rule, and how many of them are made room for before they are met.
+const NODE_BYTES: usize = 6;
+const NODES_EXPECTED_MAX: usize = 256;
+
 /// Why a text is not JSON that can be kept.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{reason} at byte {offset}")]
@@ -22,7 +26,8 @@ pub fn scan(bytes: &[u8], around: usize) -> Result<Document<'_>, InvalidJson> {
     if u32::try_from(text.len()).is_err() {
         return Err(InvalidJson { reason: "the text is larger than 4 GiB", offset: 0 });
     }
-    let mut scanner = Scanner { bytes: text.as_bytes(), at: 0, depth_max: DEPTH_MAX + around, nodes: Vec::new() };
+    let nodes = Vec::with_capacity((text.len() / NODE_BYTES).min(NODES_EXPECTED_MAX));
+    let mut scanner = Scanner { bytes: text.as_bytes(), at: 0, depth_max: DEPTH_MAX + around, nodes };
     scanner.white_space();
     scanner.value(0)?;
     scanner.white_space();
@@ -103,14 +108,16 @@ impl Scanner<'_> {
         let index = self.open(Kind::String);
         self.at += 1;
         loop {
+            let rest = &self.bytes[self.at..];
+            let plain = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..=0x1f));
+            self.at += plain.unwrap_or(rest.len());
             match self.peek() {
                 Some(b'"') => break,
                 Some(b'\\') => {
                     self.nodes[index].escaped = true;
                     self.escape()?;
                 }
-                Some(0..=0x1f) => return Err(self.error("a control character stands bare in a string")),
-                Some(_) => self.at += 1,
+                Some(_) => return Err(self.error("a control character stands bare in a string")),
                 None => return Err(self.error("the text ends within a string")),
             }
         }
