@@ -45,10 +45,13 @@ impl Token {
 
     /// Reads a token's text; `None` for what no token looks like, which spares a look-up.
     pub fn parse(text: &str) -> Option<Self> {
-        let secret = text.strip_prefix(Self::PREFIX)?;
+        Self::is_well_formed(text).then(|| Self(text.into()))
+    }
+
+    fn is_well_formed(text: &str) -> bool {
+        let Some(secret) = text.strip_prefix(Self::PREFIX) else { return false };
         let hexadecimal = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-        let well_formed = secret.len() == 2 * Self::SECRET_BYTES && secret.bytes().all(hexadecimal);
-        well_formed.then(|| Self(text.into()))
+        secret.len() == 2 * Self::SECRET_BYTES && secret.bytes().all(hexadecimal)
     }
 
     pub fn digest(&self) -> TokenDigest {
@@ -62,6 +65,11 @@ impl Token {
 }
 
 impl TokenDigest {
+    /// The digest of a token's text, which is not kept; `None` as in [`Token::parse`].
+    pub fn of(text: &str) -> Option<Self> {
+        Token::is_well_formed(text).then(|| Self(Sha256::digest(text).into()))
+    }
+
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -127,9 +135,10 @@ mod tests {
     fn a_token_reads_back_and_nothing_else_looks_like_one() {
         let token = Token::mint();
         assert_eq!(Token::parse(token.expose()).map(|token| token.digest().0), Some(token.digest().0));
+        assert_eq!(TokenDigest::of(token.expose()).map(|digest| digest.0), Some(token.digest().0));
         let text = token.expose();
         for bad in ["", "hpx_", &text[1..], &text[..text.len() - 1], &format!("{text}0"), &text.to_uppercase()] {
-            assert!(Token::parse(bad).is_none(), "{bad}");
+            assert!(Token::parse(bad).is_none() && TokenDigest::of(bad).is_none(), "{bad}");
         }
     }
 

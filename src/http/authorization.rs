@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, SemaphorePermit};
 use super::extractors::Deadline;
 use super::quotas::charge;
 use super::{App, Problem, Unauthenticated};
-use crate::access::{Caller, Scope, Token};
+use crate::access::{Caller, Scope, TokenDigest};
 use crate::telemetry::Facts;
 
 /// Lets a request through if its token is valid and has `scope`, and there is room for it, which for one that is as large
@@ -40,7 +40,7 @@ async fn admit<'a>(
     places: usize,
     request: &ServiceRequest,
 ) -> Result<(Caller, (SemaphorePermit<'a>, OwnedSemaphorePermit)), Problem> {
-    let digest = bearer(request.headers()).map_err(Problem::Unauthenticated)?.digest();
+    let digest = bearer(request.headers()).map_err(Problem::Unauthenticated)?;
     let place = app.admission.enter(places)?;
     let caller = app.verifier.verify(digest, Deadline::of(request)).await?;
     Facts::current().note("tenant", &caller.tenant_name);
@@ -53,7 +53,7 @@ async fn admit<'a>(
 }
 
 /// `Authorization: Bearer hpx_…`, once (RFC 6750, section 2.1).
-fn bearer(headers: &HeaderMap) -> Result<Token, Unauthenticated> {
+fn bearer(headers: &HeaderMap) -> Result<TokenDigest, Unauthenticated> {
     let mut lines = headers.get_all(AUTHORIZATION);
     let line = match (lines.next(), lines.next()) {
         (None, _) => return Err(Unauthenticated::Missing),
@@ -63,7 +63,7 @@ fn bearer(headers: &HeaderMap) -> Result<Token, Unauthenticated> {
     let credentials = line.to_str().ok().and_then(|line| line.split_once(' '));
     match credentials {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => {
-            Token::parse(token.trim_matches(' ')).ok_or(Unauthenticated::Malformed)
+            TokenDigest::of(token.trim_matches(' ')).ok_or(Unauthenticated::Malformed)
         }
         _ => Err(Unauthenticated::Missing),
     }
