@@ -4,6 +4,7 @@ use std::future::{Ready, ready};
 use std::time::Duration;
 
 use actix_web::dev::Payload;
+use actix_web::http::header::HeaderName;
 use actix_web::{FromRequest, HttpMessage, HttpRequest};
 use tokio::time::Instant;
 
@@ -11,6 +12,8 @@ use super::Problem;
 use super::parameters::parameters;
 use crate::idempotency::{InvalidKey, Key};
 use crate::ids::{JobId, RequestId};
+
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// The `Idempotency-Key` of a route that requires one.
 pub struct RequiredKey(pub Key);
@@ -66,7 +69,7 @@ impl FromRequest for OptionalKey {
 }
 
 fn key(request: &HttpRequest) -> Result<Key, InvalidKey> {
-    Key::from_header(request.headers().get_all("idempotency-key").map(|line| line.as_bytes()))
+    Key::from_header(request.headers().get_all(IDEMPOTENCY_KEY).map(|line| line.as_bytes()))
 }
 
 impl FromRequest for PathId {

@@ -2,7 +2,8 @@
 
 use std::time::SystemTime;
 
-use actix_web::http::{StatusCode, header};
+use actix_web::http::StatusCode;
+use actix_web::http::header::{self, HeaderName, HeaderValue};
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, HttpResponseBuilder};
 
 use super::quotas::charge;
@@ -12,6 +13,10 @@ use crate::idempotency::{Answer, Key, KeyedError, Outcome, Performed, Route, Sco
 use crate::metrics::KeyedOutcome;
 use crate::telemetry::Facts;
 use crate::timestamp::Timestamp;
+
+const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+const IDEMPOTENCY_EXPIRES: HeaderName = HeaderName::from_static("idempotency-expires");
+const DEDUPLICATED_BY: HeaderName = HeaderName::from_static("deduplicated-by");
 
 /// The key of a request within its tenant and route, shown in the log by its digest.
 pub fn scope(caller: &Caller, route: Route, key: Key) -> ScopedKey {
@@ -51,17 +56,17 @@ pub fn finish<R: Into<Problem>>(
 fn answer(status: StatusCode, replayed: &'static str, outcome: &Outcome) -> HttpResponse {
     let mut response = HttpResponse::build(status);
     response
-        .insert_header(("Idempotent-Replayed", replayed))
-        .insert_header(("Idempotency-Expires", httpdate::fmt_http_date(SystemTime::from(outcome.expires_at))));
+        .insert_header((IDEMPOTENT_REPLAYED, HeaderValue::from_static(replayed)))
+        .insert_header((IDEMPOTENCY_EXPIRES, httpdate::fmt_http_date(SystemTime::from(outcome.expires_at))));
     if let Some(by) = deduplicated_by(&outcome.answer) {
-        response.insert_header(("Deduplicated-By", by));
+        response.insert_header((DEDUPLICATED_BY, by));
     }
     write(&mut response, &outcome.answer)
 }
 
 /// The header fields and the body of an answer that is stored, or would be if the request had a key.
 pub fn write(response: &mut HttpResponseBuilder, answer: &Answer) -> HttpResponse {
-    response.insert_header((header::CONTENT_TYPE, "application/json"));
+    response.insert_header((header::CONTENT_TYPE, HeaderValue::from_static("application/json")));
     if let Some(location) = &answer.location {
         response.insert_header((header::LOCATION, location.as_str()));
     }

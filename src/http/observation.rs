@@ -12,7 +12,7 @@ use actix_web::{HttpMessage, HttpRequest, web};
 use tokio::time::Instant;
 
 use super::body::Leftover;
-use super::extractors::Deadline;
+use super::extractors::{Deadline, IDEMPOTENCY_KEY};
 use super::quotas::{self, Standings};
 use super::{App, KEY_REQUIRED, KEYED_ROUTES, PROBES, Problem, TEMPLATES};
 use crate::ids::RequestId;
@@ -116,7 +116,7 @@ fn report(
 }
 
 fn bears_key(request: &HttpRequest) -> bool {
-    request.headers().contains_key("idempotency-key")
+    request.headers().contains_key(IDEMPOTENCY_KEY)
 }
 
 fn closes(response: &ServiceResponse<BoxBody>) -> bool {
@@ -160,6 +160,10 @@ fn is_alias(uri: &Uri) -> bool {
 
 /// A path as a metric's label: its template.
 fn route_label(request: &ServiceRequest) -> &'static str {
+    // Most are their own template, and the framework would try one pattern after the other.
+    if let Some(template) = TEMPLATES.into_iter().find(|template| *template == request.path()) {
+        return template;
+    }
     let pattern = request.match_pattern();
     TEMPLATES.into_iter().find(|template| pattern.as_deref() == Some(template)).unwrap_or("(none)")
 }

@@ -1,6 +1,5 @@
 //! Quotas as clients see them: 429, and the header fields of draft-ietf-httpapi-ratelimit-headers-11.
 
-use std::fmt::Write;
 use std::hash::Hash;
 use std::time::Duration;
 
@@ -12,6 +11,9 @@ use crate::access::{Charge, Quota, Standing};
 
 const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+
+/// Room for three items.
+const TEXT_LENGTH: usize = 128;
 
 /// What a request has been charged to, in order.
 #[derive(Default)]
@@ -49,18 +51,25 @@ fn note(standing: Option<Standing>, request: &impl HttpMessage) {
 
 /// `RateLimit-Policy` and `RateLimit`, one item for each quota that was charged.
 pub fn write_headers(standings: &Standings, headers: &mut HeaderMap) {
-    let (mut policies, mut limits) = (String::new(), String::new());
-    for (index, standing) in standings.0.iter().enumerate() {
-        let separator = if index == 0 { "" } else { ", " };
-        let (name, quota) = (standing.policy.name, standing.policy.quota);
-        let (window, reset) = (whole_seconds(standing.policy.window), whole_seconds(standing.reset));
-        let written = write!(policies, "{separator}\"{name}\";q={quota};w={window}")
-            .and_then(|()| write!(limits, "{separator}\"{name}\";r={};t={reset}", standing.remaining));
-        written.expect("writing to a string cannot fail");
+    let (mut policies, mut limits) = (String::with_capacity(TEXT_LENGTH), String::with_capacity(TEXT_LENGTH));
+    for Standing { policy, remaining, reset, .. } in &standings.0 {
+        write_item(&mut policies, policy.name, [(";q=", policy.quota.into()), (";w=", whole_seconds(policy.window))]);
+        write_item(&mut limits, policy.name, [(";r=", (*remaining).into()), (";t=", whole_seconds(*reset))]);
     }
     for (name, value) in [(RATELIMIT_POLICY, policies), (RATELIMIT, limits)] {
         let value = HeaderValue::try_from(value).expect("names and numbers are plain characters");
         headers.insert(name, value);
+    }
+}
+
+/// An item of a list (RFC 9651). Each answer has some, and formatting machinery would cost it as much as its routing.
+fn write_item(list: &mut String, name: &str, parameters: [(&str, u64); 2]) {
+    list.push_str(if list.is_empty() { "\"" } else { ", \"" });
+    list.push_str(name);
+    list.push('"');
+    for (parameter, value) in parameters {
+        list.push_str(parameter);
+        list.push_str(itoa::Buffer::new().format(value));
     }
 }
 
