@@ -58,6 +58,7 @@ struct Queue {
 
 /// A place in the queue, and then in a batch.
 pub struct Ticket {
+    pub since: Instant,
     pub deadline: Instant,
     bytes: usize,
     rider: Mutex<Rider>,
@@ -152,7 +153,7 @@ impl Batcher {
         let room = Arc::clone(&self.bytes).try_acquire_many_owned(room).map_err(full)?;
         let (answer, answered) = oneshot::channel();
         let rider = Rider::Waiting(Load { submission, answer, _room: (job, room) });
-        let ticket = Arc::new(Ticket { deadline, bytes, rider: Mutex::new(rider) });
+        let ticket = Arc::new(Ticket { since: Instant::now(), deadline, bytes, rider: Mutex::new(rider) });
         let mut queue = self.queue();
         if queue.closed {
             return Err(DatabaseError::Unavailable("the service is shutting down".to_owned()));

@@ -50,6 +50,9 @@ impl Writer {
     }
 
     async fn write(&self, tickets: Vec<Arc<Ticket>>) {
+        if let Some(first) = tickets.first() {
+            self.metrics.observe_intake_wait(first.since.elapsed());
+        }
         let deadline = tickets.iter().map(|ticket| ticket.deadline).max().unwrap_or_else(Instant::now);
         let mut batches = VecDeque::from([Batch { tickets, deadline, after_loss: false }]);
         while let Some(batch) = batches.pop_front() {

@@ -197,6 +197,15 @@ pub(super) const INTAKE_BATCH: Description = Description {
     meaning: "1 when it is quiet. At `intake.batch_jobs` for long: the database is the bottleneck.",
 };
 
+pub(super) const INTAKE_WAIT: Description = Description {
+    name: "intake_wait_seconds",
+    kind: Kind::Histogram,
+    unit: "seconds",
+    labels: &[],
+    help: "How long the first submission of a batch has waited for a writer",
+    meaning: "As long as a statement takes, when there is load. At `database.patience` whoever still waits is answered 503.",
+};
+
 pub(super) const INTAKE_SPLITS: Description = Description {
     name: "intake_batch_splits",
     kind: Kind::Counter,
@@ -292,7 +301,7 @@ pub(super) const LOG_LINES_LOST: Description = Description {
     meaning: "More than none: whoever reads standard output stalls, or has gone. Requests do not wait for it.",
 };
 
-const CATALOGUE: [&Description; 28] = [
+const CATALOGUE: [&Description; 29] = [
     &BUILD,
     &START_TIME,
     &READY,
@@ -311,6 +320,7 @@ const CATALOGUE: [&Description; 28] = [
     &INTAKE_QUEUE,
     &INTAKE_QUEUE_LIMIT,
     &INTAKE_BATCH,
+    &INTAKE_WAIT,
     &INTAKE_SPLITS,
     &TOKEN_LOOKUPS,
     &DATABASE_RETRIES,

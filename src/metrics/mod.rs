@@ -48,6 +48,7 @@ struct Catalogue {
     intake_queue: Gauge,
     intake_queue_limit: Gauge,
     intake_batch: Histogram,
+    intake_wait: Histogram,
     intake_splits: Family<RetryLabels, Counter>,
     token_lookups: Family<LookupLabels, Counter>,
     database_retries: Family<RetryLabels, Counter>,
@@ -99,6 +100,7 @@ impl Metrics {
             intake_queue: Gauge::default(),
             intake_queue_limit: Gauge::default(),
             intake_batch: Histogram::new(BATCH_BUCKETS),
+            intake_wait: Histogram::new(DURATION_BUCKETS),
             intake_splits: Family::default(),
             token_lookups: Family::default(),
             database_retries: Family::default(),
@@ -134,6 +136,7 @@ impl Metrics {
         register(&mut registry, &INTAKE_QUEUE, catalogue.intake_queue.clone());
         register(&mut registry, &INTAKE_QUEUE_LIMIT, catalogue.intake_queue_limit.clone());
         register(&mut registry, &INTAKE_BATCH, catalogue.intake_batch.clone());
+        register(&mut registry, &INTAKE_WAIT, catalogue.intake_wait.clone());
         register(&mut registry, &INTAKE_SPLITS, catalogue.intake_splits.clone());
         register(&mut registry, &TOKEN_LOOKUPS, catalogue.token_lookups.clone());
         register(&mut registry, &DATABASE_RETRIES, catalogue.database_retries.clone());
@@ -183,6 +186,11 @@ impl Metrics {
     /// How many submissions one statement has carried.
     pub fn observe_batch(&self, jobs: usize) {
         self.catalogue.intake_batch.observe(jobs as f64);
+    }
+
+    /// How long the first of them had waited for a writer.
+    pub fn observe_intake_wait(&self, wait: Duration) {
+        self.catalogue.intake_wait.observe(wait.as_secs_f64());
     }
 
     pub fn count_split(&self, reason: Split) {
