@@ -48,7 +48,6 @@ bench-full: bench-build
 
 ## bench-smoke: whether that still works, on debug builds; its figures mean nothing
 bench-smoke: build
-	cargo build --locked --package hapax-bench
 	@$(WITH_BINARIES); target/debug/hapax-bench run --data "$(BENCH_DATA)" --server target/debug/hapax smoke
 
 bench-build:
@@ -57,8 +56,10 @@ bench-build:
 release:
 	cargo build --locked --release --bin hapax
 
+# With the benchmarks, as the tests and lints are: they give a dependency of the service a feature that it would not have
+# by itself, and two sets of features would be two builds of it.
 build:
-	cargo build --locked
+	cargo build --locked --workspace
 
 ## check: everything that .ci/run checks besides the tests
 check: fmt lint docs sqlx-check supply-chain api contract alerts load-balancer containers

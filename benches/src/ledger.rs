@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 
 use crate::account::Accounts;
 use crate::load::{self, Extent, Load, Plan};
@@ -130,7 +130,9 @@ impl<'run> Ledger<'run> {
         next: &mut dyn FnMut(&mut Vec<u8>),
     ) -> anyhow::Result<Load> {
         let accounts = Accounts { server: Some(replica.process()), postmaster: self.postgres.postmaster() };
-        load::run(&Plan { address: replica.address, connections, expected, extent }, accounts, next)
+        let plan = Plan { address: replica.address, connections, expected, extent };
+        load::run(&plan, accounts, next)
+            .with_context(|| format!("the load failed; the server's log: {}", replica.complaints()))
     }
 
     fn jobs(&self) -> anyhow::Result<u64> {

@@ -36,6 +36,8 @@ pub struct Plan {
     pub tutorial_connections: &'static [usize],
     pub peers: &'static [&'static str],
     pub peer_clients: &'static [usize],
+    /// What is set of the servers besides.
+    pub settings: &'static [(&'static str, &'static str)],
 }
 
 pub const MILLION: u64 = 1_000_000;
@@ -58,6 +60,7 @@ const SHORT: Plan = Plan {
     tutorial_connections: &[8, 64, 256],
     peers: &[],
     peer_clients: &[],
+    settings: &[],
 };
 
 const FULL: Plan = Plan {
@@ -84,6 +87,8 @@ const SMOKE: Plan = Plan {
     by_hand_clients: &[1, 8],
     tutorial_pools: &[8],
     tutorial_connections: &[8],
+    // It may run where others compile, and nobody reads its latencies: it waits rather than refuses.
+    settings: &[("HAPAX__DATABASE__PATIENCE", "5s"), ("HAPAX__DATABASE__CONNECT_TIMEOUT", "5s")],
     ..SHORT
 };
 

@@ -40,17 +40,17 @@ const ROWS: [&str; 3] = ["new keys,   1 connection ", "new keys, 256 connections
 
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let postgres = Postgres::start(&arguments.data)?;
-    let settings: Vec<(&str, &str)> = arguments.settings.iter().map(|(name, value)| (&**name, &**value)).collect();
     let measured = Duration::from_secs_f64(arguments.seconds);
     let times = Times { warm_up: measured / 4, measured };
     let payload = arguments.payload.map_or(Payload::Mail, Payload::Bytes);
     let binaries: Vec<&PathBuf> = [&arguments.server].into_iter().chain(&arguments.against).collect();
-    let releases: Vec<Release> = binaries.iter().map(|binary| Release::new(binary)).collect::<anyhow::Result<_>>()?;
+    let releases: Vec<Release> =
+        binaries.iter().map(|binary| Release::new(binary, &arguments.settings)).collect::<anyhow::Result<_>>()?;
     let mut found: Vec<Vec<[Measurement; 3]>> = vec![Vec::new(); binaries.len()];
     for round in 1..=arguments.rounds {
         for ((binary, release), found) in binaries.iter().zip(&releases).zip(&mut found) {
             println!("round {round}, {}", binary.display());
-            let rows = round_of(&postgres, release, &settings, payload, times)?;
+            let rows = round_of(&postgres, release, payload, times)?;
             for (name, row) in ROWS.iter().zip(&rows) {
                 println!("  {name} {}", line(&[*row]));
             }
@@ -92,12 +92,11 @@ fn comparison(first: &[Measurement], second: &[Measurement]) -> String {
 fn round_of(
     postgres: &Postgres,
     release: &Release,
-    settings: &[(&str, &str)],
     payload: Payload,
     times: Times,
 ) -> anyhow::Result<[Measurement; 3]> {
     let ledger = Ledger::empty(postgres, release, "quick")?;
-    let replica = ledger.serve(settings)?;
+    let replica = ledger.serve(&[])?;
     let rows = [
         ledger.create(&replica, 1, payload, times)?,
         ledger.create(&replica, 256, payload, times)?,

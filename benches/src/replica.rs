@@ -15,6 +15,8 @@ use crate::postgres::Postgres;
 #[derive(Clone)]
 pub struct Release {
     binary: PathBuf,
+    /// Of all its servers; they count above [`SETTINGS`].
+    settings: Vec<(String, String)>,
 }
 
 /// A running server. Dropped, it is killed.
@@ -39,9 +41,9 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(10);
 
 impl Release {
-    pub fn new(binary: &Path) -> anyhow::Result<Self> {
+    pub fn new(binary: &Path, settings: &[(String, String)]) -> anyhow::Result<Self> {
         let binary = binary.canonicalize().with_context(|| format!("there is no {}", binary.display()))?;
-        Ok(Self { binary })
+        Ok(Self { binary, settings: settings.to_vec() })
     }
 
     /// Gives a new database the schema and a caller, whose token it answers with.
@@ -56,12 +58,12 @@ impl Release {
         Ok(token.trim().to_owned())
     }
 
-    /// Serves from a database; `settings` count above [`SETTINGS`].
+    /// Serves from a database; `settings` are of this server alone, and count above all others.
     pub fn serve(&self, postgres: &Postgres, database: &str, settings: &[(&str, &str)]) -> anyhow::Result<Replica> {
         let log = postgres.folder().join("hapax.log");
         let mut command = self.command(postgres, &postgres.url(database));
         command.args(["serve", "--bind", "127.0.0.1:0"]).env("HAPAX__METRICS__BIND", "127.0.0.1:0");
-        command.envs(settings.iter().copied()).stdout(File::create(&log)?);
+        command.envs(self.settings.iter().cloned()).envs(settings.iter().copied()).stdout(File::create(&log)?);
         let child = command.spawn().with_context(|| format!("{} cannot be started", self.binary.display()))?;
         let mut replica = Replica { child, log, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
         replica.address = replica.listens_on()?;
@@ -95,6 +97,14 @@ impl Release {
 impl Replica {
     pub fn process(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The first lines of its log that are warnings or worse, for when something has gone wrong.
+    pub fn complaints(&self) -> String {
+        const ENOUGH: usize = 5;
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let grave = |line: &&str| [r#""level":"WARN""#, r#""level":"ERROR""#].iter().any(|level| line.contains(level));
+        log.lines().filter(grave).take(ENOUGH).collect::<Vec<_>>().join("\n")
     }
 
     /// Said in the log, once it serves.

@@ -46,8 +46,12 @@ const RESULTS: &str = "target/bench/results.json";
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let began = Instant::now();
     let plan = arguments.mode.plan();
-    let setting =
-        Setting { postgres: Postgres::start(&arguments.data)?, release: Release::new(&arguments.server)?, plan };
+    let settings: Vec<_> = plan.settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+    let setting = Setting {
+        postgres: Postgres::start(&arguments.data)?,
+        release: Release::new(&arguments.server, &settings)?,
+        plan,
+    };
     let machine = Machine::look(&setting.postgres)?;
     let rounds = setting.plan.rounds;
     let mut results =

@@ -85,6 +85,7 @@ pub fn run(plan: &Plan, accounts: Accounts, next: &mut dyn FnMut(&mut Vec<u8>)) 
     while crowd.waiting > 0 {
         crowd.turn(Instant::now() + PATIENCE, 0, next, &mut counted)?;
     }
+    counted.judge()?;
     Ok(Load { answered, elapsed, latency, spent, answered_in_all: counted.answered_in_all, refused: counted.refused })
 }
 
@@ -161,12 +162,18 @@ struct Counted {
     latency: Histogram<u64>,
     answered_in_all: u64,
     refused: u64,
+    first_refusal: Option<String>,
 }
+
+/// The share of refusals that ends a run: one in so many. At the end, or once there are more than all connections together
+/// could have had by bad luck at the start.
+const REFUSED_AT_MOST: u64 = 100;
+const REFUSED_AT_ONCE: u64 = 1000;
 
 impl Counted {
     fn new(expected: u16) -> anyhow::Result<Self> {
         let latency = Histogram::new_with_max(u64::try_from(LONGEST.as_nanos())?, DIGITS)?;
-        Ok(Self { expected, answered: 0, latency, answered_in_all: 0, refused: 0 })
+        Ok(Self { expected, answered: 0, latency, answered_in_all: 0, refused: 0, first_refusal: None })
     }
 
     fn begin(&mut self) {
@@ -175,8 +182,6 @@ impl Counted {
     }
 
     fn count(&mut self, answer: &connection::Answer<'_>, latency: Duration) -> anyhow::Result<()> {
-        /// A few may be refused under load; more than that, and the row is not what it says.
-        const REFUSED_AT_MOST: u64 = 100;
         if answer.status == self.expected {
             self.answered += 1;
             self.answered_in_all += 1;
@@ -184,10 +189,19 @@ impl Counted {
             return Ok(());
         }
         self.refused += 1;
-        if self.refused * REFUSED_AT_MOST > self.answered_in_all {
-            bail!("{} instead of {}: {}", answer.status, self.expected, String::from_utf8_lossy(answer.body));
+        let (status, expected) = (answer.status, self.expected);
+        self.first_refusal
+            .get_or_insert_with(|| format!("{status} instead of {expected}: {}", String::from_utf8_lossy(answer.body)));
+        // No need to wait for the end.
+        if self.refused > REFUSED_AT_ONCE { self.judge() } else { Ok(()) }
+    }
+
+    /// A few may be refused under load; more than one in so many, and the row is not what it says.
+    fn judge(&self) -> anyhow::Result<()> {
+        match &self.first_refusal {
+            Some(refusal) if self.refused * REFUSED_AT_MOST > self.answered_in_all => bail!("{refusal}"),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn end(&mut self) -> (u64, Histogram<u64>) {
