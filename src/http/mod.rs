@@ -124,7 +124,13 @@ const KEY_REQUIRED: [Route; 1] = [SUBMIT];
 pub fn routes(config: &mut ServiceConfig) {
     let may = |scope: Scope| from_fn(move |request, next| authorize(scope, 1, request, next));
     let may_in_bulk = |scope: Scope| from_fn(move |request, next| authorize(scope, BATCH_BODIES, request, next));
+    // Tried in this order, so the busiest comes first.
     config
+        .service(
+            resource(JOBS, "GET, HEAD, POST")
+                .route(web::post().to(submissions::submit).wrap(may(Scope::Submit)))
+                .route(read().to(lists::jobs).wrap(may(Scope::Read))),
+        )
         .service(resource(ROOT, "GET, HEAD").route(read().to(service::about)))
         .service(resource(HEALTHZ, "GET, HEAD").route(read().to(service::healthz)))
         .service(resource(READYZ, "GET, HEAD").route(read().to(service::readyz)))
@@ -134,11 +140,6 @@ pub fn routes(config: &mut ServiceConfig) {
         .service(resource(DOCS_SCRIPT, "GET, HEAD").route(read().to(docs::file)))
         .service(resource(SWAGGER_UI_STYLE, "GET, HEAD").route(read().to(docs::file)))
         .service(resource(SWAGGER_UI_SCRIPT, "GET, HEAD").route(read().to(docs::file)))
-        .service(
-            resource(JOBS, "GET, HEAD, POST")
-                .route(read().to(lists::jobs).wrap(may(Scope::Read)))
-                .route(web::post().to(submissions::submit).wrap(may(Scope::Submit))),
-        )
         .service(resource(BATCH, "POST").route(web::post().to(batches::submit).wrap(may_in_bulk(Scope::Submit))))
         .service(
             resource(JOB, "DELETE, GET, HEAD, PATCH, PUT")
