@@ -1,11 +1,11 @@
 //! A ledger of Hapax: a database with schema and caller, servers on it, and whether it holds what was answered.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
 use crate::account::Accounts;
-use crate::load::{self, Extent, Load, Plan};
+use crate::load::{self, Extent, Load, Plan, ask};
 use crate::measurement::Measurement;
 use crate::postgres::Postgres;
 use crate::replica::{Release, Replica};
@@ -17,6 +17,8 @@ pub struct Ledger<'run> {
     database: String,
     token: String,
 }
+
+const MEETING: Duration = Duration::from_secs(30);
 
 /// How long a row warms up and is measured.
 #[derive(Clone, Copy)]
@@ -49,9 +51,16 @@ impl<'run> Ledger<'run> {
         &self.database
     }
 
-    /// A server on it.
+    /// A server on it that has met its caller: on a busy machine a crowd of strangers at its start may be turned away.
     pub fn serve(&self, settings: &[(&str, &str)]) -> anyhow::Result<Replica> {
-        self.release.serve(self.postgres, &self.database, settings)
+        let replica = self.release.serve(self.postgres, &self.database, settings)?;
+        let (address, token) = (replica.address, &self.token);
+        let request = format!("GET /queues HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n\r\n");
+        let began = Instant::now();
+        while !ask(address, request.as_bytes())?.starts_with(b"HTTP/1.1 200 ") {
+            ensure!(began.elapsed() < MEETING, "the server does not take the token: {}", replica.complaints());
+        }
+        Ok(replica)
     }
 
     /// Submissions, each under a key of its own, for a time. Afterwards there must be as many more jobs as 201s.
