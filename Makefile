@@ -42,7 +42,7 @@ WITH_BENCH = $(WITH_BINARIES); target/release/hapax-bench run --data "$(BENCH_DA
 bench: bench-build
 	@$(WITH_BENCH) short
 
-## bench-full: the same with peers, a million keys replayed and ten million stored; about an hour
+## bench-full: the same with peers, a million keys replayed and ten million stored; half an hour and more
 bench-full: bench-build
 	@$(WITH_BENCH) full
 

@@ -64,9 +64,9 @@ const SHORT: Plan = Plan {
 };
 
 const FULL: Plan = Plan {
-    times: Times::of(2, 8),
-    growth: Times::of(10, 20),
-    purging: Times::of(2, 8),
+    times: Times::of(1, 5),
+    growth: Times::of(8, 15),
+    purging: Times::of(2, 6),
     replayed_keys: MILLION,
     filled: &[MILLION, 10 * MILLION],
     peers: &["graphile-worker", "pg-boss", "procrastinate", "apalis-postgres"],
