@@ -268,6 +268,24 @@ impl Lane {
     }
 }
 
+#[cfg(test)]
+impl Lane {
+    /// For tests in which nothing is sent.
+    pub fn to_nowhere() -> Self {
+        let second = Duration::from_secs(1);
+        let settings = Settings {
+            options: sqlx::postgres::PgConnectOptions::new_without_pgpass(),
+            pooler: Pooler::None,
+            connect_timeout: second,
+            patience: second,
+            statement_timeout: second,
+            lock_timeout: second,
+            idle_in_transaction_timeout: second,
+        };
+        Self::new("nowhere", settings, 1, Metrics::new())
+    }
+}
+
 impl Lease {
     fn give_back(mut self) {
         if let Some(connection) = self.connection.take() {

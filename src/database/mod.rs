@@ -52,6 +52,8 @@ pub async fn connect(settings: &Settings) -> sqlx::Result<PgConnection> {
             ("statement_timeout", milliseconds(settings.statement_timeout)),
             ("lock_timeout", milliseconds(settings.lock_timeout)),
             ("idle_in_transaction_session_timeout", milliseconds(settings.idle_in_transaction_timeout)),
+            // An index serves every statement, and a plan that was made while a table was small is kept when it is not.
+            ("enable_seqscan", "off".to_owned()),
             // For the server to notice that we are gone, with an answer under way and without one.
             ("tcp_user_timeout", milliseconds(settings.statement_timeout)),
             ("tcp_keepalives_idle", "30".to_owned()),

@@ -162,7 +162,9 @@ impl Engine {
             return Err(DatabaseError::Locked { after_loss });
         };
         let wait = patience_ends.saturating_duration_since(Instant::now());
-        if wait < Duration::from_millis(1) {
+        // Less than what was not enough is not worth another try; and by its wait a try with the whole of it is told from
+        // the first.
+        if wait <= FIRST_LOCK_WAIT {
             return Err(DatabaseError::Locked { after_loss });
         }
         match act(Terms { lock_wait: wait, ..self.terms }).await {
@@ -243,11 +245,14 @@ impl Engine {
     async fn find(&self, request: &Keyed, deadline: Instant) -> Result<Option<queries::Stored>, KeyedError> {
         let key = &request.key;
         let found = self.lane.complete(deadline, async |connection| queries::find(connection, key).await).await;
-        found.map_err(|error| {
-            if let DatabaseError::Statement(error) = error {
+        found.map_err(|error| match error {
+            // By work on the whole table. Whoever sends it again will know.
+            DatabaseError::Locked { .. } => KeyedError::InFlight,
+            DatabaseError::Statement(error) => {
                 tracing::error!(%error, "what stands under a key could not be read");
+                KeyedError::OutcomeUnknown
             }
-            KeyedError::OutcomeUnknown
+            _ => KeyedError::OutcomeUnknown,
         })
     }
 }
@@ -293,5 +298,79 @@ impl From<DatabaseError> for KeyedError {
             DatabaseError::Unknown => Self::OutcomeUnknown,
             DatabaseError::Statement(error) | DatabaseError::Violation(error) => Self::Failed(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use futures_util::poll;
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::idempotency::{Key, Route};
+    use crate::ids::TenantId;
+    use crate::json::Document;
+    use crate::metrics::Metrics;
+
+    fn engine(lock_wait: Duration) -> Engine {
+        let terms = Terms { time_to_live: Duration::from_secs(1), lock_wait, insist_on_durability: true };
+        Engine::new(Lane::to_nowhere(), 2, terms, Arc::new(Replays::new(0, Metrics::new())))
+    }
+
+    fn in_a_minute() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_second_try_waits_longer_than_the_first_or_is_none() {
+        for (lock_wait, second) in [(1, None), (20, None), (35, None), (50, Some(30)), (2000, Some(1980))] {
+            let mut waits = Vec::new();
+            let act = async |terms: Terms| {
+                waits.push(terms);
+                sleep(terms.lock_wait).await;
+                Err::<(), _>(DatabaseError::Locked { after_loss: false })
+            };
+            let acted = engine(Duration::from_millis(lock_wait)).patiently(in_a_minute(), act).await;
+            assert!(matches!(acted, Err(DatabaseError::Locked { .. })), "{acted:?}");
+            assert!(waits[0].is_brief());
+            let patient: Vec<_> =
+                waits[1..].iter().map(|terms| (terms.is_brief(), terms.lock_wait.as_millis())).collect();
+            assert_eq!(patient, second.map(|wait| (false, wait)).into_iter().collect::<Vec<_>>(), "{lock_wait} ms");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_that_was_lost_is_remembered_when_the_second_try_fails() {
+        let unavailable = || DatabaseError::Unavailable("it is away".to_owned());
+        for after_loss in [false, true] {
+            let act = async |terms: Terms| {
+                Err::<(), _>(if terms.is_brief() { DatabaseError::Locked { after_loss } } else { unavailable() })
+            };
+            let acted = engine(Duration::from_secs(2)).patiently(in_a_minute(), act).await;
+            assert_eq!(matches!(acted, Err(DatabaseError::Unknown)), after_loss, "{acted:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_copy_waits_for_the_first_as_long_as_for_a_lock() {
+        let lock_wait = Duration::from_secs(2);
+        let engine = engine(lock_wait);
+        let key: Key = "k".parse().unwrap();
+        let request = Keyed {
+            key: ScopedKey { tenant: TenantId(uuid::Uuid::nil()), route: Route("POST /jobs"), key },
+            fingerprint: Fingerprint::of("/jobs", Document::parse(b"{}").unwrap().root()),
+            request_id: RequestId::mint(),
+            created_at: Utc::now(),
+            makes: None,
+        };
+        let never = async |_, _| pending::<Result<Acted<()>, DatabaseError>>().await;
+        let mut first = Box::pin(engine.perform(&request, in_a_minute(), never));
+        assert!(poll!(&mut first).is_pending());
+        let began = Instant::now();
+        let copy = engine.perform(&request, in_a_minute(), never).await;
+        assert!(matches!(copy, Err(KeyedError::InFlight)), "{copy:?}");
+        assert_eq!(began.elapsed(), lock_wait);
     }
 }

@@ -177,7 +177,8 @@ mod tests {
             let key = key(&format!("{life:?}"));
             remember(&replays, &key, asked, life).await;
             assert!(is_known(&replays, &key, asked.after(Duration::from_secs_f64(last))).await, "{life:?}");
-            let end = asked.after(life.min(Duration::from_secs(600)));
+            let end = life.min(Duration::from_secs(600));
+            let end = asked.after(end - end / (2 * DRIFT));
             assert!(!is_known(&replays, &key, end).await, "{life:?}");
             assert!(!is_known(&replays, &key, asked).await, "what has expired is gone for good");
         }
@@ -222,5 +223,14 @@ mod tests {
         }
         let Level { now, limit } = replays.level();
         assert!(now <= limit && now > limit / 2, "{now} of {limit}");
+    }
+
+    #[tokio::test]
+    async fn what_is_remembered_weighs_what_it_says() {
+        let replays = Replays::new(1 << 20, Metrics::new());
+        let Known::Nothing(first_copy) = replays.look(&key("k")).await else { panic!("nobody was here before") };
+        first_copy.end(outcome("x".repeat(10_000)), Moment::now(), HOUR);
+        let Level { now, .. } = replays.level();
+        assert!((10_000..11_000).contains(&now), "{now}");
     }
 }

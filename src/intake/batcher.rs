@@ -64,11 +64,18 @@ pub struct Ticket {
     rider: Mutex<Rider>,
 }
 
+/// A request's own hold on its ticket: with the request it is given up, on whatever way that ends.
+struct Ride {
+    ticket: Arc<Ticket>,
+}
+
 /// Who has a ticket. The writer and the request itself decide between them whether it is sent.
 enum Rider {
     /// May still leave.
     Waiting(Load),
     Sent(Load),
+    /// Nothing came of it, for certain, and it will be sent again.
+    SentInVain(Load),
     /// Has left, or has been told.
     Gone,
 }
@@ -100,17 +107,18 @@ impl Batcher {
     /// [`DatabaseError`], at `deadline` at the latest; at once if the queue is full, and after [`Bounds::patience`] if
     /// nothing was sent by then.
     pub async fn ride(&self, submission: Arc<Submission>, deadline: Instant) -> Result<Ridden, DatabaseError> {
-        let (ticket, mut answer) = self.enter(submission, deadline)?;
+        let (ride, mut answer) = self.enter(submission, deadline)?;
         let patience_ends = deadline.min(Instant::now() + self.bounds.patience);
         if let Ok(answered) = timeout_at(patience_ends, &mut answer).await {
             return answered.unwrap_or(Err(DatabaseError::Unknown));
         }
-        if ticket.leave() {
+        if ride.ticket.leave() {
             return Err(DatabaseError::Shed(Shed::Waited));
         }
         // It was sent, so the truth is worth waiting for.
-        match timeout_at(deadline, answer).await {
+        match timeout_at(deadline, &mut answer).await {
             Ok(Ok(answered)) => answered,
+            _ if ride.ticket.leave_at_last() => Err(DatabaseError::Shed(Shed::Waited)),
             _ => Err(DatabaseError::Unknown),
         }
     }
@@ -145,7 +153,7 @@ impl Batcher {
         &self,
         submission: Arc<Submission>,
         deadline: Instant,
-    ) -> Result<(Arc<Ticket>, oneshot::Receiver<Answer>), DatabaseError> {
+    ) -> Result<(Ride, oneshot::Receiver<Answer>), DatabaseError> {
         let bytes = ROW_BYTES + submission.bytes();
         let full = |_| DatabaseError::Shed(Shed::QueueFull);
         let job = Arc::clone(&self.jobs).try_acquire_owned().map_err(full)?;
@@ -165,7 +173,7 @@ impl Batcher {
         queue.tickets.push_back(Arc::clone(&ticket));
         drop(queue);
         self.arrived.notify_one();
-        Ok((ticket, answered))
+        Ok((Ride { ticket }, answered))
     }
 
     /// As much as one statement may carry, and whether there will never be any more.
@@ -196,7 +204,7 @@ impl Ticket {
     pub fn board(&self) -> Option<Arc<Submission>> {
         let mut rider = self.rider();
         *rider = match std::mem::replace(&mut *rider, Rider::Gone) {
-            Rider::Waiting(load) | Rider::Sent(load) => Rider::Sent(load),
+            Rider::Waiting(load) | Rider::Sent(load) | Rider::SentInVain(load) => Rider::Sent(load),
             Rider::Gone => Rider::Gone,
         };
         match &*rider {
@@ -205,9 +213,20 @@ impl Ticket {
         }
     }
 
+    /// Notes that nothing came of what was sent, and that it will be sent again.
+    pub fn note_in_vain(&self) {
+        let mut rider = self.rider();
+        *rider = match std::mem::replace(&mut *rider, Rider::Gone) {
+            Rider::Sent(load) => Rider::SentInVain(load),
+            other => other,
+        };
+    }
+
     /// Says what came of it, once.
     pub fn tell(&self, answer: Answer) {
-        if let Rider::Waiting(load) | Rider::Sent(load) = std::mem::replace(&mut *self.rider(), Rider::Gone) {
+        if let Rider::Waiting(load) | Rider::Sent(load) | Rider::SentInVain(load) =
+            std::mem::replace(&mut *self.rider(), Rider::Gone)
+        {
             // Whoever does not listen any more finds out by the key.
             let _ = load.answer.send(answer);
         }
@@ -215,12 +234,21 @@ impl Ticket {
 
     /// Gives up, if it was not sent.
     fn leave(&self) -> bool {
+        self.leave_if(|rider| matches!(rider, Rider::Waiting(_)))
+    }
+
+    /// Gives up, if nothing can have come of it.
+    fn leave_at_last(&self) -> bool {
+        self.leave_if(|rider| matches!(rider, Rider::Waiting(_) | Rider::SentInVain(_)))
+    }
+
+    fn leave_if(&self, may: impl FnOnce(&Rider) -> bool) -> bool {
         let mut rider = self.rider();
-        let waits = matches!(*rider, Rider::Waiting(_));
-        if waits {
+        let leaves = may(&rider);
+        if leaves {
             *rider = Rider::Gone;
         }
-        waits
+        leaves
     }
 
     fn is_of_nobody(&self) -> bool {
@@ -232,8 +260,14 @@ impl Ticket {
     }
 }
 
+impl Drop for Ride {
+    fn drop(&mut self) {
+        self.ticket.leave();
+    }
+}
+
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use futures_util::poll;
 
     use super::*;
@@ -242,7 +276,7 @@ mod tests {
     use crate::jobs::NewJob;
     use crate::json::Document;
 
-    const BOUNDS: Bounds = Bounds {
+    pub const BOUNDS: Bounds = Bounds {
         batch_jobs: 3,
         batch_bytes: 8192,
         queue_jobs: 5,
@@ -250,7 +284,7 @@ mod tests {
         patience: Duration::from_secs(1),
     };
 
-    fn submission(payload_bytes: usize) -> Arc<Submission> {
+    pub fn submission(payload_bytes: usize) -> Arc<Submission> {
         let body = format!(r#"{{"type":"t","payload":"{}"}}"#, "x".repeat(payload_bytes));
         let document = Document::parse(body.as_bytes()).unwrap();
         let key: Key = "k".parse().unwrap();
@@ -316,9 +350,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_is_not_sent_in_time_leaves_and_is_never_sent() {
         let batcher = Batcher::new(BOUNDS);
+        let started = Instant::now();
         let unsent = batcher.ride(submission(10), in_a_minute()).await;
         assert!(matches!(unsent, Err(DatabaseError::Shed(Shed::Waited))), "{unsent:?}");
+        assert_eq!(started.elapsed(), BOUNDS.patience);
         assert_eq!(batcher.level().now, 0, "its room is free");
+        assert!(batcher.ride(submission(10), in_a_minute()).await.is_err());
+        assert_eq!(batcher.queue().tickets.len(), 1, "with no writer, whoever comes clears away those who have left");
         assert_eq!(tell_all(batcher.next_batch().await.unwrap()), 0);
     }
 
@@ -333,6 +371,28 @@ mod tests {
         assert!(matches!(answer, Err(DatabaseError::Unknown)), "{answer:?}");
         assert_eq!(started.elapsed(), Duration::from_secs(60));
         assert!(batch[0].board().is_some(), "it may be sent again all the same");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_was_sent_in_vain_knows_that_nothing_came_of_it() {
+        let batcher = Batcher::new(BOUNDS);
+        let ride = riding!(batcher, 10);
+        let batch = batcher.next_batch().await.unwrap();
+        assert!(batch[0].board().is_some());
+        batch[0].note_in_vain();
+        let started = Instant::now();
+        let answer = ride.await;
+        assert_eq!(started.elapsed(), Duration::from_secs(60), "it was about to be sent again");
+        assert!(matches!(answer, Err(DatabaseError::Shed(Shed::Waited))), "{answer:?}");
+        assert!(batch[0].board().is_none(), "it has left");
+    }
+
+    #[tokio::test]
+    async fn whoever_is_dropped_before_he_is_sent_leaves() {
+        let batcher = Batcher::new(BOUNDS);
+        drop(riding!(batcher, 10));
+        assert_eq!(batcher.level().now, 0);
+        assert_eq!(tell_all(batcher.next_batch().await.unwrap()), 0);
     }
 
     #[tokio::test]

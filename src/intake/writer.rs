@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::time::Instant;
@@ -30,21 +31,26 @@ struct Batch {
     tickets: Vec<Arc<Ticket>>,
     /// The last of theirs.
     deadline: Instant,
+    terms: Terms,
     /// An attempt to send them was lost, and may have been committed.
     after_loss: bool,
 }
 
 /// Into how many parts a batch is split. A key that is held elsewhere costs its neighbours a lock wait for each time that
-/// they are split with it: nine times for 512 jobs if by 2, three times if by 8.
-const PARTS: usize = 8;
+/// they are split with it: nine times for 512 jobs if by 2, three times if by 8. The wait is split likewise: whoever
+/// holds the key has had the time of a commit before, and where hundreds are held their waits add up.
+const PARTS: u8 = 8;
+/// The shortest wait for a lock; 0 would mean for ever.
+const LOCK_WAIT_MIN: Duration = Duration::from_millis(1);
 
 impl Writer {
     /// Writes until the queue is closed and empty.
     pub async fn run(self) {
         while let Some(tickets) = self.batcher.next_batch().await {
             // A defect that one batch brings to light must not stop the others.
-            if AssertUnwindSafe(self.write(tickets)).catch_unwind().await.is_err() {
+            if AssertUnwindSafe(self.write(tickets.clone())).catch_unwind().await.is_err() {
                 tracing::error!("the writing of a batch panicked; what became of it is unknown");
+                tickets.iter().for_each(|ticket| ticket.tell(Err(DatabaseError::Unknown)));
             }
         }
     }
@@ -54,7 +60,7 @@ impl Writer {
             self.metrics.observe_intake_wait(first.since.elapsed());
         }
         let deadline = tickets.iter().map(|ticket| ticket.deadline).max().unwrap_or_else(Instant::now);
-        let mut batches = VecDeque::from([Batch { tickets, deadline, after_loss: false }]);
+        let mut batches = VecDeque::from([Batch { tickets, deadline, terms: self.terms, after_loss: false }]);
         while let Some(batch) = batches.pop_front() {
             if let Err(error) = self.send(&batch).await {
                 batches.extend(self.split(batch, error));
@@ -64,7 +70,7 @@ impl Writer {
 
     /// Sends a batch, and tells everybody in it.
     async fn send(&self, batch: &Batch) -> Result<(), DatabaseError> {
-        let (tickets, terms) = (batch.tickets.clone(), self.terms);
+        let (tickets, terms) = (batch.tickets.clone(), batch.terms);
         // Whoever has left by the first attempt is not in it, and whoever is in it is in all.
         let write = async move |connection: &mut _| {
             let submissions = aboard(&tickets);
@@ -82,7 +88,10 @@ impl Writer {
                 None => met.push(Arc::clone(ticket)),
             }
         }
-        self.metrics.observe_batch(made.len() + met.len());
+        let carried = made.len() + met.len();
+        if carried > 0 {
+            self.metrics.observe_batch(carried);
+        }
         if !met.is_empty() {
             self.look(met, batch.deadline).await;
         }
@@ -112,16 +121,25 @@ impl Writer {
         let reason = match &error {
             DatabaseError::Locked { after_loss } => {
                 batch.after_loss |= after_loss;
+                batch.terms.lock_wait = (batch.terms.lock_wait / u32::from(PARTS)).max(LOCK_WAIT_MIN);
                 Some(Split::Locked)
             }
             DatabaseError::Violation(_) | DatabaseError::Statement(_) => Some(Split::Refused),
+            // Refused after an attempt that was lost: of one of them, maybe.
+            DatabaseError::Unknown if Instant::now() < batch.deadline => {
+                batch.after_loss = true;
+                Some(Split::Refused)
+            }
             DatabaseError::Unavailable(_) | DatabaseError::Shed(_) | DatabaseError::Unknown => None,
         };
         batch.tickets.retain(|ticket| ticket.board().is_some());
         match reason {
             Some(reason) if batch.tickets.len() > 1 => {
                 self.metrics.count_split(reason);
-                let size = batch.tickets.len().div_ceil(PARTS);
+                if !batch.after_loss {
+                    batch.tickets.iter().for_each(|ticket| ticket.note_in_vain());
+                }
+                let size = batch.tickets.len().div_ceil(usize::from(PARTS));
                 batch.tickets.chunks(size).map(|tickets| Batch { tickets: tickets.to_vec(), ..batch }).collect()
             }
             _ => {
@@ -139,4 +157,38 @@ impl Writer {
 
 fn aboard(tickets: &[Arc<Ticket>]) -> Vec<Arc<Submission>> {
     tickets.iter().filter_map(|ticket| ticket.board()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::poll;
+
+    use super::super::batcher::tests::{BOUNDS, submission};
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_lost_with_a_batch_is_unknown_of_each_of_its_parts() {
+        let terms = Terms {
+            time_to_live: Duration::from_secs(1),
+            lock_wait: Duration::from_millis(20),
+            insist_on_durability: true,
+        };
+        let batcher = Arc::new(Batcher::new(BOUNDS));
+        let writer = Writer { batcher, lane: Lane::to_nowhere(), terms, metrics: Metrics::new() };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut rides: Vec<_> = (0..2).map(|_| Box::pin(writer.batcher.ride(submission(10), deadline))).collect();
+        for ride in &mut rides {
+            assert!(poll!(ride).is_pending());
+        }
+        let tickets = writer.batcher.next_batch().await.unwrap();
+        let batch = Batch { tickets, deadline, terms, after_loss: false };
+        let mut parts = writer.split(batch, DatabaseError::Locked { after_loss: true });
+        assert_eq!(parts.len(), 2);
+        let away = DatabaseError::Unavailable("it is away".to_owned());
+        assert!(writer.split(parts.remove(0), DatabaseError::Locked { after_loss: false }).is_empty());
+        assert!(writer.split(parts.remove(0), away).is_empty());
+        let (held, other) = (rides.remove(0).await, rides.remove(0).await);
+        assert!(matches!(held, Err(DatabaseError::Locked { after_loss: true })), "{held:?}");
+        assert!(matches!(other, Err(DatabaseError::Unknown)), "{other:?}");
+    }
 }

@@ -197,6 +197,28 @@ async fn an_index_serves_every_statement_on_a_table_that_grows() {
 }
 
 #[tokio::test]
+async fn what_is_planned_while_a_table_is_small_still_serves_when_it_has_grown() {
+    let ledger = Ledger::new().await;
+    // A session tells what it has done at its end at the latest; so did the one that migrated.
+    let others = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()";
+    ledger.until(others, |sessions| sessions == 0).await;
+    let scans = "select sum(seq_scan)::bigint from pg_stat_user_tables where relname in ('idempotency_keys', 'jobs')";
+    let by_migrations = ledger.number(scans).await;
+    let server = ledger.serve().await;
+    assert_eq!(server.submit("key-1", job(1)).await.status, 201);
+    ledger.execute("analyze").await;
+    // From the sixth time on the plan is one that is kept.
+    for _ in 0..8 {
+        assert_eq!(server.submit("key-1", job(1)).await.status, 200);
+        server.submit("key-1", job(2)).await.is_problem(422, "idempotency-key-reused");
+    }
+    server.signal(Signal::TERM);
+    assert!(server.ended().await);
+    ledger.until(others, |sessions| sessions == 0).await;
+    assert_eq!(ledger.number(scans).await, by_migrations);
+}
+
+#[tokio::test]
 async fn the_purger_finds_by_expiry_and_deletes_by_place() {
     let ledger = Ledger::new().await;
     let (sql, parameters) = statements().into_iter().find(|(sql, _)| sql.contains("delete from")).unwrap();

@@ -1,4 +1,5 @@
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -104,12 +105,13 @@ impl Ledger {
 
     /// The same for a key of another route.
     pub async fn hold_key_of(&self, route: &str, key: &str) -> Held {
-        let sql = format!(
-            "insert into idempotency_keys (tenant_id, route, key, fingerprint, job_id, status, body, \
-             request_id, created_at, expires_at) select id, '{route}', '{key}', sha256('another'), \
-             gen_random_uuid(), 201, '{{}}', 'the-holder', now(), now() + interval '1 day' from tenants"
-        );
-        self.hold(&sql).await
+        self.hold(&holding(route, &format!("'{key}'"), "tenants")).await
+    }
+
+    /// The same for many keys, whose names end in numbers.
+    pub async fn hold_keys(&self, name: &str, numbers: Range<u64>) -> Held {
+        let numbered = format!("tenants, generate_series({}, {} - 1) as number", numbers.start, numbers.end);
+        self.hold(&holding("POST /jobs", &format!("'{name}' || number"), &numbered)).await
     }
 
     /// Holds every job as another transaction would that is in the middle of moving them.
@@ -251,6 +253,15 @@ async fn rename(from: &str, to: &str) {
     ] {
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut server).await.unwrap();
     }
+}
+
+/// What another replica would write for a key.
+fn holding(route: &str, key: &str, from: &str) -> String {
+    format!(
+        "insert into idempotency_keys (tenant_id, route, key, fingerprint, job_id, status, body, \
+         request_id, created_at, expires_at) select id, '{route}', {key}, sha256('another'), \
+         gen_random_uuid(), 201, '{{}}', 'the-holder', now(), now() + interval '1 day' from {from}"
+    )
 }
 
 /// Another's uncommitted transaction.
