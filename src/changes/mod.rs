@@ -181,7 +181,7 @@ impl Changes {
         }
         change.patch.apply(&mut job);
         let etag = Some(jobs::etag(version.saturating_add(1)));
-        let answer = Answer { job_id: job.id, status: 200, location: None, etag, body: job.to_json().into() };
+        let answer = Answer { job_id: job.id, status: 200, location: None, etag, body: job.to_json() };
         Ok(Ok(Next { job, made_from: version, answer }))
     }
 

@@ -1,8 +1,8 @@
 //! Keys and what they name.
 //!
-//! Owns the key, the fingerprint, the outcome, what is told of it and what is remembered, the engine that every route with
-//! a key goes through, their queries and the purger. It never makes a job and never decides what a request does: it knows which outcome a key names, and
-//! whether a request is the one that the key stands for.
+//! Owns the key, the fingerprint, the outcome, what is told of it and what is remembered, the engine that every route
+//! with a key goes through, their queries and the purger. It never makes a job and never decides what a request does: it
+//! knows which outcome a key names, and whether a request is the one that the key stands for.
 
 mod clock;
 mod engine;

@@ -92,7 +92,7 @@ impl Intake {
     /// How many submissions one request may have under way at once: a part of what there is room for.
     pub fn share(&self) -> Share {
         let Level { limit, .. } = self.batcher.level();
-        Share { in_batches: (limit / 4).max(1), one_by_one: (self.engine.lane().count().limit / 2).max(1) }
+        Share { in_batches: (limit / 16).max(1), one_by_one: (self.engine.lane().count().limit / 2).max(1) }
     }
 
     /// The outcome of an earlier copy of a request, if this replica remembers it.

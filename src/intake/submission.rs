@@ -60,6 +60,6 @@ impl Submission {
 
 /// What a request is answered that has made a job, or met it: the job as it was made.
 pub fn answer(status: i16, id: JobId, created_at: DateTime<Utc>, job: &NewJob) -> Answer {
-    let body = Job::submitted(id, created_at, job).to_json().into();
+    let body = Job::submitted(id, created_at, job).to_json();
     Answer { job_id: id, status, location: Some(format!("/jobs/{id}")), etag: None, body }
 }

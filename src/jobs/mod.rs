@@ -21,6 +21,7 @@ pub use page::{Filter, Page};
 pub use patch::Patch;
 pub use unique::ContentDigest;
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -125,8 +126,12 @@ impl Job {
     }
 
     /// The JSON text of the answer.
-    pub fn to_json(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("a job's members all have a JSON form")
+    pub fn to_json(&self) -> Bytes {
+        /// Of most answers, which are kept: what a buffer has to spare is kept with them.
+        const LENGTH: usize = 320;
+        let mut text = Vec::with_capacity(LENGTH);
+        serde_json::to_writer(&mut text, self).expect("a job's members all have a JSON form");
+        text.into_boxed_slice().into()
     }
 }
 

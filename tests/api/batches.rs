@@ -132,7 +132,7 @@ async fn connections_cut_in_the_middle_of_a_batch_are_not_seen() {
     let proxy = Proxy::before(&ledger).await;
     let server = ledger.serve_through(&proxy, &[]).await;
     proxy.treat_next("key-17", Treatment::CutAfter);
-    proxy.then_after(0, "key-31", Treatment::CutBefore);
+    proxy.then_after(0, "key-17", Treatment::CutBefore);
     let batch: String = (0..40).map(|n| item(format!("key-{n}"), job(n))).collect();
     let answers = server.submit_batch(&batch).await.items();
     assert!(proxy.is_done());

@@ -235,6 +235,8 @@ async fn a_batch_is_written_without_comparing_each_with_each() {
     let plan = plan(&ledger, &sql, parameters).await;
     assert_eq!(plan.matches("hashed SubPlan").count(), 2, "{plan}");
     assert_eq!(plan.matches("Nested Loop").count(), 1, "with the one row of terms\n{plan}");
+    let in_order = |line: &str| line.contains("Sort Key:") && line.ends_with(r#".key COLLATE "C""#);
+    assert!(plan.lines().any(in_order), "two batches with the same keys could wait for each other\n{plan}");
     assert!(!plan.contains("Join Filter") && !plan.contains("Hash Join"), "{plan}");
 }
 
