@@ -1,13 +1,15 @@
 //! Access: who may call, and for what.
 //!
-//! Owns tenants, tokens, scopes, the verifier and quotas. It stores no token, only digests.
+//! Owns tenants, tokens, scopes, the verifier, quotas and each tenant's share of what is scarce. It stores no token, only digests.
 
 pub mod queries;
 mod quota;
+mod shares;
 mod token;
 mod verifier;
 
 pub use quota::{Charge, Policy, Quota, Rate, Standing};
+pub use shares::Shares;
 pub use token::{Scope, Scopes, Token, TokenDigest, UnknownScope};
 pub use verifier::{Rejection, Verifier};
 
