@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::fmt::{Display, Write};
+use std::ops::Range;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -15,11 +16,10 @@ pub struct Facts(Rc<RefCell<Known>>);
 
 #[derive(Default)]
 struct Known {
-    names: Vec<(&'static str, TextEnd)>,
+    /// Each with the place of its text.
+    names: Vec<(&'static str, Range<usize>)>,
     texts: String,
 }
-
-type TextEnd = usize;
 
 /// A future during which its facts are the current ones.
 pub struct Within<F> {
@@ -49,18 +49,25 @@ impl Facts {
         CURRENT.with_borrow(|current| current.clone().unwrap_or_default())
     }
 
-    /// Adds a fact. A name is given once.
+    /// Adds a fact. A later text of the same name replaces the earlier one, so a log line has each member once.
     pub fn note(&self, name: &'static str, text: &str) {
-        let known = &mut *self.0.borrow_mut();
-        known.texts.push_str(text);
-        known.names.push((name, known.texts.len()));
+        self.record(name, |texts| texts.push_str(text));
     }
 
     /// Adds a fact that is not a text yet.
     pub fn note_value(&self, name: &'static str, value: impl Display) {
+        self.record(name, |texts| write!(texts, "{value}").expect("writing to a string cannot fail"));
+    }
+
+    fn record(&self, name: &'static str, append: impl FnOnce(&mut String)) {
         let known = &mut *self.0.borrow_mut();
-        write!(known.texts, "{value}").expect("writing to a string cannot fail");
-        known.names.push((name, known.texts.len()));
+        let start = known.texts.len();
+        append(&mut known.texts);
+        let place = start..known.texts.len();
+        match known.names.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, earlier)) => *earlier = place,
+            None => known.names.push((name, place)),
+        }
     }
 
     /// Makes them the current ones for as long as a future is polled.
@@ -84,10 +91,8 @@ pub fn show(mut each: impl FnMut(&'static str, &str)) -> bool {
     CURRENT.with_borrow(|current| {
         let Some(Facts(known)) = current else { return false };
         let known = known.borrow();
-        let mut start = 0;
-        for (name, end) in &known.names {
-            each(name, &known.texts[start..*end]);
-            start = *end;
+        for (name, place) in &known.names {
+            each(name, &known.texts[place.clone()]);
         }
         true
     })
@@ -131,6 +136,15 @@ mod tests {
         assert_eq!(shown(), None);
         Facts::current().note("of", "nobody");
         assert_eq!(shown(), None);
+    }
+
+    #[test]
+    fn a_fact_that_is_recorded_again_replaces_the_earlier_one() {
+        let facts = Facts::new();
+        facts.note("job_id", "first");
+        facts.note("tenant", "acme");
+        facts.note_value("job_id", 2);
+        assert_eq!(facts.during(|| shown().unwrap()), "job_id=2 tenant=acme ");
     }
 
     #[tokio::test]

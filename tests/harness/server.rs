@@ -97,6 +97,18 @@ impl Server {
         tokio::time::timeout(Duration::from_secs(60), asking).await.unwrap_or_else(|_| panic!("{name} < {reached}"));
     }
 
+    /// Returns once a metric has a value.
+    pub async fn until_metric_is(&self, name: &str, value: f64) {
+        let asking = async { while self.metric(name).await != value {} };
+        tokio::time::timeout(Duration::from_secs(60), asking).await.unwrap_or_else(|_| panic!("{name} != {value}"));
+    }
+
+    /// The memory that the process holds.
+    pub fn resident_bytes(&self) -> usize {
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.child.id())).unwrap();
+        statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * rustix::param::page_size()
+    }
+
     /// Asks until it is answered so.
     pub async fn until_status(&self, path: &str, status: u16) -> Answer {
         let asking = async {
@@ -181,6 +193,25 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _gone = self.child.kill();
         let _gone = self.child.wait();
+        if !std::thread::panicking() {
+            self.log.lock().unwrap().iter().for_each(|line| has_each_member_once(line));
+        }
+    }
+}
+
+/// A log line that gives a member twice means different things to different readers. `serde_json` takes it.
+fn has_each_member_once(line: &str) {
+    fn check(value: hapax::json::Value<'_, '_>, line: &str) {
+        let mut names = std::collections::HashSet::new();
+        for (name, value) in value.members() {
+            assert!(names.insert(name.clone()), "{name} is given twice in {line}");
+            check(value, line);
+        }
+        value.elements().for_each(|element| check(element, line));
+    }
+    // The last line may have been cut off by the kill.
+    if let Ok(document) = hapax::json::Document::parse(line.as_bytes()) {
+        check(document.root(), line);
     }
 }
 
