@@ -16,6 +16,8 @@ pub mod changes;
 
 pub mod access;
 
+pub mod offload;
+
 pub mod http;
 
 pub mod database;

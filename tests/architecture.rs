@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use syn::visit::{self, Visit};
 
 /// Who may import whom. What is not here may import anything.
-const MAY_IMPORT: [(&str, &[&str]); 13] = [
+const MAY_IMPORT: [(&str, &[&str]); 14] = [
     ("ids", &[]),
     ("json", &[]),
     ("timestamp", &[]),
@@ -20,7 +20,8 @@ const MAY_IMPORT: [(&str, &[&str]); 13] = [
     ("jobs", &["ids", "json", "timestamp"]),
     ("idempotency", &["ids", "json", "timestamp", "database", "metrics"]),
     ("access", &["ids", "database", "metrics"]),
-    ("intake", &["ids", "database", "metrics", "jobs", "idempotency"]),
+    ("offload", &["ids", "access", "metrics"]),
+    ("intake", &["ids", "database", "metrics", "jobs", "idempotency", "offload"]),
     ("changes", &["ids", "database", "jobs", "idempotency"]),
     (
         "http",
@@ -36,6 +37,7 @@ const MAY_IMPORT: [(&str, &[&str]); 13] = [
             "intake",
             "changes",
             "telemetry",
+            "offload",
         ],
     ),
 ];

@@ -49,11 +49,18 @@ pub struct Standing {
     pub retry_after: Option<Duration>,
 }
 
-/// One unit of a quota that was taken, and can be given back.
+/// Units of a quota that were taken, and can be given back.
 pub struct Charge {
     /// `None` where there is no limit.
     pub standing: Option<Standing>,
-    taken: Option<(Arc<Bucket>, u64)>,
+    taken: Option<Taken>,
+}
+
+struct Taken {
+    bucket: Arc<Bucket>,
+    /// In nanoseconds of growing back, and what one unit of it is.
+    cost: u64,
+    interval: u64,
 }
 
 /// Nanoseconds.
@@ -90,10 +97,19 @@ impl<S: Hash + Eq + Clone> Quota<S> {
     /// # Errors
     /// The subject's [`Standing`], if nothing is left; then nothing was taken.
     pub fn take(&self, subject: &S) -> Result<Charge, Standing> {
+        self.take_many(subject, 1)
+    }
+
+    /// Takes several units at once, or the whole burst if that is less.
+    ///
+    /// # Errors
+    /// The subject's [`Standing`], if not so much is left; then nothing was taken.
+    pub fn take_many(&self, subject: &S, units: u32) -> Result<Charge, Standing> {
         let Some(cells) = self.cells else { return Ok(Charge { standing: None, taken: None }) };
         let Ok(bucket) = self.buckets.get_or_insert_with(subject, || Ok::<_, Infallible>(Arc::default()));
         let now = u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let after = |full_at: u64| full_at.max(now) + cells.interval;
+        let cost = cells.interval.saturating_mul(u64::from(units)).min(cells.depth);
+        let after = |full_at: u64| full_at.max(now) + cost;
         let taking = bucket.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
             Some(after(full_at)).filter(|full_at| full_at - now <= cells.depth)
         });
@@ -101,9 +117,13 @@ impl<S: Hash + Eq + Clone> Quota<S> {
             Ok(before) => {
                 let debt = after(before) - now;
                 let standing = self.standing((cells.depth - debt) / cells.interval, debt, None);
-                Ok(Charge { standing: Some(standing), taken: Some((bucket, cells.interval)) })
+                Ok(Charge { standing: Some(standing), taken: Some(Taken { bucket, cost, interval: cells.interval }) })
             }
-            Err(full_at) => Err(self.standing(0, full_at - now, Some(after(full_at) - now - cells.depth))),
+            Err(full_at) => {
+                let debt = full_at.saturating_sub(now);
+                let remaining = (cells.depth - debt) / cells.interval;
+                Err(self.standing(remaining, debt, Some(after(full_at) - now - cells.depth)))
+            }
         }
     }
 
@@ -120,11 +140,12 @@ impl<S: Hash + Eq + Clone> Quota<S> {
 impl Charge {
     /// As if it had not been taken; says what is left then.
     pub fn give_back(self) -> Option<Standing> {
-        let ((bucket, interval), standing) = (self.taken?, self.standing?);
-        let given_back = |full_at: u64| Some(full_at.saturating_sub(interval));
+        let (Taken { bucket, cost, interval }, standing) = (self.taken?, self.standing?);
+        let given_back = |full_at: u64| Some(full_at.saturating_sub(cost));
         let _always_done = bucket.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, given_back);
-        let reset = standing.reset.saturating_sub(Duration::from_nanos(interval));
-        Some(Standing { remaining: standing.remaining + 1, reset, ..standing })
+        let reset = standing.reset.saturating_sub(Duration::from_nanos(cost));
+        let remaining = standing.remaining.saturating_add(u32::try_from(cost / interval).unwrap_or(u32::MAX));
+        Some(Standing { remaining, reset, ..standing })
     }
 }
 
@@ -176,6 +197,18 @@ mod tests {
         assert_eq!(refused.retry_after, Some(Duration::from_millis(100)));
         tokio::time::advance(Duration::from_millis(100)).await;
         assert_eq!(taken(&quota, 1, 9), 1, "it is there when it was said to be");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn several_units_cost_as_much_as_one_by_one_and_never_more_than_the_burst() {
+        let quota = Quota::new("some", RATE);
+        let left = quota.take_many(&1, 2).map_err(drop).unwrap();
+        assert_eq!(left.standing.unwrap().remaining, 1);
+        let refused = quota.take_many(&1, 2).err().unwrap();
+        assert_eq!((refused.remaining, refused.retry_after), (1, Some(Duration::from_millis(100))));
+        assert_eq!(left.give_back().unwrap().remaining, 3);
+        assert!(quota.take_many(&1, 100).is_ok(), "what is dearer than the whole quota takes the whole quota");
+        assert_eq!(taken(&quota, 1, 9), 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -47,6 +47,9 @@ pub struct Server {
     /// By when a request whose body has arrived is answered, whatever the database does.
     #[serde(with = "humantime_serde")]
     pub request_deadline: Duration,
+    /// A connection whose client accepts no byte of its answer for this long is closed.
+    #[serde(with = "humantime_serde")]
+    pub write_deadline: Duration,
     /// Connections open at once; 0 means as many as the limit on file descriptors leaves, but not more than
     /// [`Server::CONNECTIONS_MAX`].
     pub connections: usize,
@@ -54,6 +57,10 @@ pub struct Server {
     pub requests_in_flight: usize,
     /// How many of them may be one tenant's.
     pub requests_in_flight_per_tenant: usize,
+    /// Memory for the bodies of all requests and answers at once; what does not fit is answered 503 at once.
+    pub body_bytes_in_flight: usize,
+    /// How much of it one tenant's may take.
+    pub body_bytes_in_flight_per_tenant: usize,
     /// How long the server serves on, no longer ready, when it is told to stop: longer than a load balancer takes to
     /// see it.
     #[serde(with = "humantime_serde")]
@@ -178,9 +185,12 @@ impl Default for Server {
             body_limit_bytes: 1024 * 1024,
             body_deadline: Duration::from_secs(10),
             request_deadline: Duration::from_secs(10),
+            write_deadline: Duration::from_secs(20),
             connections: 0,
             requests_in_flight: 1000,
             requests_in_flight_per_tenant: 750,
+            body_bytes_in_flight: 256 * 1024 * 1024,
+            body_bytes_in_flight_per_tenant: 64 * 1024 * 1024,
             drain_delay: Duration::from_secs(5),
             shutdown_deadline: Duration::from_secs(25),
         }
@@ -190,6 +200,8 @@ impl Default for Server {
 impl Server {
     /// What one replica serves well: some 20 KiB each, idle.
     pub const CONNECTIONS_MAX: usize = 16_384;
+    /// A larger body would keep a CPU busy for longer than others should wait.
+    const BODY_LIMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
 }
 
 impl Default for Database {
@@ -305,8 +317,17 @@ impl Configuration {
         let rules = [
             (server.workers <= 1024, "server.workers: at most 1024"),
             (
-                (1024..=64 * 1024 * 1024).contains(&server.body_limit_bytes),
-                "server.body_limit_bytes: from 1024 (1 KiB) to 67108864 (64 MiB)",
+                (1024..=Server::BODY_LIMIT_BYTES_MAX).contains(&server.body_limit_bytes),
+                "server.body_limit_bytes: from 1024 (1 KiB) to 8388608 (8 MiB)",
+            ),
+            (
+                server.body_limit_bytes <= server.body_bytes_in_flight_per_tenant,
+                "server.body_bytes_in_flight_per_tenant: at least server.body_limit_bytes",
+            ),
+            (
+                server.body_bytes_in_flight_per_tenant <= server.body_bytes_in_flight
+                    && server.body_bytes_in_flight <= 4_000_000_000,
+                "server.body_bytes_in_flight: from server.body_bytes_in_flight_per_tenant to 4000000000",
             ),
             (
                 (millisecond..=hour).contains(&server.body_deadline),
@@ -315,6 +336,10 @@ impl Configuration {
             (
                 (millisecond..=hour).contains(&server.request_deadline),
                 "server.request_deadline: more than nothing, at most 1h",
+            ),
+            (
+                (millisecond..=hour).contains(&server.write_deadline),
+                "server.write_deadline: more than nothing, at most 1h",
             ),
             (
                 server.shutdown_deadline >= server.drain_delay.saturating_add(Duration::from_secs(5)),

@@ -21,19 +21,16 @@ impl Admission {
         Self { places: Semaphore::new(limit), limit, shares: Shares::new(tenant_limit) }
     }
 
-    /// A request that is as large as several takes as many places, or all that there are.
-    ///
     /// # Errors
     /// [`Problem::Shed`] if the places are taken.
-    pub fn enter(&self, places: usize) -> Result<SemaphorePermit<'_>, Problem> {
-        let places = u32::try_from(places.min(self.limit)).unwrap_or(u32::MAX);
-        self.places.try_acquire_many(places).map_err(|_| Problem::Shed(Shed::InFlight))
+    pub fn enter(&self) -> Result<SemaphorePermit<'_>, Problem> {
+        self.places.try_acquire().map_err(|_| Problem::Shed(Shed::InFlight))
     }
 
     /// # Errors
     /// [`Problem::Shed`] if the tenant has its share already.
-    pub fn enter_as(&self, tenant: TenantId, places: usize) -> Result<OwnedSemaphorePermit, Problem> {
-        self.shares.try_acquire(tenant, places).ok_or(Problem::Shed(Shed::TenantInFlight))
+    pub fn enter_as(&self, tenant: TenantId) -> Result<OwnedSemaphorePermit, Problem> {
+        self.shares.try_acquire(tenant, 1).ok_or(Problem::Shed(Shed::TenantInFlight))
     }
 
     pub fn level(&self) -> Level {

@@ -10,21 +10,20 @@ use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
 use tokio::sync::{OwnedSemaphorePermit, SemaphorePermit};
 
 use super::extractors::Deadline;
-use super::quotas::charge;
+use super::quotas::{charge, charge_many};
 use super::{App, Problem, Unauthenticated};
 use crate::access::{Caller, Scope, TokenDigest};
 use crate::telemetry::Facts;
 
-/// Lets a request through if its token is valid and has `scope`, and there is room for it, which for one that is as large
-/// as several is as many places; the handler then finds the [`Caller`].
+/// Lets a request through if its token is valid and has `scope`, and there is room for it; the handler then finds the
+/// [`Caller`].
 pub async fn authorize<B: MessageBody + 'static>(
     scope: Scope,
-    places: usize,
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<B>>, actix_web::Error> {
     let app = request.app_data::<web::Data<App>>().expect("the server registers it").clone();
-    match admit(&app, scope, places, &request).await {
+    match admit(&app, scope, &request).await {
         Ok((caller, _places)) => {
             request.extensions_mut().insert(caller);
             next.call(request).await.map(ServiceResponse::map_into_left_body)
@@ -37,19 +36,42 @@ pub async fn authorize<B: MessageBody + 'static>(
 async fn admit<'a>(
     app: &'a App,
     scope: Scope,
-    places: usize,
     request: &ServiceRequest,
 ) -> Result<(Caller, (SemaphorePermit<'a>, OwnedSemaphorePermit)), Problem> {
     let digest = bearer(request.headers()).map_err(Problem::Unauthenticated)?;
-    let place = app.admission.enter(places)?;
+    let place = app.admission.enter()?;
     let caller = app.verifier.verify(digest, Deadline::of(request)).await?;
     Facts::current().note("tenant", &caller.tenant_name);
     if !caller.scopes.contains(scope) {
         return Err(Problem::MissingScope(scope));
     }
     charge(&app.quotas.requests, &digest, request)?;
-    let places = (place, app.admission.enter_as(caller.tenant, places)?);
+    let places = (place, app.admission.enter_as(caller.tenant)?);
     Ok((caller, places))
+}
+
+/// A body costs its caller's quota a unit for each so many bytes, in which a small one has no part.
+const BYTES_A_UNIT: usize = 16 * 1024;
+
+/// Charges a request for the size of its body.
+///
+/// # Errors
+/// [`Problem::QuotaExceeded`].
+pub fn charge_bytes(app: &App, request: &HttpRequest, bytes: usize) -> Result<(), Problem> {
+    charge_requests(app, request, bytes / BYTES_A_UNIT)
+}
+
+/// Charges a request for being worth several.
+///
+/// # Errors
+/// [`Problem::QuotaExceeded`].
+pub fn charge_requests(app: &App, request: &HttpRequest, requests: usize) -> Result<(), Problem> {
+    if requests == 0 {
+        return Ok(());
+    }
+    let digest = bearer(request.headers()).map_err(Problem::Unauthenticated)?;
+    let units = u32::try_from(requests).unwrap_or(u32::MAX);
+    charge_many(&app.quotas.requests, &digest, units, request).map(drop)
 }
 
 /// `Authorization: Bearer hpx_…`, once (RFC 6750, section 2.1).

@@ -1,6 +1,7 @@
-//! Bodies, bounded in size and in time.
+//! Request bodies, bounded in size, in time and in the memory that they take.
 
 use std::cell::{Cell, RefCell};
+use std::future::{Ready, ready};
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -9,19 +10,41 @@ use std::time::Duration;
 
 use actix_web::dev::{Payload, ServiceRequest};
 use actix_web::error::PayloadError;
-use actix_web::http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName};
+use actix_web::http::header::{
+    ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, TRANSFER_ENCODING,
+};
 use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
 use bytes::{Bytes, BytesMut};
 use futures_util::future::LocalBoxFuture;
 use futures_util::{Stream, StreamExt};
 use tokio::time::{Instant, timeout};
 
+use super::authorization::charge_bytes;
+use super::body_memory::HeldBytes;
 use super::extractors::Deadline;
 use super::{App, Problem};
+use crate::access::Caller;
+use crate::ids::TenantId;
 
 /// A whole body that says it is of the media type that the operation takes.
 pub struct Body<T> {
-    pub bytes: Bytes,
+    bytes: Bytes,
+    media_type: PhantomData<T>,
+}
+
+/// A body as it arrives, of the media type that the operation takes.
+///
+/// Its bytes count against its tenant's share of memory until the request is answered: what is made of them lives so
+/// long.
+pub struct Incoming<T> {
+    request: HttpRequest,
+    payload: Payload,
+    announced: Option<usize>,
+    limit: usize,
+    arrived: usize,
+    /// How much longer the client may take.
+    patience: Duration,
+    held: Option<HeldBytes>,
     media_type: PhantomData<T>,
 }
 
@@ -58,26 +81,151 @@ impl MediaType for JsonLines {
     const BODIES: usize = BATCH_BODIES;
 }
 
-/// What a batch may hold, and takes of the places for requests in flight.
-pub const BATCH_BODIES: usize = 16;
+/// How many times as large as a single submission a batch may be.
+const BATCH_BODIES: usize = 16;
+/// What a body may take without being counted: requests in flight are.
+const UNCOUNTED_BYTES: usize = 4 * 1024;
+/// How much memory is taken at once for a body that does not say how long it is.
+const HELD_BYTES_STEP: usize = 64 * 1024;
+
+impl<T: MediaType> FromRequest for Incoming<T> {
+    type Error = Problem;
+    type Future = Ready<Result<Self, Problem>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        ready(Self::open(request, payload.take()))
+    }
+}
 
 impl<T: MediaType> FromRequest for Body<T> {
     type Error = Problem;
     type Future = LocalBoxFuture<'static, Result<Self, Problem>>;
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
-        let limits = request.app_data::<web::Data<App>>().expect("the server registers it").limits;
-        let limit = limits.body_bytes.saturating_mul(T::BODIES);
-        let head = check_head::<T>(request.headers(), limit);
-        let (request, payload) = (request.clone(), payload.take());
-        Box::pin(async move {
-            let announced = head?;
-            let began = Instant::now();
-            let reading = timeout(limits.body_deadline, read(payload, announced, limit)).await;
-            Deadline::extend(&request, began.elapsed());
-            let bytes = reading.map_err(|_| Problem::BodyTooSlow)??;
-            Ok(Self { bytes, media_type: PhantomData })
+        let incoming = Incoming::<T>::open(request, payload.take());
+        Box::pin(async move { incoming?.whole().await })
+    }
+}
+
+impl<T> Body<T> {
+    /// Reads the text, away from the threads that serve HTTP if it is large. The text itself is dropped then: what comes
+    /// next may take its time.
+    ///
+    /// # Errors
+    /// [`Problem`], if that is what `read` finds, or if the tenant keeps too many CPUs busy until `deadline`.
+    pub async fn read<R: Send + 'static>(
+        self,
+        app: &App,
+        tenant: TenantId,
+        deadline: Instant,
+        read: impl FnOnce(&[u8]) -> Result<R, Problem> + Send + 'static,
+    ) -> Result<R, Problem> {
+        let Self { bytes, .. } = self;
+        app.offload.run(tenant, bytes.len(), deadline, move || read(&bytes)).await?
+    }
+}
+
+impl<T: MediaType> Incoming<T> {
+    fn open(request: &HttpRequest, payload: Payload) -> Result<Self, Problem> {
+        let app = request.app_data::<web::Data<App>>().expect("the server registers it");
+        let limit = app.limits.body_bytes.saturating_mul(T::BODIES).min(app.limits.body_bytes_per_tenant);
+        let announced = check_head::<T>(request.headers(), limit)?;
+        if let Some(bytes) = announced {
+            charge_bytes(app, request, bytes)?;
+        }
+        Ok(Self {
+            request: request.clone(),
+            payload,
+            announced,
+            limit,
+            arrived: 0,
+            patience: app.limits.body_deadline,
+            held: None,
+            media_type: PhantomData,
         })
+    }
+
+    /// The next part; `None` after the last.
+    ///
+    /// # Errors
+    /// [`Problem`] if the body is too large, too slow or broken, or if there is no memory for it.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        // By the length that is announced and not by the payload's end: with `Upgrade: websocket` on a request, the
+        // framework takes all that follows for payload, though nobody upgrades anything here.
+        if self.announced == Some(self.arrived) {
+            return Ok(None);
+        }
+        let began = Instant::now();
+        let arriving = timeout(self.patience, self.payload.next()).await;
+        let waited = began.elapsed();
+        self.patience = self.patience.saturating_sub(waited);
+        Deadline::extend(&self.request, waited);
+        let mut part = match arriving {
+            Err(_) => return Err(Problem::BodyTooSlow),
+            Ok(Some(Ok(part))) => part,
+            Ok(Some(Err(PayloadError::Overflow))) => return Err(self.too_large()),
+            Ok(Some(Err(_))) => return Err(Problem::BodyBroken),
+            Ok(None) if self.announced.is_some() => return Err(Problem::BodyBroken),
+            Ok(None) => {
+                self.charge_unannounced()?;
+                return Ok(None);
+            }
+        };
+        if let Some(announced) = self.announced {
+            part.truncate(announced - self.arrived);
+        }
+        self.arrived += part.len();
+        if self.arrived > self.limit {
+            return Err(self.too_large());
+        }
+        self.hold()?;
+        Ok(Some(part))
+    }
+
+    async fn whole(mut self) -> Result<Body<T>, Problem> {
+        let mut body = BytesMut::with_capacity(self.announced.unwrap_or(0));
+        while let Some(part) = self.next().await? {
+            body.extend_from_slice(&part);
+        }
+        Ok(Body { bytes: body.freeze(), media_type: PhantomData })
+    }
+
+    /// Takes memory for what has arrived.
+    fn hold(&mut self) -> Result<(), Problem> {
+        let held = self.held.as_ref().map_or(0, HeldBytes::bytes);
+        if self.arrived <= held.max(UNCOUNTED_BYTES) {
+            return Ok(());
+        }
+        let step = (self.announced.unwrap_or(self.limit) - held).min(HELD_BYTES_STEP);
+        let more = step.max(self.arrived - held);
+        match &mut self.held {
+            Some(held) => held.grow(more),
+            None => {
+                let app = self.request.app_data::<web::Data<App>>().expect("the server registers it");
+                let tenant = self.request.extensions().get::<Caller>().map(|caller| caller.tenant);
+                let tenant = tenant.expect("only an authorized request has its body read");
+                self.held = Some(app.body_memory.hold(tenant, more)?);
+                Ok(())
+            }
+        }
+    }
+
+    fn charge_unannounced(&self) -> Result<(), Problem> {
+        let app = self.request.app_data::<web::Data<App>>().expect("the server registers it");
+        charge_bytes(app, &self.request, self.arrived)
+    }
+
+    fn too_large(&self) -> Problem {
+        Problem::BodyTooLarge { limit_bytes: self.limit }
+    }
+}
+
+impl<T> Drop for Incoming<T> {
+    /// What has been made of the body lives until the request is answered.
+    fn drop(&mut self) {
+        if let Some(held) = self.held.take() {
+            self.request.extensions_mut().insert(held);
+        }
     }
 }
 
@@ -114,25 +262,6 @@ fn is_of(media_type: &str, content_type: &str) -> bool {
         })
 }
 
-async fn read(mut payload: Payload, announced: Option<usize>, limit: usize) -> Result<Bytes, Problem> {
-    let mut body = BytesMut::with_capacity(announced.unwrap_or(0));
-    // By the length that is announced and not by the payload's end: with `Upgrade: websocket` on a request, the
-    // framework takes all that follows for payload, though nobody upgrades anything here.
-    while announced.is_none_or(|length| body.len() < length) {
-        let Some(chunk) = payload.next().await else { break };
-        let chunk = chunk.map_err(|error| match error {
-            PayloadError::Overflow => Problem::BodyTooLarge { limit_bytes: limit },
-            _ => Problem::BodyBroken,
-        })?;
-        if body.len() + chunk.len() > limit {
-            return Err(Problem::BodyTooLarge { limit_bytes: limit });
-        }
-        body.extend_from_slice(&chunk);
-    }
-    body.truncate(announced.unwrap_or(usize::MAX));
-    Ok(body.freeze())
-}
-
 /// What is left of a request's body once the request has been answered: refused, or carried out without a look at it.
 ///
 /// The framework closes a connection whose request was not read to its end, and a new one costs the client and us six
@@ -141,7 +270,10 @@ pub struct Leftover(Rc<Shared>);
 
 struct Shared {
     payload: RefCell<Payload>,
+    /// Of a length that the head does not tell.
+    chunked: bool,
     touched: Cell<bool>,
+    ended: Cell<bool>,
 }
 
 /// As much as is worth reading, and waiting for, to keep a connection.
@@ -155,7 +287,12 @@ impl Leftover {
         if matches!(payload, Payload::None) {
             return None;
         }
-        let shared = Rc::new(Shared { payload: RefCell::new(payload), touched: Cell::new(false) });
+        let shared = Rc::new(Shared {
+            payload: RefCell::new(payload),
+            chunked: request.headers().contains_key(TRANSFER_ENCODING),
+            touched: Cell::new(false),
+            ended: Cell::new(false),
+        });
         request.set_payload(Payload::Stream { payload: Box::pin(Reader(Rc::clone(&shared))) });
         Some(Self(shared))
     }
@@ -165,9 +302,15 @@ impl Leftover {
         !self.0.touched.get()
     }
 
-    /// Reads the rest, within bounds. Whatever it does not reach, the framework closes the connection over.
-    pub async fn drain(self) {
-        let mut rest = Reader(self.0);
+    /// Whether the framework must be kept from reading the rest: of a chunked body it would read any amount, for any
+    /// time, to keep the connection.
+    pub fn is_endless(&self) -> bool {
+        self.0.chunked && !self.0.ended.get()
+    }
+
+    /// Reads the rest, within bounds.
+    pub async fn drain(&self) {
+        let mut rest = Reader(Rc::clone(&self.0));
         let mut bytes = 0;
         let draining = async {
             while let Some(Ok(chunk)) = rest.next().await {
@@ -189,7 +332,11 @@ impl Stream for Reader {
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.0.touched.set(true);
-        Pin::new(&mut *self.0.payload.borrow_mut()).poll_next(context)
+        let part = Pin::new(&mut *self.0.payload.borrow_mut()).poll_next(context);
+        if let Poll::Ready(None) = part {
+            self.0.ended.set(true);
+        }
+        part
     }
 }
 

@@ -6,19 +6,26 @@
 mod admission;
 mod authorization;
 mod body;
+mod body_memory;
 mod conditions;
+mod connection;
 mod extractors;
 mod handlers;
 mod keyed;
+mod lines;
 mod observation;
+mod outgoing;
 mod parameters;
 mod problem;
 mod quotas;
 mod readiness;
 
 pub use admission::Admission;
+pub use body_memory::BodyMemory;
+pub use connection::{Connection, ConnectionDeadlines};
 pub use handlers::service::Watched;
 pub use observation::observe;
+pub use outgoing::PIECE_BYTES;
 pub use problem::{Problem, Unauthenticated};
 pub use readiness::Readiness;
 
@@ -35,8 +42,8 @@ use crate::idempotency::{Replays, Route, ScopedKey};
 use crate::ids::TenantId;
 use crate::intake::Intake;
 use crate::metrics::Metrics;
+use crate::offload::Offload;
 use authorization::authorize;
-use body::BATCH_BODIES;
 use handlers::{batches, docs, jobs, keys, lists, service, submissions};
 use problem::ProblemDocument;
 
@@ -54,6 +61,10 @@ pub struct App {
     pub limits: Limits,
     /// A place for each request that may be worked on at once.
     pub admission: Admission,
+    /// Memory for the bodies of requests and answers.
+    pub body_memory: BodyMemory,
+    /// Where large texts are worked on.
+    pub offload: Arc<Offload>,
     /// How long a key lives.
     pub time_to_live: Duration,
 }
@@ -72,6 +83,8 @@ pub struct Quotas {
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub body_bytes: usize,
+    /// What all bodies of its tenant may take together.
+    pub body_bytes_per_tenant: usize,
     pub body_deadline: Duration,
     pub request_deadline: Duration,
 }
@@ -122,8 +135,7 @@ pub const KEYED_ROUTES: [Route; 2] = [SUBMIT, CHANGE];
 const KEY_REQUIRED: [Route; 1] = [SUBMIT];
 
 pub fn routes(config: &mut ServiceConfig) {
-    let may = |scope: Scope| from_fn(move |request, next| authorize(scope, 1, request, next));
-    let may_in_bulk = |scope: Scope| from_fn(move |request, next| authorize(scope, BATCH_BODIES, request, next));
+    let may = |scope: Scope| from_fn(move |request, next| authorize(scope, request, next));
     // Tried in this order, so the busiest comes first.
     config
         .service(
@@ -140,7 +152,7 @@ pub fn routes(config: &mut ServiceConfig) {
         .service(resource(DOCS_SCRIPT, "GET, HEAD").route(read().to(docs::file)))
         .service(resource(SWAGGER_UI_STYLE, "GET, HEAD").route(read().to(docs::file)))
         .service(resource(SWAGGER_UI_SCRIPT, "GET, HEAD").route(read().to(docs::file)))
-        .service(resource(BATCH, "POST").route(web::post().to(batches::submit).wrap(may_in_bulk(Scope::Submit))))
+        .service(resource(BATCH, "POST").route(web::post().to(batches::submit).wrap(may(Scope::Submit))))
         .service(
             resource(JOB, "DELETE, GET, HEAD, PATCH, PUT")
                 .route(read().to(jobs::show).wrap(may(Scope::Read)))

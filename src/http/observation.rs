@@ -1,9 +1,10 @@
 //! Around every request: its id, its facts, its one log line, its metrics, and the writing of problem documents.
 
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
-use actix_web::body::{BoxBody, MessageBody};
+use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{CACHE_CONTROL, HeaderName, HeaderValue, X_FORWARDED_FOR};
 use actix_web::http::{ConnectionType, Method, Uri};
@@ -12,9 +13,13 @@ use actix_web::{HttpMessage, HttpRequest, web};
 use tokio::time::Instant;
 
 use super::body::Leftover;
+use super::body_memory::{AnswerBytes, HeldBytes};
+use super::connection::ConnectionState;
 use super::extractors::{Deadline, IDEMPOTENCY_KEY};
+use super::outgoing::{in_pieces, is_large};
 use super::quotas::{self, Standings};
 use super::{App, KEY_REQUIRED, KEYED_ROUTES, PROBES, Problem, TEMPLATES};
+use crate::access::Caller;
 use crate::ids::RequestId;
 use crate::metrics::KeyedOutcome;
 use crate::telemetry::Facts;
@@ -35,23 +40,59 @@ pub async fn observe<B: MessageBody + 'static>(
     request.extensions_mut().insert(request_id.clone());
     request.extensions_mut().insert(Deadline(started + app.limits.request_deadline));
     let leftover = Leftover::of(&mut request);
+    let connection = request.conn_data::<Rc<ConnectionState>>().cloned();
+    let is_last = request.head().connection_type() == ConnectionType::Close;
 
-    let response = if is_alias(request.uri()) {
+    let busy = connection.as_ref().map(ConnectionState::begin);
+    let response = if matches!(busy, Some(None)) {
+        request.error_response(Problem::BehindClose)
+    } else if is_alias(request.uri()) {
         request.error_response(Problem::RouteNotFound)
     } else {
         facts.within(next.call(request)).await?.map_into_boxed_body()
     };
-    let (mut response, code) = facts.during(|| write_problem(&app, response, &request_id));
-    if app.readiness.is_draining() {
-        // The next request shall go to a replica that stays.
-        response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
-    }
-    if let Some(leftover) = leftover.filter(|rest| (code.is_some() || rest.is_untouched()) && !closes(&response)) {
+    let (response, held) = hold_answer(&app, response);
+    let (mut response, problem) = facts.during(|| write_problem(&app, response, &request_id));
+    // The next request of a replica that drains shall go to one that stays.
+    let mut closes = is_last || app.readiness.is_draining() || problem.is_some_and(|problem| problem.closes);
+    if let Some(leftover) = &leftover
+        && (problem.is_some() || leftover.is_untouched())
+        && !closes
+    {
         leftover.drain().await;
     }
+    let unread = leftover.filter(Leftover::is_endless);
+    closes |= unread.is_some();
+    if closes {
+        response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
+        if let Some(connection) = connection {
+            connection.close();
+        }
+    }
+    let code = problem.map(|problem| problem.code);
     write_headers(&mut response, method, &request_id);
     facts.during(|| report(&app, &response, method, route, code, started.elapsed()));
-    Ok(response)
+    Ok(in_pieces(response, unread, held))
+}
+
+/// Takes the memory of a large answer from its tenant's share, for as long as the client takes to read it. An answer that
+/// there is no room for is a refusal.
+fn hold_answer(app: &App, response: ServiceResponse<BoxBody>) -> (ServiceResponse<BoxBody>, Option<HeldBytes>) {
+    let BodySize::Sized(bytes) = response.response().body().size() else { return (response, None) };
+    if !is_large(response.response().body()) {
+        return (response, None);
+    }
+    let request = response.request();
+    let (reserved, tenant) = {
+        let mut extensions = request.extensions_mut();
+        (extensions.remove::<AnswerBytes>(), extensions.get::<Caller>().map(|caller| caller.tenant))
+    };
+    // What everybody may read is in the binary.
+    let Some(tenant) = tenant else { return (response, None) };
+    match reserved.map_or_else(|| app.body_memory.hold(tenant, bytes as usize), |AnswerBytes(held)| Ok(held)) {
+        Ok(held) => (response, Some(held)),
+        Err(refused) => (response.error_response(refused), None),
+    }
 }
 
 /// What is known of a request by its head.
@@ -119,8 +160,12 @@ fn bears_key(request: &HttpRequest) -> bool {
     request.headers().contains_key(IDEMPOTENCY_KEY)
 }
 
-fn closes(response: &ServiceResponse<BoxBody>) -> bool {
-    response.response().head().connection_type() == ConnectionType::Close
+/// What became of a request that was refused.
+#[derive(Clone, Copy)]
+struct Refused {
+    code: &'static str,
+    /// The connection is closed behind the answer.
+    closes: bool,
 }
 
 /// Replaces the carrier of an error by its document, counts it if it was refused for others' sake, and says its code.
@@ -128,7 +173,7 @@ fn write_problem(
     app: &App,
     response: ServiceResponse<BoxBody>,
     request_id: &RequestId,
-) -> (ServiceResponse<BoxBody>, Option<&'static str>) {
+) -> (ServiceResponse<BoxBody>, Option<Refused>) {
     let Some(error) = response.response().error() else {
         return (response, None);
     };
@@ -141,8 +186,9 @@ fn write_problem(
         }
     };
     problem.report(&app.metrics);
-    let (code, document) = (problem.code(), problem.response(request_id));
-    (response.into_response(document), Some(code))
+    let refused = Refused { code: problem.code(), closes: problem.closes_connection() };
+    let document = problem.response(request_id);
+    (response.into_response(document), Some(refused))
 }
 
 /// RFC 3986, section 6.2.2.2: an escaped unreserved character is another spelling of a path, which a rule in the load

@@ -78,6 +78,8 @@ pub enum Problem {
     Unavailable(String),
     OutcomeUnknown,
     NotReady(String),
+    /// It came on a connection behind the last request.
+    BehindClose,
     /// Not ready, either, but nothing is wrong.
     ShuttingDown,
     Internal(anyhow::Error),
@@ -147,14 +149,13 @@ impl Problem {
             Self::PreconditionRequired => (428, "precondition-required", "An If-Match is required", false),
             Self::QuotaExceeded(_) => (429, "quota-exceeded", "A quota is used up", true),
             Self::Internal(_) => (500, "internal-error", "The service failed", true),
-            Self::Shed(
-                Shed::InFlight | Shed::TenantInFlight | Shed::Waited | Shed::QueueFull | Shed::UnknownTokens,
-            ) => (503, "overloaded", "The service has as much to do as it can", true),
             Self::Unavailable(_) | Self::Shed(Shed::Outage) => {
                 (503, "database-unavailable", "The database is not available", true)
             }
+            Self::Shed(_) => (503, "overloaded", "The service has as much to do as it can", true),
             Self::OutcomeUnknown => (503, "outcome-unknown", "The outcome is unknown", true),
             Self::NotReady(_) | Self::ShuttingDown => (503, "not-ready", "The service is not ready", true),
+            Self::BehindClose => return Self::Framework(StatusCode::BAD_REQUEST).entry(),
             Self::Framework(status) => {
                 (status.as_u16(), "bad-request", "The request could not be read", status.is_server_error())
             }
@@ -233,12 +234,10 @@ impl Problem {
                     whole_seconds(window)
                 )
             }
-            Self::Shed(Shed::InFlight | Shed::TenantInFlight | Shed::Waited | Shed::QueueFull | Shed::UnknownTokens) => {
-                "Nothing was written. Send the same request again, a little later.".to_owned()
-            }
             Self::Unavailable(_) | Self::Shed(Shed::Outage) => {
                 "The database did not take it, and nothing was written. Send the same request again.".to_owned()
             }
+            Self::Shed(_) => "Nothing was written. Send the same request again, a little later.".to_owned(),
             Self::OutcomeUnknown => {
                 "The database did not say in time whether it was done. Send the same again, with the same \
                  Idempotency-Key if there was one, to know."
@@ -247,6 +246,10 @@ impl Problem {
             Self::NotReady(reason) => sentence(reason),
             Self::ShuttingDown => "The service is shutting down.".to_owned(),
             Self::Internal(_) => "The failure has been logged under this request's id.".to_owned(),
+            Self::BehindClose => {
+                "The request came on a connection behind one with Connection: close. Send it on another connection."
+                    .to_owned()
+            }
             Self::Framework(_) => "The request is malformed.".to_owned(),
         }
     }
@@ -282,12 +285,17 @@ impl Problem {
             Self::UnsupportedMediaType { taken, told_in } => response.insert_header((told_in.clone(), *taken)),
             Self::PreconditionFailed { version, .. } => response.insert_header((header::ETAG, etag(*version))),
             Self::UnsupportedContentEncoding => response.insert_header((header::ACCEPT_ENCODING, "identity")),
-            // The rest of the body is still on its way and would be read as the next request.
-            Self::BodyTooSlow | Self::BodyBroken | Self::BodyTooLarge { .. } => response.force_close(),
             _ => &mut response,
         };
-        let text = serde_json::to_vec(&document).expect("a problem's members all have a JSON form");
+        let mut text = serde_json::to_vec(&document).expect("a problem's members all have a JSON form");
+        text.push(b'\n');
         response.insert_header((header::CONTENT_TYPE, "application/problem+json")).body(text)
+    }
+
+    /// Whether no other request can follow on the connection.
+    pub fn closes_connection(&self) -> bool {
+        // The rest of the body is still on its way and would be read as the next request.
+        matches!(self, Self::BodyTooSlow | Self::BodyBroken | Self::BodyTooLarge { .. } | Self::BehindClose)
     }
 
     /// After how many seconds to send the same again.
@@ -335,6 +343,10 @@ impl Problem {
     /// Logs and counts it, where it is handled.
     pub fn report(&self, metrics: &Metrics) {
         self.log();
+        self.count(metrics);
+    }
+
+    pub fn count(&self, metrics: &Metrics) {
         match self {
             Self::Shed(reason) => metrics.count_shed_request(*reason),
             Self::QuotaExceeded(standing) => metrics.count_quota_refusal(standing.policy.name),
@@ -344,7 +356,7 @@ impl Problem {
 
     /// Says it once, where it is handled: what is ours as an error with its whole chain, what is the client's not at
     /// all (the request's own line has the code).
-    fn log(&self) {
+    pub fn log(&self) {
         match self {
             Self::Internal(error) => tracing::error!(error = format!("{error:#}"), "the request failed"),
             Self::Unavailable(reason) => tracing::error!(%reason, "the database is not available"),
@@ -418,6 +430,12 @@ impl From<InvalidJson> for Problem {
 impl From<InvalidJob> for Problem {
     fn from(error: InvalidJob) -> Self {
         Self::InvalidJob(error)
+    }
+}
+
+impl From<Shed> for Problem {
+    fn from(reason: Shed) -> Self {
+        Self::Shed(reason)
     }
 }
 

@@ -28,7 +28,20 @@ pub fn charge<S: Hash + Eq + Clone>(
     subject: &S,
     request: &impl HttpMessage,
 ) -> Result<Charge, Problem> {
-    let taken = quota.take(subject);
+    charge_many(quota, subject, 1, request)
+}
+
+/// Takes several units at once.
+///
+/// # Errors
+/// [`Problem::QuotaExceeded`] if not so much is left.
+pub fn charge_many<S: Hash + Eq + Clone>(
+    quota: &Quota<S>,
+    subject: &S,
+    units: u32,
+    request: &impl HttpMessage,
+) -> Result<Charge, Problem> {
+    let taken = quota.take_many(subject, units);
     note(taken.as_ref().map_or_else(|standing| Some(*standing), |charge| charge.standing), request);
     taken.map_err(Problem::QuotaExceeded)
 }

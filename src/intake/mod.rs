@@ -25,6 +25,7 @@ use crate::idempotency::{
 use crate::ids::{JobId, TenantId};
 use crate::jobs::{self, ContentDigest, Found, NewJob};
 use crate::metrics::{Level, Metrics, Shed};
+use crate::offload::Offload;
 use batcher::{Batcher, Ridden};
 
 /// The one way in.
@@ -33,6 +34,8 @@ pub struct Intake {
     batcher: Arc<Batcher>,
     /// What batches are sent on.
     lane: Lane,
+    /// Where large jobs are compared.
+    offload: Arc<Offload>,
 }
 
 /// There is neither an outcome under the key nor a job of the content.
@@ -64,8 +67,8 @@ pub enum Put {
 
 impl Intake {
     /// `lane` is for the writers alone.
-    pub fn new(engine: Engine, lane: Lane, bounds: Bounds) -> Self {
-        Self { engine, batcher: Arc::new(Batcher::new(bounds)), lane }
+    pub fn new(engine: Engine, lane: Lane, bounds: Bounds, offload: Arc<Offload>) -> Self {
+        Self { engine, batcher: Arc::new(Batcher::new(bounds)), lane, offload }
     }
 
     /// One for each connection of the writers' lane. Nothing is written until they run.
@@ -131,7 +134,7 @@ impl Intake {
     /// As [`Intake::submit`].
     pub async fn find_or_adopt(
         &self,
-        submission: &Submission,
+        submission: &Arc<Submission>,
         deadline: Instant,
     ) -> Result<Performed<NothingThere>, KeyedError> {
         let act = async |on_conflict, terms| {
@@ -148,7 +151,7 @@ impl Intake {
     ///
     /// # Errors
     /// [`DatabaseError`], at `deadline` at the latest.
-    pub async fn put(&self, draft: &Draft, deadline: Instant) -> Result<Put, DatabaseError> {
+    pub async fn put(&self, draft: &Arc<Draft>, deadline: Instant) -> Result<Put, DatabaseError> {
         let put = async |terms| {
             let write = async |connection: &mut _| queries::put(connection, draft, terms).await;
             self.engine.lane().complete(deadline, write).await
@@ -167,16 +170,20 @@ impl Intake {
     ///
     /// # Errors
     /// As [`Intake::put`].
-    pub async fn find_named(&self, draft: &Draft, deadline: Instant) -> Result<Option<Put>, DatabaseError> {
+    pub async fn find_named(&self, draft: &Arc<Draft>, deadline: Instant) -> Result<Option<Put>, DatabaseError> {
         let id = draft.answer.job_id;
-        let found = self.submitted(draft.tenant, id, deadline).await?;
-        Ok(found.map(|found| match found {
-            Found::Deleted => Put::Deleted,
-            Found::Job((job, created_at)) => match job.differences(&draft.job) {
-                pointers if pointers.is_empty() => Put::Same(submission::answer(200, id, created_at, &job)),
-                pointers => Put::Other { pointers },
-            },
-        }))
+        let (job, created_at) = match self.submitted(draft.tenant, id, deadline).await? {
+            None => return Ok(None),
+            Some(Found::Deleted) => return Ok(Some(Put::Deleted)),
+            Some(Found::Job(submitted)) => submitted,
+        };
+        let (bytes, asked) = (job.payload.len() + draft.job.payload.len(), Arc::clone(draft));
+        let compare = move || match job.differences(&asked.job) {
+            pointers if pointers.is_empty() => Put::Same(submission::answer(200, id, created_at, &job)),
+            pointers => Put::Other { pointers },
+        };
+        let compared = self.offload.run(draft.tenant, bytes, deadline, compare).await;
+        compared.map(Some).map_err(DatabaseError::Shed)
     }
 
     async fn make(
@@ -268,7 +275,7 @@ impl Intake {
     /// Adds to a refusal because of the key where the two requests differ.
     async fn compared<R>(
         &self,
-        submission: &Submission,
+        submission: &Arc<Submission>,
         performed: Result<Performed<R>, KeyedError>,
         deadline: Instant,
     ) -> Result<Performed<R>, KeyedError> {
@@ -279,23 +286,32 @@ impl Intake {
     }
 
     /// Where a request differs from the one that its key stands for.
-    async fn compare(&self, submission: &Submission, first: Arc<Outcome>, deadline: Instant) -> KeyedError {
-        let made_by_first = first.answer.status == submission.draft.answer.status;
-        let first_job = match made_by_first {
-            true => self.submitted(submission.draft.tenant, first.answer.job_id, deadline).await,
-            // It met a job that yet another request had made.
-            false => Ok(None),
-        };
+    async fn compare(&self, submission: &Arc<Submission>, first: Arc<Outcome>, deadline: Instant) -> KeyedError {
         // Where they differ is a courtesy; that they differ is certain.
-        let pointers = match first_job {
-            Ok(Some(Found::Job((job, _)))) => job.differences_in_writing(&submission.draft.job),
-            Ok(_) => Vec::new(),
-            Err(error) => {
-                tracing::warn!(%error, "the first request could not be read to be compared with");
-                Vec::new()
-            }
-        };
+        let pointers = self.differences(submission, &first, deadline).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the first request could not be read to be compared with");
+            Vec::new()
+        });
         KeyedError::KeyReused { first, pointers }
+    }
+
+    async fn differences(
+        &self,
+        submission: &Arc<Submission>,
+        first: &Outcome,
+        deadline: Instant,
+    ) -> Result<Vec<String>, DatabaseError> {
+        let tenant = submission.draft.tenant;
+        if first.answer.status != submission.draft.answer.status {
+            // It met a job that yet another request had made.
+            return Ok(Vec::new());
+        }
+        let Some(Found::Job((job, _))) = self.submitted(tenant, first.answer.job_id, deadline).await? else {
+            return Ok(Vec::new());
+        };
+        let (bytes, submission) = (job.payload.len() + submission.draft.job.payload.len(), Arc::clone(submission));
+        let compare = move || job.differences_in_writing(&submission.draft.job);
+        self.offload.run(tenant, bytes, deadline, compare).await.map_err(DatabaseError::Shed)
     }
 
     async fn submitted(

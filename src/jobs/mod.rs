@@ -125,12 +125,13 @@ impl Job {
         }
     }
 
-    /// The JSON text of the answer.
+    /// The JSON text of the answer, with a newline at its end for whoever reads it at a terminal.
     pub fn to_json(&self) -> Bytes {
         /// Of most answers, which are kept: what a buffer has to spare is kept with them.
         const LENGTH: usize = 320;
         let mut text = Vec::with_capacity(LENGTH);
         serde_json::to_writer(&mut text, self).expect("a job's members all have a JSON form");
+        text.push(b'\n');
         text.into_boxed_slice().into()
     }
 }

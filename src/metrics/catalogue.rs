@@ -109,6 +109,25 @@ pub(super) const HTTP_CONNECTIONS_LIMIT: Description = Description {
     meaning: "`server.connections`, or what the limit on file descriptors leaves.",
 };
 
+pub(super) const HTTP_BODY_BYTES: Description = Description {
+    name: "http_body_bytes",
+    kind: Kind::Gauge,
+    unit: "bytes",
+    labels: &[],
+    help: "Memory that request and answer bodies take",
+    meaning: "Small bodies are not counted; `server.requests_in_flight` bounds them. Near its limit: large bodies arrive \
+              faster than they are worked on, or clients do not read their answers.",
+};
+
+pub(super) const HTTP_BODY_BYTES_LIMIT: Description = Description {
+    name: "http_body_bytes_limit",
+    kind: Kind::Gauge,
+    unit: "bytes",
+    labels: &[],
+    help: "How much memory bodies may take",
+    meaning: "`server.body_bytes_in_flight`. One more is answered 503 `overloaded`.",
+};
+
 pub(super) const SHED_REQUESTS: Description = Description {
     name: "shed_requests",
     kind: Kind::Counter,
@@ -116,7 +135,9 @@ pub(super) const SHED_REQUESTS: Description = Description {
     labels: &["reason"],
     help: "Requests refused with 503 to keep the rest going, by why",
     meaning: "`in_flight`: more than may be worked on at once. `tenant_in_flight`: more than one tenant's share of them. \
-              `waited`: no connection to the database came free, or no writer, within \
+              `body_bytes`: bodies take `server.body_bytes_in_flight`. `tenant_body_bytes`: one tenant's bodies take \
+              `server.body_bytes_in_flight_per_tenant`. `cpu`: large bodies of one tenant waited for a CPU until their \
+              deadline. `waited`: no connection to the database came free, or no writer, within \
               `database.patience`. `queue_full`: `intake.queue_jobs` or `intake.queue_bytes` are waiting to be written. `outage`: the database has been away for longer than that, and it was another request's turn to look. \
               `unknown_tokens`: too many tokens never seen before.",
 };
@@ -301,7 +322,7 @@ pub(super) const LOG_LINES_LOST: Description = Description {
     meaning: "More than none: whoever reads standard output stalls, or has gone. Requests do not wait for it.",
 };
 
-const CATALOGUE: [&Description; 29] = [
+const CATALOGUE: [&Description; 31] = [
     &BUILD,
     &START_TIME,
     &READY,
@@ -311,6 +332,8 @@ const CATALOGUE: [&Description; 29] = [
     &HTTP_REQUESTS_IN_FLIGHT_LIMIT,
     &HTTP_CONNECTIONS,
     &HTTP_CONNECTIONS_LIMIT,
+    &HTTP_BODY_BYTES,
+    &HTTP_BODY_BYTES_LIMIT,
     &SHED_REQUESTS,
     &QUOTA_REFUSALS,
     &IDEMPOTENCY_OUTCOMES,

@@ -64,6 +64,12 @@ pub enum Shed {
     InFlight,
     #[error("as many requests of one tenant as may be are being worked on")]
     TenantInFlight,
+    #[error("the bodies of all requests and answers take as much memory as they may")]
+    BodyBytes,
+    #[error("the bodies of one tenant's requests and answers take as much memory as they may")]
+    TenantBodyBytes,
+    #[error("too many large bodies of one tenant are waiting for a CPU")]
+    Cpu,
     #[error("no connection to the database came free in time")]
     Waited,
     #[error("as many submissions as may be are waiting to be written")]
@@ -140,10 +146,25 @@ impl Retry {
 }
 
 impl Shed {
+    pub(super) const ALL: [Self; 9] = [
+        Self::InFlight,
+        Self::TenantInFlight,
+        Self::BodyBytes,
+        Self::TenantBodyBytes,
+        Self::Cpu,
+        Self::Waited,
+        Self::QueueFull,
+        Self::Outage,
+        Self::UnknownTokens,
+    ];
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::InFlight => "in_flight",
             Self::TenantInFlight => "tenant_in_flight",
+            Self::BodyBytes => "body_bytes",
+            Self::TenantBodyBytes => "tenant_body_bytes",
+            Self::Cpu => "cpu",
             Self::Waited => "waited",
             Self::QueueFull => "queue_full",
             Self::Outage => "outage",

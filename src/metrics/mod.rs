@@ -39,6 +39,8 @@ struct Catalogue {
     http_requests_in_flight_limit: Gauge,
     http_connections: Gauge,
     http_connections_limit: Gauge,
+    http_body_bytes: Gauge,
+    http_body_bytes_limit: Gauge,
     shed_requests: Family<ShedLabels, Counter>,
     quota_refusals: Family<QuotaLabels, Counter>,
     idempotency_outcomes: Family<OutcomeLabels, Counter>,
@@ -91,6 +93,8 @@ impl Metrics {
             http_requests_in_flight_limit: Gauge::default(),
             http_connections: Gauge::default(),
             http_connections_limit: Gauge::default(),
+            http_body_bytes: Gauge::default(),
+            http_body_bytes_limit: Gauge::default(),
             shed_requests: Family::default(),
             quota_refusals: Family::default(),
             idempotency_outcomes: Family::default(),
@@ -127,6 +131,8 @@ impl Metrics {
         register(&mut registry, &HTTP_REQUESTS_IN_FLIGHT_LIMIT, catalogue.http_requests_in_flight_limit.clone());
         register(&mut registry, &HTTP_CONNECTIONS, catalogue.http_connections.clone());
         register(&mut registry, &HTTP_CONNECTIONS_LIMIT, catalogue.http_connections_limit.clone());
+        register(&mut registry, &HTTP_BODY_BYTES, catalogue.http_body_bytes.clone());
+        register(&mut registry, &HTTP_BODY_BYTES_LIMIT, catalogue.http_body_bytes_limit.clone());
         register(&mut registry, &SHED_REQUESTS, catalogue.shed_requests.clone());
         register(&mut registry, &QUOTA_REFUSALS, catalogue.quota_refusals.clone());
         register(&mut registry, &IDEMPOTENCY_OUTCOMES, catalogue.idempotency_outcomes.clone());
@@ -238,6 +244,11 @@ impl Metrics {
         self.catalogue.http_requests_in_flight_limit.set(gauge(level.limit));
     }
 
+    pub fn read_body_bytes(&self, level: Level) {
+        self.catalogue.http_body_bytes.set(gauge(level.now));
+        self.catalogue.http_body_bytes_limit.set(gauge(level.limit));
+    }
+
     pub fn read_intake_queue(&self, level: Level) {
         self.catalogue.intake_queue.set(gauge(level.now));
         self.catalogue.intake_queue_limit.set(gauge(level.limit));
@@ -284,9 +295,7 @@ impl Metrics {
 impl Catalogue {
     /// Prometheus sees no increase in a series that was not there before.
     fn begin_at_zero(&self) {
-        for reason in
-            [Shed::InFlight, Shed::TenantInFlight, Shed::Waited, Shed::QueueFull, Shed::Outage, Shed::UnknownTokens]
-        {
+        for reason in Shed::ALL {
             drop(self.shed_requests.get_or_create(&ShedLabels { reason: reason.name() }));
         }
         for reason in [Split::Locked, Split::Refused] {

@@ -1,8 +1,10 @@
 //! The addresses that a server has.
 
 use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
 
 use anyhow::Context;
+use rustix::net::sockopt;
 use tokio::net::TcpSocket;
 
 use crate::configuration::Configuration;
@@ -41,11 +43,24 @@ impl Listeners {
     }
 }
 
-/// With room for a burst of connections, where the standard library leaves it at 128.
+/// With room for a burst of connections, where the standard library leaves it at 128. Connections inherit the options.
 fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     const BACKLOG: u32 = 4096;
+    /// For a client that is gone without a word.
+    const KEEP_ALIVE_IDLE: Duration = Duration::from_secs(60);
+    const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+    const KEEP_ALIVE_PROBES: u32 = 3;
+    /// What the system keeps for each direction of a connection. By itself it would grow to megabytes for a client that
+    /// does not read, and for one that sends what nobody reads; a container's memory limit counts them.
+    const SYSTEM_BUFFER_BYTES: u32 = 128 * 1024;
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
+    socket.set_send_buffer_size(SYSTEM_BUFFER_BYTES)?;
+    socket.set_recv_buffer_size(SYSTEM_BUFFER_BYTES)?;
+    socket.set_keepalive(true)?;
+    sockopt::set_tcp_keepidle(&socket, KEEP_ALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(&socket, KEEP_ALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(&socket, KEEP_ALIVE_PROBES)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)?.into_std()
 }

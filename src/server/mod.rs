@@ -7,10 +7,12 @@ mod serving;
 pub use database_connection::{connect, connect_directly, database_settings};
 pub use listeners::Listeners;
 
+use std::num::NonZero;
 use std::sync::Arc;
+use std::thread::available_parallelism;
 use std::time::Duration;
 
-use actix_web::dev::{Server as HttpTask, ServerHandle};
+use actix_server::{Server as HttpTask, ServerHandle};
 use actix_web::web;
 use anyhow::Context;
 use tokio::time::{sleep, timeout};
@@ -21,11 +23,12 @@ use crate::access::{Quota, Rate, Verifier};
 use crate::changes::Changes;
 use crate::configuration::{self, Configuration};
 use crate::database::{self, Lane};
-use crate::http::{self, Admission, App, Limits, Quotas, Readiness, Watched};
+use crate::http::{self, Admission, App, BodyMemory, Limits, Quotas, Readiness, Watched};
 use crate::idempotency::purger::{self, Pace};
 use crate::idempotency::{Engine, Replays, Terms};
 use crate::intake::{Bounds, Intake};
 use crate::metrics::Metrics;
+use crate::offload::Offload;
 use database_connection::await_database;
 use serving::{serve_api, serve_operations};
 
@@ -56,8 +59,10 @@ pub async fn run(
 
     let (address, operations_address) = (listeners.api.local_addr()?, listeners.operations_address()?);
     let watched = Watched { lanes: lanes.all().to_vec(), probes: lanes.probes.clone() };
-    let operations =
-        listeners.operations.map(|listener| serve_operations(listener, app.clone(), watched)).transpose()?;
+    let operations = listeners
+        .operations
+        .map(|listener| serve_operations(configuration, listener, app.clone(), watched))
+        .transpose()?;
     let api = serve_api(configuration, listeners.api, app.clone())?;
     let api_handle = api.handle();
 
@@ -144,10 +149,11 @@ fn compose(configuration: &Configuration, lanes: &Lanes, metrics: &Metrics) -> A
         lock_wait: intake.lock_wait,
         insist_on_durability: !database.allow_losing_acknowledged_jobs,
     };
+    let offload = Arc::new(Offload::new(available_parallelism().map_or(1, NonZero::get)));
     let replays = Arc::new(Replays::new(idempotency.replay_cache_bytes, metrics.clone()));
     let engine = Engine::new(lanes.intake.clone(), intake.connections, terms, Arc::clone(&replays));
     App {
-        intake: Intake::new(engine.clone(), lanes.writers.clone(), bounds(configuration)),
+        intake: Intake::new(engine.clone(), lanes.writers.clone(), bounds(configuration), Arc::clone(&offload)),
         changes: Changes::new(engine),
         replays,
         reads: lanes.reads.clone(),
@@ -161,10 +167,13 @@ fn compose(configuration: &Configuration, lanes: &Lanes, metrics: &Metrics) -> A
         metrics: metrics.clone(),
         limits: Limits {
             body_bytes: server.body_limit_bytes,
+            body_bytes_per_tenant: server.body_bytes_in_flight_per_tenant,
             body_deadline: server.body_deadline,
             request_deadline: server.request_deadline,
         },
         admission: Admission::new(server.requests_in_flight, server.requests_in_flight_per_tenant),
+        body_memory: BodyMemory::new(server.body_bytes_in_flight, server.body_bytes_in_flight_per_tenant),
+        offload,
         time_to_live: idempotency.time_to_live,
     }
 }

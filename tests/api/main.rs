@@ -12,6 +12,7 @@ mod batches;
 mod changes;
 mod command_line;
 mod concurrency;
+mod connections;
 mod contract;
 mod dev;
 mod docs;

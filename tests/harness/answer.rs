@@ -61,7 +61,7 @@ impl Answer {
                 headers.insert(name, value.parse().unwrap());
             }
         }
-        let body = members.get("job").or_else(|| members.get("problem")).unwrap().get().to_owned();
+        let body = members.get("job").or_else(|| members.get("problem")).unwrap().get().to_owned() + "\n";
         Self { status: text("status").unwrap().parse().unwrap(), headers, body: body.into() }
     }
 

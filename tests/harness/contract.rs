@@ -96,6 +96,7 @@ impl Contract {
                 self.validate(json!({ "$ref": format!("{CONTRACT}#{place}") }), &line, case);
             }
         } else if media_type.ends_with("json") {
+            assert!(answer.body.ends_with(b"\n"), "no newline at the end: {case}");
             let place = format!("{pointer}/content/{}/schema", media_type.replace('/', "~1"));
             let place = place.replace('{', "%7B").replace('}', "%7D");
             let body: &RawValue = serde_json::from_slice(&answer.body).unwrap();

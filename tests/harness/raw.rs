@@ -4,7 +4,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::Answer;
 
@@ -53,6 +53,26 @@ impl RawConnection {
         let reading = tokio::time::timeout(Duration::from_secs(60), self.read_head());
         let (status, headers) = reading.await.expect("an answer");
         Answer { status, headers, body: Bytes::new() }
+    }
+
+    /// A client that takes little at a time: its system holds no more than a few kilobytes that it has not read.
+    pub async fn open_with_small_buffer(address: SocketAddr, token: &str) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        Self { stream: socket.connect(address).await.unwrap(), token: token.to_owned(), unread: Vec::new() }
+    }
+
+    /// Reads until the server closes the connection, and says how many bytes came before that.
+    pub async fn until_closed(&mut self) -> usize {
+        let mut bytes = self.unread.len();
+        let reading = async {
+            let mut chunk = [0; 4096];
+            while let Ok(length @ 1..) = self.stream.read(&mut chunk).await {
+                bytes += length;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), reading).await.expect("the connection is closed");
+        bytes
     }
 
     async fn read_answer(&mut self) -> Answer {

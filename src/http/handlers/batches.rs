@@ -1,33 +1,44 @@
 //! `POST /jobs/batch`: many submissions in one request, each of which is a `POST /jobs`.
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
 use futures_util::{StreamExt, stream};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::submissions::submit_within_quota;
 use crate::access::Caller;
-use crate::http::body::{Body, JsonLines, MediaType};
-use crate::http::extractors::NoParameters;
+use crate::http::authorization::charge_requests;
+use crate::http::body::{Incoming, JsonLines, MediaType};
+use crate::http::body_memory::AnswerBytes;
+use crate::http::extractors::{Deadline, NoParameters};
 use crate::http::keyed::{self, charge_key};
+use crate::http::lines::{Line, Lines};
 use crate::http::{App, JOBS, Problem, ProblemDocument, SUBMIT};
 use crate::idempotency::{Fingerprint, InvalidKey, Key, KeyedError, Outcome, Performed, ScopedKey};
-use crate::ids::RequestId;
+use crate::ids::{RequestId, TenantId};
 use crate::intake::Submission;
 use crate::jobs::NewJob;
 use crate::json::{Document, Kind, Value};
 use crate::metrics::KeyedOutcome;
+use crate::telemetry::Facts;
 
 /// More would hold a connection for longer than a client should wait for all of them.
 const ITEMS_MAX: usize = 1000;
 
 /// What a line may have around the job: a key, with every character escaped, and the members' names.
 const ENVELOPE_BYTES_MAX: usize = 4096;
+
+/// What an item's answer takes, about.
+const ANSWER_BYTES: usize = 1024;
+
+/// How much of a batch is read at once.
+const READ_AT_ONCE_BYTES: usize = 64 * 1024;
 
 /// What is asked for in one line.
 enum Item {
@@ -37,7 +48,7 @@ enum Item {
 
 /// What one item is answered, in a line.
 #[derive(Default, Serialize)]
-struct Line<'a> {
+struct ItemAnswer<'a> {
     /// The number of the item, from 0.
     item: usize,
     status: u16,
@@ -64,10 +75,15 @@ pub async fn submit(
     request_id: RequestId,
     caller: Caller,
     _: NoParameters,
-    body: Body<JsonLines>,
+    body: Incoming<JsonLines>,
 ) -> Result<HttpResponse, Problem> {
-    let items = read(&caller, &request_id, app.limits.body_bytes, body).await?;
-    let batch = Batch { request: &request, app: &app, request_id: &request_id };
+    let items = read(&request, &app, caller.tenant, &request_id, body).await?;
+    // An item that is carried out is charged as a submission. One that is refused costs a request, for its answer.
+    let refused = items.iter().filter(|item| matches!(item, Item::Refused(_))).count();
+    charge_requests(&app, &request, refused)?;
+    let answer_bytes = app.body_memory.hold(caller.tenant, items.len() * ANSWER_BYTES)?;
+    request.extensions_mut().insert(AnswerBytes(answer_bytes));
+    let batch = Batch { request: &request, app: &app, request_id: &request_id, tally: RefCell::default() };
     let (one_by_one, in_batches): (Vec<_>, Vec<_>) =
         by_key(items).into_iter().partition(|items| asks_to_be_unique(items));
     let share = app.intake.share();
@@ -77,45 +93,49 @@ pub async fn submit(
             .flat_map(stream::iter)
             .collect()
             .await;
+    batch.tally.into_inner().record();
     lines.sort_unstable_by_key(|(number, _)| *number);
     let text: Vec<u8> = lines.into_iter().flat_map(|(_, line)| line).collect();
     Ok(HttpResponse::Ok().content_type(JsonLines::NAME).body(text))
 }
 
-/// Takes the body by value: what it says is copied from it, and it may be large.
+/// Reads the items as they arrive, some at a time, so that the body is never held as a whole.
 async fn read(
-    caller: &Caller,
+    request: &HttpRequest,
+    app: &App,
+    tenant: TenantId,
     request_id: &RequestId,
-    body_bytes: usize,
-    body: Body<JsonLines>,
+    body: Incoming<JsonLines>,
 ) -> Result<Vec<Item>, Problem> {
+    let body_bytes = app.limits.body_bytes;
+    let mut lines = Lines::of(body, body_bytes + ENVELOPE_BYTES_MAX);
     let mut items = Vec::new();
-    for line in body.bytes.split(|byte| *byte == b'\n') {
-        let line = line.trim_ascii();
-        if line.is_empty() {
-            continue;
-        }
-        if items.len() == ITEMS_MAX {
+    loop {
+        let (some, bytes) = lines.next(READ_AT_ONCE_BYTES).await?;
+        if items.len() + some.len() > ITEMS_MAX || (items.is_empty() && some.is_empty()) {
             return Err(Problem::InvalidBatch);
         }
-        items.push(read_item(caller, request_id, body_bytes, line).unwrap_or_else(Item::Refused));
-        // Others are served on this thread.
-        tokio::task::yield_now().await;
+        if some.is_empty() {
+            return Ok(items);
+        }
+        let request_id = request_id.clone();
+        let read = move || -> Vec<Item> {
+            let item = |line| read_item(tenant, &request_id, body_bytes, line).unwrap_or_else(Item::Refused);
+            some.into_iter().map(item).collect()
+        };
+        items.extend(app.offload.run(tenant, bytes, Deadline::of(request), read).await?);
     }
-    if items.is_empty() { Err(Problem::InvalidBatch) } else { Ok(items) }
 }
 
-fn read_item(caller: &Caller, request_id: &RequestId, body_bytes: usize, line: &[u8]) -> Result<Item, Problem> {
+fn read_item(tenant: TenantId, request_id: &RequestId, body_bytes: usize, line: Line) -> Result<Item, Problem> {
     let too_large = Problem::BodyTooLarge { limit_bytes: body_bytes };
-    if line.len() > body_bytes + ENVELOPE_BYTES_MAX {
-        return Err(too_large);
-    }
-    let document = Document::parse_envelope(line)?;
+    let Line::Text(line) = line else { return Err(too_large) };
+    let document = Document::parse_envelope(&line)?;
     let (key, job) = envelope(document.root())?;
     if job.text().len() > body_bytes {
         return Err(too_large);
     }
-    let key = ScopedKey { tenant: caller.tenant, route: SUBMIT, key };
+    let key = ScopedKey { tenant, route: SUBMIT, key };
     let submission = Submission::mint(key, Fingerprint::of(JOBS, job), NewJob::parse(job)?, request_id.clone());
     Ok(Item::Submission(Arc::new(submission)))
 }
@@ -164,6 +184,15 @@ struct Batch<'a> {
     request: &'a HttpRequest,
     app: &'a App,
     request_id: &'a RequestId,
+    tally: RefCell<Tally>,
+}
+
+/// How many items came to what. It goes into the log line of the request: a line for each item would let a small
+/// request write a large log.
+#[derive(Default)]
+struct Tally {
+    outcomes: BTreeMap<&'static str, usize>,
+    codes: BTreeMap<&'static str, usize>,
 }
 
 /// An item's outcome, as it is told this time.
@@ -209,19 +238,24 @@ impl Batch<'_> {
         (noted, done)
     }
 
-    /// An item is a request: it is counted as one, and has a line in the log.
+    /// An item is a request, and is counted as one.
     fn note(&self, item: usize, digest: Option<String>, noted: KeyedOutcome, done: &Result<Done, Problem>) {
         self.app.metrics.count_outcome(SUBMIT.0, noted);
-        let (status, code) = match done {
-            Ok(done) => (done.status.unsigned_abs(), None),
-            Err(problem) => (problem.status().as_u16(), Some(problem.code())),
-        };
+        let mut tally = self.tally.borrow_mut();
+        *tally.outcomes.entry(noted.name()).or_default() += 1;
+        if let Err(problem) = done {
+            problem.count(&self.app.metrics);
+            let times = tally.codes.entry(problem.code()).or_default();
+            if *times == 0 {
+                problem.log();
+            }
+            *times += 1;
+        }
         let outcome = done.as_ref().ok().map(|done| &done.outcome);
         let first = done.as_ref().ok().filter(|done| done.replayed).map(|done| done.outcome.request_id.as_str());
-        tracing::info!(
+        tracing::debug!(
             item,
-            status,
-            code,
+            code = done.as_ref().err().map(Problem::code),
             idempotency.outcome = noted.name(),
             idempotency.key_digest = digest,
             job_id = outcome.map(|outcome| display(outcome.answer.job_id)),
@@ -232,7 +266,7 @@ impl Batch<'_> {
 
     fn line(&self, item: usize, done: Result<Done, Problem>) -> Vec<u8> {
         let mut text = match done {
-            Ok(Done { status, replayed, outcome }) => serde_json::to_vec(&Line {
+            Ok(Done { status, replayed, outcome }) => serde_json::to_vec(&ItemAnswer {
                 item,
                 status: status.unsigned_abs(),
                 location: outcome.answer.location.as_deref(),
@@ -240,21 +274,30 @@ impl Batch<'_> {
                 idempotency_expires: Some(httpdate::fmt_http_date(SystemTime::from(outcome.expires_at))),
                 deduplicated_by: keyed::deduplicated_by(&outcome.answer),
                 job: Some(serde_json::from_slice(&outcome.answer.body).expect("what is stored is JSON")),
-                ..Line::default()
+                ..ItemAnswer::default()
             }),
-            Err(problem) => {
-                problem.report(&self.app.metrics);
-                serde_json::to_vec(&Line {
-                    item,
-                    status: problem.status().as_u16(),
-                    retry_after: problem.retry_after(),
-                    problem: Some(problem.document(self.request_id)),
-                    ..Line::default()
-                })
-            }
+            Err(problem) => serde_json::to_vec(&ItemAnswer {
+                item,
+                status: problem.status().as_u16(),
+                retry_after: problem.retry_after(),
+                problem: Some(problem.document(self.request_id)),
+                ..ItemAnswer::default()
+            }),
         }
         .expect("a line's members all have a JSON form");
         text.push(b'\n');
         text
+    }
+}
+
+impl Tally {
+    fn record(&self) {
+        let facts = Facts::current();
+        for (name, counts) in [("items.outcomes", &self.outcomes), ("items.codes", &self.codes)] {
+            let counts: Vec<String> = counts.iter().map(|(what, times)| format!("{what}={times}")).collect();
+            if !counts.is_empty() {
+                facts.note(name, &counts.join(" "));
+            }
+        }
     }
 }

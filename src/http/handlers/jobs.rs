@@ -46,11 +46,13 @@ pub async fn change(
     condition: IfMatch,
     body: Body<MergePatch>,
 ) -> Result<HttpResponse, Problem> {
-    let (patch, fingerprint) = {
-        let document = Document::parse(&body.bytes)?;
-        // By the id and not by its spelling.
-        (Patch::parse(&document)?, Fingerprint::of(&format!("{JOBS}/{}", id.0), document.root()))
+    // By the id and not by its spelling.
+    let path = format!("{JOBS}/{}", id.0);
+    let read = move |text: &[u8]| {
+        let document = Document::parse(text)?;
+        Ok((Patch::parse(&document)?, Fingerprint::of(&path, document.root())))
     };
+    let (patch, fingerprint) = body.read(&app, caller.tenant, Deadline::of(&request), read).await?;
     Facts::current().note_value("job_id", id.0);
     let change = Change { tenant: caller.tenant, id: id.0, patch, condition: condition.0 };
     let deadline = Deadline::of(&request);

@@ -4,6 +4,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 
 use crate::access::Caller;
 use crate::http::extractors::{Deadline, PathKey};
+use crate::http::outgoing::json;
 use crate::http::parameters::parameters;
 use crate::http::{App, KEYED_ROUTES, Problem, SUBMIT};
 use crate::idempotency::{ScopedKey, Summary, queries};
@@ -22,5 +23,5 @@ pub async fn show(
     let find = async |connection: &mut _| queries::find(connection, &key).await;
     let stored = app.reads.read(Deadline::of(&request), find).await?;
     let stored = stored.filter(|stored| stored.life.is_some()).ok_or(Problem::KeyNotFound)?;
-    Ok(HttpResponse::Ok().json(Summary::of(key.route, &stored.outcome)))
+    Ok(json(&mut HttpResponse::Ok(), &Summary::of(key.route, &stored.outcome)))
 }

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::access::Caller;
 use crate::http::extractors::Deadline;
+use crate::http::outgoing::json;
 use crate::http::parameters::{CURSOR, next_page, parameters};
 use crate::http::{App, JOBS, Problem, QUEUES};
 use crate::ids::JobId;
@@ -34,7 +35,7 @@ pub async fn jobs(request: HttpRequest, app: web::Data<App>, caller: Caller) -> 
     let read = async |connection: &mut _| Page::read(connection, caller.tenant, &filter, from, limit).await;
     let page = app.reads.read(Deadline::of(&request), read).await?;
     let link = page.next.map(|id| next_page(JOBS, &given, id.0));
-    Ok(linked(link).json(Jobs { jobs: page.jobs }))
+    Ok(json(&mut linked(link), &Jobs { jobs: page.jobs }))
 }
 
 #[derive(Serialize)]
@@ -51,7 +52,7 @@ pub async fn queues(request: HttpRequest, app: web::Data<App>, caller: Caller) -
     let read = async |connection: &mut _| Depths::read(connection, caller.tenant, from.as_deref(), limit).await;
     let page = app.reads.read(Deadline::of(&request), read).await?;
     let link = page.next.map(|name| next_page(QUEUES, &given, name));
-    Ok(linked(link).json(Queues { queues: page.queues }))
+    Ok(json(&mut linked(link), &Queues { queues: page.queues }))
 }
 
 fn linked(next: Option<String>) -> HttpResponseBuilder {

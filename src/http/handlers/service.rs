@@ -8,14 +8,14 @@ use tokio::time::Instant;
 
 use crate::database::Lane;
 use crate::http::extractors::NoParameters;
-use crate::http::{App, DOCS, KEY_REQUIRED, KEYED_ROUTES, OPENAPI, Problem};
+use crate::http::{App, DOCS, KEY_REQUIRED, KEYED_ROUTES, OPENAPI, Problem, outgoing};
 use crate::idempotency::{self, KEY_LENGTH_MAX};
 
 const CONTRACT: &str = include_str!("../../../api-design/jobs-api.yaml");
 
 /// `GET /`: what this is, where its documents are, and what a client may rely on.
 pub async fn about(app: web::Data<App>, _: NoParameters) -> HttpResponse {
-    HttpResponse::Ok().json(json!({
+    let about = json!({
         "name": env!("CARGO_PKG_NAME"),
         "version": env!("CARGO_PKG_VERSION"),
         "documents": { "docs": DOCS, "openapi": OPENAPI },
@@ -26,18 +26,19 @@ pub async fn about(app: web::Data<App>, _: NoParameters) -> HttpResponse {
             "key_length_max": KEY_LENGTH_MAX,
             "time_to_live_seconds": app.time_to_live.as_secs(),
         },
-    }))
+    });
+    outgoing::json(&mut HttpResponse::Ok(), &about)
 }
 
 /// `GET /healthz`: the process is alive. Asks nobody, so that a dead database restarts no replica.
 pub async fn healthz(_: NoParameters) -> HttpResponse {
-    HttpResponse::Ok().json(json!({ "status": "alive" }))
+    outgoing::json(&mut HttpResponse::Ok(), &json!({ "status": "alive" }))
 }
 
 /// `GET /readyz`: requests are welcome.
 pub async fn readyz(app: web::Data<App>, _: NoParameters) -> Result<HttpResponse, Problem> {
     app.readiness.check().await?;
-    Ok(HttpResponse::Ok().json(json!({ "status": "ready" })))
+    Ok(outgoing::json(&mut HttpResponse::Ok(), &json!({ "status": "ready" })))
 }
 
 /// `GET /openapi.yaml`: the contract (media type: RFC 9512).
@@ -58,6 +59,7 @@ pub async fn metrics(app: web::Data<App>, watched: web::Data<Watched>) -> HttpRe
         metrics.read_connections(lane.name(), lane.count());
     }
     metrics.read_requests_in_flight(app.admission.level());
+    metrics.read_body_bytes(app.body_memory.level());
     metrics.read_intake_queue(app.intake.level());
     metrics.read_replay_cache(app.replays.level());
     metrics.read_ready(app.readiness.check().await.is_ok());

@@ -12,7 +12,7 @@ use crate::http::conditions::NoConditions;
 use crate::http::extractors::{Deadline, NoParameters, RequiredKey};
 use crate::http::keyed::{charge_key, finish, scope, write};
 use crate::http::quotas::{charge, give_back};
-use crate::http::{App, Problem, SUBMIT};
+use crate::http::{App, JOBS, Problem, SUBMIT};
 use crate::idempotency::{Fingerprint, KeyedError, Outcome, Performed, ScopedKey};
 use crate::ids::{JobId, RequestId};
 use crate::intake::{Draft, NothingThere, Put, Submission};
@@ -31,7 +31,11 @@ pub async fn submit(
     body: Body<Json>,
 ) -> Result<HttpResponse, Problem> {
     let key = scope(&caller, SUBMIT, key.0);
-    let asked = read(&request, &app, &key, body)?;
+    let read = {
+        let (app, key) = (web::Data::clone(&app), key.clone());
+        move |text: &[u8]| read(&app, &key, text)
+    };
+    let asked = body.read(&app, caller.tenant, Deadline::of(&request), read).await?;
     charge_key(&app, &key, &request)?;
     let submitted = match asked {
         Asked::Before(outcome) => Ok(Performed::Replayed(outcome)),
@@ -51,10 +55,9 @@ enum Asked {
     New((NewJob, Option<ContentDigest>), Fingerprint),
 }
 
-/// Takes the body by value: it may be large, and what is waited for next may take its time.
-fn read(request: &HttpRequest, app: &App, key: &ScopedKey, body: Body<Json>) -> Result<Asked, Problem> {
-    let document = Document::parse(&body.bytes)?;
-    let fingerprint = Fingerprint::of(request.path(), document.root());
+fn read(app: &App, key: &ScopedKey, text: &[u8]) -> Result<Asked, Problem> {
+    let document = Document::parse(text)?;
+    let fingerprint = Fingerprint::of(JOBS, document.root());
     if let Some(outcome) = app.intake.recall(key, &fingerprint) {
         return Ok(Asked::Before(outcome));
     }
@@ -102,14 +105,14 @@ pub async fn put(
     body: Body<Json>,
 ) -> Result<HttpResponse, Problem> {
     let id = JobId::parse(&id).ok_or(Problem::InvalidJobId)?;
-    let (job, content) = NewJob::parse(Document::parse(&body.bytes)?.root())?;
-    drop(body);
+    let read = |text: &[u8]| Ok(NewJob::parse(Document::parse(text)?.root())?);
+    let (job, content) = body.read(&app, caller.tenant, Deadline::of(&request), read).await?;
     if content.is_some() {
         let detail = "a job that its client names is unique by its name".to_owned();
         return Err(InvalidJob { pointer: "/unique".to_owned(), detail }.into());
     }
     Facts::current().note_value("job_id", id);
-    let draft = Draft::named(caller.tenant, id, job);
+    let draft = Arc::new(Draft::named(caller.tenant, id, job));
     match put_within_quota(&request, &app, &draft).await? {
         Put::Created(answer) => Ok(write(&mut HttpResponse::build(StatusCode::CREATED), &answer)),
         Put::Same(answer) => Ok(write(&mut HttpResponse::Ok(), &answer)),
@@ -119,7 +122,7 @@ pub async fn put(
 }
 
 /// Likewise, a job that is there already is answered for.
-async fn put_within_quota(request: &HttpRequest, app: &App, draft: &Draft) -> Result<Put, Problem> {
+async fn put_within_quota(request: &HttpRequest, app: &App, draft: &Arc<Draft>) -> Result<Put, Problem> {
     let deadline = Deadline::of(request);
     match charge(&app.quotas.creations, &draft.tenant, request) {
         Err(exceeded) => app.intake.find_named(draft, deadline).await?.ok_or(exceeded),

@@ -1,0 +1,96 @@
+//! Work that keeps a CPU busy for long, away from the threads that serve HTTP.
+//!
+//! An HTTP worker serves many clients in turn, so whatever takes a millisecond there is a millisecond for all of them.
+//! Large JSON texts are scanned, digested and compared here. A tenant has a part of the CPUs at most.
+
+use std::panic::resume_unwind;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, timeout_at};
+
+use crate::access::Shares;
+use crate::ids::TenantId;
+use crate::metrics::Shed;
+
+/// Runs work on large texts on threads of its own.
+pub struct Offload {
+    cpus: Arc<Semaphore>,
+    tenants: Shares,
+}
+
+/// A text up to this size is worked on where it is: to hand it over would cost as much.
+pub const SMALL_BYTES: usize = 16 * 1024;
+
+impl Offload {
+    /// For a machine with so many CPUs. A tenant may have half of them.
+    pub fn new(cpus: usize) -> Self {
+        Self { cpus: Arc::new(Semaphore::new(cpus.max(1))), tenants: Shares::new((cpus / 2).max(1)) }
+    }
+
+    /// Does `work`, which takes time in proportion to `bytes`.
+    ///
+    /// # Errors
+    /// [`Shed::Cpu`] if its turn does not come before `deadline`.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        tenant: TenantId,
+        bytes: usize,
+        deadline: Instant,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Shed> {
+        if bytes <= SMALL_BYTES {
+            return Ok(work());
+        }
+        let waiting = async {
+            let share = self.tenants.acquire(tenant, 1).await;
+            (share, Arc::clone(&self.cpus).acquire_owned().await)
+        };
+        let places = timeout_at(deadline, waiting).await.map_err(|_| Shed::Cpu)?;
+        // The places go with the work: it goes on if nobody waits for it any more.
+        let done = spawn_blocking(move || {
+            let _places = places;
+            work()
+        });
+        Ok(done.await.unwrap_or_else(|error| resume_unwind(error.into_panic())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use uuid::Uuid;
+
+    use super::*;
+
+    const ONE: TenantId = TenantId(Uuid::from_u128(1));
+    const OTHER: TenantId = TenantId(Uuid::from_u128(2));
+    const LARGE: usize = SMALL_BYTES + 1;
+
+    fn in_a_minute() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    #[tokio::test]
+    async fn a_tenant_that_has_its_part_waits_and_another_does_not() {
+        let offload = Arc::new(Offload::new(2));
+        let (finish, finished) = channel::<()>();
+        let busy = Arc::clone(&offload);
+        let first = tokio::spawn(async move { busy.run(ONE, LARGE, in_a_minute(), move || finished.recv()).await });
+        while offload.cpus.available_permits() == 2 {
+            tokio::task::yield_now().await;
+        }
+        let late = offload.run(ONE, LARGE, Instant::now(), || ()).await;
+        assert!(matches!(late, Err(Shed::Cpu)));
+        assert!(matches!(offload.run(OTHER, LARGE, in_a_minute(), || 7).await, Ok(7)));
+        assert!(
+            matches!(offload.run(ONE, SMALL_BYTES, Instant::now(), || 8).await, Ok(8)),
+            "small texts wait for nothing"
+        );
+        finish.send(()).unwrap();
+        assert!(first.await.unwrap().unwrap().is_ok());
+    }
+}

@@ -1,0 +1,249 @@
+//! What one client may keep of the server by the way it sends and reads: connections, memory, CPU and log lines.
+
+use hapax::access::Scope;
+use serde_json::{Value, json};
+
+use crate::harness::{Ledger, NO_QUOTAS, RawConnection, Server, job};
+
+const ENDLESS: [&[u8]; 2] = [b"content-type: application/json", b"transfer-encoding: chunked"];
+
+#[tokio::test]
+async fn an_answer_before_the_end_of_a_chunked_body_closes_the_connection() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let stranger = format!("hpx_{}", "0".repeat(64));
+    let key: &[u8] = b"idempotency-key: k";
+    for (token, request, headers, status) in [
+        (&stranger, "POST /jobs", [key, ENDLESS[0], ENDLESS[1]], 401),
+        (&ledger.token, "POST /nothing", [key, ENDLESS[0], ENDLESS[1]], 404),
+        (&ledger.token, "PUT /jobs", [key, ENDLESS[0], ENDLESS[1]], 405),
+        (&ledger.token, "POST /jobs", [key, b"content-type: text/plain", ENDLESS[1]], 415),
+        (&ledger.token, "GET /healthz", [key, ENDLESS[0], ENDLESS[1]], 200),
+        (&ledger.token, "DELETE /jobs/7d0b8d9a-0000-7000-8000-000000000000", [key, ENDLESS[0], ENDLESS[1]], 204),
+    ] {
+        let mut connection = RawConnection::open(server.address, token).await;
+        connection.write_head(request, &headers).await;
+        connection.write(b"32\r\nabc").await;
+        let answer = connection.answer().await;
+        assert_eq!((answer.status, answer.header("connection")), (status, "close"), "{request}");
+        assert_eq!(connection.until_closed().await, 0, "{request}");
+    }
+}
+
+#[tokio::test]
+async fn a_chunked_body_that_does_not_end_is_408_and_closes_the_connection() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__SERVER__BODY_DEADLINE", "500ms")]).await;
+    let mut connection = server.raw().await;
+    connection.write_head("POST /jobs", &[b"idempotency-key: k", ENDLESS[0], ENDLESS[1]]).await;
+    connection.write(b"32\r\nabc").await;
+    connection.answer().await.is_problem(408, "request-timeout");
+    assert_eq!(connection.until_closed().await, 0);
+}
+
+#[tokio::test]
+async fn a_chunked_body_that_ends_keeps_the_connection() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let mut connection = server.raw().await;
+    let body = job(1).to_string();
+    let chunks = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    for status in [201, 200] {
+        connection.write_head("POST /jobs", &[b"idempotency-key: k", ENDLESS[0], ENDLESS[1]]).await;
+        connection.write(chunks.as_bytes()).await;
+        assert_eq!(connection.answer().await.status, status);
+    }
+    connection.write_head("POST /nothing", &ENDLESS).await;
+    connection.write(chunks.as_bytes()).await;
+    assert_eq!(connection.answer().await.status, 404);
+    connection.write_head("GET /healthz", &[]).await;
+    assert_eq!(connection.answer().await.status, 200);
+}
+
+#[tokio::test]
+async fn what_comes_behind_a_request_that_closes_is_not_carried_out() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let body = job(1).to_string();
+    let head = |key: &str, more: &str| {
+        format!(
+            "POST /jobs HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {}\r\nidempotency-key: {key}\r\n{more}\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            ledger.token,
+            body.len()
+        )
+    };
+    let mut connection = server.raw().await;
+    let both = head("last", "connection: close\r\n") + &head("behind", "");
+    connection.write(both.as_bytes()).await;
+    let last = connection.answer().await;
+    assert_eq!((last.status, last.header("connection")), (201, "close"));
+    connection.until_closed().await;
+    ledger.is_whole_with(1).await;
+}
+
+#[tokio::test]
+async fn a_later_request_whose_head_does_not_end_has_a_deadline_too() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let mut connection = server.raw().await;
+    connection.write_head("GET /healthz", &[]).await;
+    assert_eq!(connection.answer().await.status, 200);
+    connection.write(b"GET /he").await;
+    assert_eq!(connection.until_closed().await, 0);
+}
+
+/// The script that `/docs` loads: 1.5 MB, for anybody.
+const LARGE: &str = "GET /docs/swagger-ui-bundle.js";
+
+#[tokio::test]
+async fn a_client_that_does_not_read_its_answer_loses_the_connection() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__SERVER__WRITE_DEADLINE", "500ms")]).await;
+    let mut connection = RawConnection::open_with_small_buffer(server.address, "none").await;
+    connection.write_head(LARGE, &[]).await;
+    server.until_metric("hapax_http_connections", 1.0).await;
+    server.until_metric_is("hapax_http_connections", 0.0).await;
+    assert!(connection.until_closed().await < 1_000_000);
+}
+
+#[tokio::test]
+async fn clients_that_do_not_read_take_little_memory() {
+    const CLIENTS: usize = 200;
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__SERVER__WRITE_DEADLINE", "1h")]).await;
+    server.get("/docs").await;
+    let before = server.resident_bytes();
+    let mut connections = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut connection = RawConnection::open_with_small_buffer(server.address, "none").await;
+        connection.write_head(LARGE, &[]).await;
+        connections.push(connection);
+    }
+    let answered = r#"hapax_http_requests_total{method="GET",route="/docs/swagger-ui-bundle.js",status="200"}"#;
+    server.until_metric(answered, CLIENTS as f64).await;
+    let more = server.resident_bytes().saturating_sub(before);
+    assert!(more / CLIENTS < 256 * 1024, "{} bytes for each client", more / CLIENTS);
+}
+
+fn large_job(bytes: usize) -> Value {
+    json!({ "type": "t", "payload": "x".repeat(bytes) })
+}
+
+/// Two bodies of 40 KB are more than one tenant may have, and three more than all may.
+const LITTLE_MEMORY: [(&str, &str); 3] = [
+    ("HAPAX__SERVER__BODY_LIMIT_BYTES", "65536"),
+    ("HAPAX__SERVER__BODY_BYTES_IN_FLIGHT", "100000"),
+    ("HAPAX__SERVER__BODY_BYTES_IN_FLIGHT_PER_TENANT", "70000"),
+];
+
+/// Sends the head of a request with a large body, and most of the body.
+async fn arriving(server: &Server, token: &str, key: &str) -> (RawConnection, Vec<u8>) {
+    let body = large_job(40_000).to_string().into_bytes();
+    let (length, key) = (format!("content-length: {}", body.len()), format!("idempotency-key: {key}"));
+    let mut connection = RawConnection::open(server.address, token).await;
+    let head: [&[u8]; 3] = [key.as_bytes(), length.as_bytes(), b"content-type: application/json"];
+    connection.write_head("POST /jobs", &head).await;
+    connection.write(&body[..39_000]).await;
+    (connection, body[39_000..].to_vec())
+}
+
+#[tokio::test]
+async fn bodies_take_no_more_memory_than_their_tenant_and_all_tenants_may() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&LITTLE_MEMORY).await;
+    let (mut first, rest) = arriving(&server, &ledger.token, "first").await;
+    server.until_metric("hapax_http_body_bytes", 39_000.0).await;
+    server.submit("second", large_job(40_000)).await.is_problem(503, "overloaded");
+    assert_eq!(server.metric(r#"hapax_shed_requests_total{reason="tenant_body_bytes"}"#).await, 1.0);
+    assert_eq!(server.submit("small", job(1)).await.status, 201);
+
+    let other_token = ledger.token_for("another-tenant", &Scope::ALL).await;
+    let (mut other, other_rest) = arriving(&server, &other_token, "other").await;
+    server.until_metric("hapax_http_body_bytes", 78_000.0).await;
+    let third = server.as_caller(&ledger.token_for("third-tenant", &Scope::ALL).await);
+    third.submit("third", large_job(40_000)).await.is_problem(503, "overloaded");
+    assert_eq!(server.metric(r#"hapax_shed_requests_total{reason="body_bytes"}"#).await, 1.0);
+
+    for (connection, rest) in [(&mut first, rest), (&mut other, other_rest)] {
+        connection.write(&rest).await;
+        assert_eq!(connection.answer().await.status, 201);
+    }
+    server.until_metric_is("hapax_http_body_bytes", 0.0).await;
+    assert_eq!(server.submit("second", large_job(40_000)).await.status, 201);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_read_takes_memory_of_its_tenant_alone() {
+    let ledger = Ledger::new().await;
+    let settings = [
+        ("HAPAX__SERVER__WRITE_DEADLINE", "1h"),
+        ("HAPAX__SERVER__BODY_BYTES_IN_FLIGHT", "4000000"),
+        ("HAPAX__SERVER__BODY_BYTES_IN_FLIGHT_PER_TENANT", "1500000"),
+    ];
+    let server = ledger.serve_with(&settings).await;
+    // More than the systems on both sides keep of an answer that is not read.
+    let made = server.submit("k", large_job(1_000_000)).await;
+    let other = server.as_caller(&ledger.token_for("another-tenant", &Scope::ALL).await);
+    let of_other = other.submit("k", large_job(1_000_000)).await;
+    let path = made.header("location");
+    let mut unread = RawConnection::open_with_small_buffer(server.address, &ledger.token).await;
+    unread.write_head(&format!("GET {path}"), &[]).await;
+    server.until_metric("hapax_http_body_bytes", 1_000_000.0).await;
+    server.get(path).await.is_problem(503, "overloaded");
+    assert_eq!(other.get(of_other.header("location")).await.status, 200);
+    drop(unread);
+    server.until_status(path, 200).await;
+}
+
+#[tokio::test]
+async fn a_large_body_costs_its_token_as_much_as_many_requests() {
+    let ledger = Ledger::new().await;
+    let settings = [("HAPAX__QUOTA__REQUESTS_PER_SECOND", "1"), ("HAPAX__QUOTA__REQUESTS_BURST", "40")];
+    let server = ledger.serve_with(&settings).await;
+    // 16 KiB a unit, and one for the request.
+    let large = large_job(30 * 16 * 1024);
+    assert_eq!(server.submit("large", &large).await.status, 201);
+    let refused = server.submit("large", &large).await;
+    refused.is_problem(429, "quota-exceeded");
+    assert!(refused.header("retry-after").parse::<u64>().unwrap() > 1, "{refused:?}");
+    assert_eq!(server.submit("small", job(1)).await.status, 201);
+    let mut chunked = server.raw().await;
+    chunked.write_head("POST /jobs", &[b"idempotency-key: c", ENDLESS[0], ENDLESS[1]]).await;
+    let body = large.to_string();
+    chunked.write(format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len()).as_bytes()).await;
+    chunked.answer().await.is_problem(429, "quota-exceeded");
+}
+
+#[tokio::test]
+async fn a_batch_of_junk_writes_one_line_and_costs_a_request_for_each_answer() {
+    let ledger = Ledger::new().await;
+    let settings = [("HAPAX__QUOTA__REQUESTS_PER_SECOND", "1"), ("HAPAX__QUOTA__REQUESTS_BURST", "700")];
+    let server = ledger.serve_with(&settings).await;
+    let junk = "x\n".repeat(500);
+    let answer = server.submit_batch(&junk).await;
+    assert_eq!(answer.items().len(), 500);
+    let lines = server.log_until(answer.header("x-request-id")).await;
+    let of_batch: Vec<_> =
+        lines.iter().filter(|line| line["span"]["request_id"] == answer.header("x-request-id")).collect();
+    assert_eq!(of_batch.len(), 1);
+    assert_eq!(of_batch[0]["span"]["items.outcomes"], "refused=500");
+    assert_eq!(of_batch[0]["span"]["items.codes"], "invalid-json=500");
+    server.submit_batch(&junk).await.is_problem(429, "quota-exceeded");
+    assert_eq!(server.submit("k", job(1)).await.status, 201);
+}
+
+#[tokio::test]
+async fn lines_of_a_batch_are_read_as_they_arrive() {
+    let ledger = Ledger::new().await;
+    let settings = [&NO_QUOTAS[..], &[("HAPAX__SERVER__BODY_LIMIT_BYTES", "65536")]].concat();
+    let server = ledger.serve_with(&settings).await;
+    let line = |n: usize, bytes: usize| json!({"idempotency_key": n.to_string(), "job": large_job(bytes)}).to_string();
+    // Within one part and across many, with line ends of all kinds, and one line that is too long in the middle.
+    let lines =
+        [line(0, 10), line(1, 60_000), " \r".to_owned(), line(2, 100_000), line(3, 10) + " \r", line(4, 50_000)];
+    let answers = server.submit_batch(lines.join("\n")).await.items();
+    let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+    assert_eq!(statuses, [201, 201, 413, 201, 201]);
+    ledger.is_whole_with(4).await;
+}
