@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
-use actix_web::http::header::{CACHE_CONTROL, HeaderName, HeaderValue, X_FORWARDED_FOR};
+use actix_web::http::header::{CACHE_CONTROL, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS, X_FORWARDED_FOR};
 use actix_web::http::{ConnectionType, Method, Uri};
 use actix_web::middleware::Next;
 use actix_web::{HttpMessage, HttpRequest, web};
@@ -70,7 +70,7 @@ pub async fn observe<B: MessageBody + 'static>(
         }
     }
     let code = problem.map(|problem| problem.code);
-    write_headers(&mut response, method, &request_id);
+    write_headers(&mut response, &request_id);
     facts.during(|| report(&app, &response, method, route, code, started.elapsed()));
     Ok(in_pieces(response, unread, held))
 }
@@ -110,15 +110,19 @@ fn first_facts(request: &ServiceRequest, request_id: &RequestId, method: &'stati
     facts
 }
 
-fn write_headers(response: &mut ServiceResponse<BoxBody>, method: &str, request_id: &RequestId) {
+fn write_headers(response: &mut ServiceResponse<BoxBody>, request_id: &RequestId) {
     let standings = response.request().extensions_mut().remove::<Standings>();
+    let is_error = response.status().is_client_error() || response.status().is_server_error();
     let headers = response.headers_mut();
     if let Some(standings) = standings {
         quotas::write_headers(&standings, headers);
     }
     let id = HeaderValue::from_str(request_id.as_str()).expect("a request id is made of plain characters");
     headers.insert(X_REQUEST_ID, id);
-    if !matches!(method, "GET" | "HEAD" | "OPTIONS") {
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    // A cache may keep 404, 405 and 410 for a time of its own choice (RFC 9110, section 15.1), so each error says that it
+    // must not. A document says itself how long it may be kept.
+    if is_error || !headers.contains_key(CACHE_CONTROL) {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
 }

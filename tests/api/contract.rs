@@ -40,6 +40,43 @@ async fn the_contract_that_is_served_is_the_one_in_the_repository() {
     assert_eq!(served.body, &include_bytes!("../../api-design/jobs-api.yaml")[..]);
 }
 
+/// What may be kept for a time: documents that are the same for every caller.
+fn kept(path: &str) -> &'static str {
+    match path {
+        "/" | "/docs" => "no-cache",
+        "/openapi.yaml" => "max-age=300",
+        _ if path.starts_with("/docs/") => "max-age=3600",
+        _ => "no-store",
+    }
+}
+
+#[tokio::test]
+async fn every_answer_says_whether_it_may_be_kept_and_that_its_type_is_not_to_be_guessed() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let (id, nobody) = (server.submit("k", job(1)).await.job_id(), server.as_caller(""));
+    let documented = paths().into_iter().flat_map(|path| [path.concrete(&id), path.concrete("other")]);
+    let others = ["/docs/page.css", "/docs/page.js", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js"];
+    let others = others.into_iter().chain(["/nothing", "/jobs/%30", "/?x", "/docs?x"]).map(str::to_owned);
+    let mut statuses = BTreeSet::new();
+    for path in documented.chain(others) {
+        // DELETE comes last: after it the job is gone for good.
+        for method in ["HEAD", "GET", "OPTIONS", "TRACE", "BREW", "PUT", "PATCH", "POST", "DELETE", "GET"] {
+            for client in [&nobody, &*server] {
+                let request = client.request(method, &path);
+                let request = if method == "GET" { request.header("if-none-match", "\"1\"") } else { request };
+                let answer = Answer::of(request.send().await.unwrap()).await;
+                let expected = if answer.status < 400 { kept(&path) } else { "no-store" };
+                assert_eq!(answer.header("cache-control"), expected, "{method} {path}: {answer:?}");
+                assert_eq!(answer.header("x-content-type-options"), "nosniff", "{method} {path}");
+                statuses.insert(answer.status);
+            }
+        }
+    }
+    let expected = [200, 204, 304, 400, 401, 404, 405, 410];
+    assert!(statuses.is_superset(&expected.into()), "{statuses:?}");
+}
+
 #[tokio::test]
 async fn a_path_takes_the_methods_that_are_documented_and_names_them_to_every_other() {
     let ledger = Ledger::new().await;

@@ -50,7 +50,6 @@ pub async fn page(_: NoParameters) -> HttpResponse {
         .content_type("text/html; charset=utf-8")
         .insert_header((header::CACHE_CONTROL, "no-cache"))
         .insert_header((header::CONTENT_SECURITY_POLICY, POLICY))
-        .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
         .insert_header((header::REFERRER_POLICY, "no-referrer"))
         .body(include_str!("../docs_page/page.html").replace("{version}", env!("SWAGGER_UI_VERSION")))
 }
@@ -62,8 +61,7 @@ pub async fn file(request: HttpRequest, _: NoParameters) -> Result<HttpResponse,
     response
         .content_type(file.media_type)
         .insert_header((header::CACHE_CONTROL, FILES_CACHE_CONTROL))
-        .insert_header((header::VARY, "accept-encoding"))
-        .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"));
+        .insert_header((header::VARY, "accept-encoding"));
     Ok(match file.compressed.filter(|_| takes_gzip(&request)) {
         Some(compressed) => response.insert_header(ContentEncoding::Gzip).body(compressed),
         None => response.body(file.content),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use actix_web::http::header::CACHE_CONTROL;
 use actix_web::{HttpResponse, web};
 use serde_json::json;
 use tokio::time::Instant;
@@ -12,6 +13,9 @@ use crate::http::{App, DOCS, KEY_REQUIRED, KEYED_ROUTES, OPENAPI, Problem, outgo
 use crate::idempotency::{self, KEY_LENGTH_MAX};
 
 const CONTRACT: &str = include_str!("../../../api-design/jobs-api.yaml");
+
+/// How long the contract may be kept without asking: after an upgrade it may be the previous release's for this long.
+const CONTRACT_CACHE_CONTROL: &str = "max-age=300";
 
 /// `GET /`: what this is, where its documents are, and what a client may rely on.
 pub async fn about(app: web::Data<App>, _: NoParameters) -> HttpResponse {
@@ -27,7 +31,7 @@ pub async fn about(app: web::Data<App>, _: NoParameters) -> HttpResponse {
             "time_to_live_seconds": app.time_to_live.as_secs(),
         },
     });
-    outgoing::json(&mut HttpResponse::Ok(), &about)
+    outgoing::json(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-cache")), &about)
 }
 
 /// `GET /healthz`: the process is alive. Asks nobody, so that a dead database restarts no replica.
@@ -43,7 +47,9 @@ pub async fn readyz(app: web::Data<App>, _: NoParameters) -> Result<HttpResponse
 
 /// `GET /openapi.yaml`: the contract (media type: RFC 9512).
 pub async fn openapi(_: NoParameters) -> HttpResponse {
-    HttpResponse::Ok().content_type("application/yaml").body(CONTRACT)
+    let mut response = HttpResponse::Ok();
+    response.content_type("application/yaml").insert_header((CACHE_CONTROL, CONTRACT_CACHE_CONTROL));
+    response.body(CONTRACT)
 }
 
 /// What `/metrics` reads when it is asked.
