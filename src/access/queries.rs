@@ -18,7 +18,8 @@ pub struct Tenant {
 pub struct IssuedToken {
     pub id: Uuid,
     pub tenant_name: String,
-    pub scopes: Scopes,
+    /// As stored, with those that permit nothing in this release.
+    pub scopes: Vec<String>,
     pub created_at: DateTime<Utc>,
     pub revoked_at: Option<DateTime<Utc>>,
 }
@@ -109,7 +110,7 @@ pub async fn list_tokens(connection: &mut PgConnection, tenant: Option<&TenantNa
     let tokens = rows.into_iter().map(|row| IssuedToken {
         id: row.id,
         tenant_name: row.tenant_name,
-        scopes: Scopes::stored(&row.scopes),
+        scopes: row.scopes,
         created_at: row.created_at,
         revoked_at: row.revoked_at,
     });

@@ -13,17 +13,15 @@ pub struct Token(SecretString);
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TokenDigest([u8; 32]);
 
-/// One thing that a token permits.
+/// One thing that a token permits. See ADR 0026.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// To create jobs and change them.
+    /// Create jobs.
     Submit,
-    /// To claim jobs and settle them.
-    Work,
-    /// To look at jobs.
+    /// Change, cancel and delete jobs that exist.
+    Manage,
+    /// Read jobs, queues and keys.
     Read,
-    /// To look after keys and queues.
-    Admin,
 }
 
 /// All that a token permits.
@@ -31,8 +29,15 @@ pub enum Scope {
 pub struct Scopes(u8);
 
 #[derive(Debug, Error)]
-#[error("unknown scope {0:?}; known are submit, work, read and admin")]
-pub struct UnknownScope(String);
+pub enum UnknownScope {
+    #[error("unknown scope {0:?}; known are submit, manage and read")]
+    Unknown(String),
+    #[error("scope {0:?} permits nothing in this release; known are submit, manage and read")]
+    Reserved(String),
+}
+
+/// Names that are kept for later releases. Tokens that an earlier release made may have them; they permit nothing.
+const RESERVED: [&str; 2] = ["work", "admin"];
 
 impl Token {
     const PREFIX: &'static str = "hpx_";
@@ -76,14 +81,24 @@ impl TokenDigest {
 }
 
 impl Scope {
-    pub const ALL: [Self; 4] = [Self::Submit, Self::Work, Self::Read, Self::Admin];
+    pub const ALL: [Self; 3] = [Self::Submit, Self::Manage, Self::Read];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Submit => "submit",
-            Self::Work => "work",
+            Self::Manage => "manage",
             Self::Read => "read",
-            Self::Admin => "admin",
+        }
+    }
+
+    /// What it permits, for whoever makes a token.
+    pub fn permits(self) -> &'static str {
+        match self {
+            Self::Submit => "create jobs: POST /jobs, POST /jobs/batch, PUT /jobs/{id}",
+            Self::Manage => {
+                "change, cancel and delete jobs: PATCH /jobs/{id}, POST /jobs/{id}/cancel, DELETE /jobs/{id}"
+            }
+            Self::Read => "read jobs, queues and keys: GET",
         }
     }
 }
@@ -101,7 +116,7 @@ impl Scopes {
         Scope::ALL.into_iter().filter(move |scope| self.contains(*scope)).map(Scope::name)
     }
 
-    /// What the database gave back. A scope that only a newer release knows permits nothing here.
+    /// What the database gave back. A scope that only an earlier or a later release knows permits nothing here.
     pub fn stored(names: &[String]) -> Self {
         names.iter().filter_map(|name| name.parse::<Scope>().ok()).collect()
     }
@@ -117,7 +132,10 @@ impl std::str::FromStr for Scope {
     type Err = UnknownScope;
 
     fn from_str(name: &str) -> Result<Self, UnknownScope> {
-        Self::ALL.into_iter().find(|scope| scope.name() == name).ok_or_else(|| UnknownScope(name.to_owned()))
+        Self::ALL.into_iter().find(|scope| scope.name() == name).ok_or_else(|| match RESERVED.contains(&name) {
+            true => UnknownScope::Reserved(name.to_owned()),
+            false => UnknownScope::Unknown(name.to_owned()),
+        })
     }
 }
 
@@ -146,7 +164,7 @@ mod tests {
     fn scopes_read_back() {
         let scopes: Scopes = [Scope::Read, Scope::Submit].into_iter().collect();
         assert_eq!(scopes.to_string(), "submit,read");
-        assert!(scopes.contains(Scope::Read) && !scopes.contains(Scope::Admin));
-        assert_eq!(Scopes::stored(&["submit".into(), "fly".into(), "read".into()]), scopes);
+        assert!(scopes.contains(Scope::Read) && !scopes.contains(Scope::Manage));
+        assert_eq!(Scopes::stored(&["submit".into(), "fly".into(), "admin".into(), "read".into()]), scopes);
     }
 }

@@ -28,8 +28,7 @@ pub enum TokenCommand {
         /// Make the tenant if there is none.
         #[arg(long)]
         create_tenant: bool,
-        /// What it permits: submit, work, read, admin; several separated by commas.
-        #[arg(long, value_name = "SCOPES", value_delimiter = ',', required = true)]
+        #[arg(long, value_name = "SCOPES", value_delimiter = ',', required = true, help = scopes_help())]
         scope: Vec<Scope>,
     },
     /// List tokens: everything but the tokens themselves.
@@ -91,7 +90,8 @@ pub fn token(command: TokenCommand, configuration: &Configuration) -> anyhow::Re
                 for token in queries::list_tokens(&mut connection, tenant.as_ref()).await? {
                     let revoked = token.revoked_at.map(|at| format!("  revoked {}", at.format(TIME)));
                     let (created, revoked) = (token.created_at.format(TIME), revoked.unwrap_or_default());
-                    print(&format!("{}  {created}  {}  {}{revoked}", token.id, token.tenant_name, token.scopes))?;
+                    let scopes = token.scopes.join(",");
+                    print(&format!("{}  {created}  {}  {scopes}{revoked}", token.id, token.tenant_name))?;
                 }
             }
             TokenCommand::Revoke { id } => {
@@ -103,6 +103,11 @@ pub fn token(command: TokenCommand, configuration: &Configuration) -> anyhow::Re
         }
         Ok(())
     })
+}
+
+fn scopes_help() -> String {
+    let scopes = Scope::ALL.map(|scope| format!("\n  {:<8}{}", scope.name(), scope.permits()));
+    format!("What the token permits; several separated by commas. No scope includes another:{}", scopes.concat())
 }
 
 const TIME: &str = "%Y-%m-%dT%H:%M:%SZ";

@@ -157,10 +157,10 @@ pub fn routes(config: &mut ServiceConfig) {
             resource(JOB, "DELETE, GET, HEAD, PATCH, PUT")
                 .route(read().to(jobs::show).wrap(may(Scope::Read)))
                 .route(web::put().to(submissions::put).wrap(may(Scope::Submit)))
-                .route(web::patch().to(jobs::change).wrap(may(Scope::Submit)))
-                .route(web::delete().to(jobs::delete).wrap(may(Scope::Submit))),
+                .route(web::patch().to(jobs::change).wrap(may(Scope::Manage)))
+                .route(web::delete().to(jobs::delete).wrap(may(Scope::Manage))),
         )
-        .service(resource(CANCEL, "POST").route(web::post().to(jobs::cancel).wrap(may(Scope::Submit))))
+        .service(resource(CANCEL, "POST").route(web::post().to(jobs::cancel).wrap(may(Scope::Manage))))
         .service(resource(QUEUES, "GET, HEAD").route(read().to(lists::queues).wrap(may(Scope::Read))))
         .service(resource(KEY, "GET, HEAD").route(read().to(keys::show).wrap(may(Scope::Read))))
         .default_service(web::to(|| async { Err::<String, _>(Problem::RouteNotFound) }));

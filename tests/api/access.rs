@@ -43,7 +43,7 @@ async fn a_token_permits_what_its_scopes_say_and_a_replay_no_less_than_a_creatio
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let submitter = server.as_caller(&ledger.token_for("acme", &[Scope::Submit]).await);
-    let reader = server.as_caller(&ledger.token_for("acme", &[Scope::Read, Scope::Admin]).await);
+    let reader = server.as_caller(&ledger.token_for("acme", &[Scope::Read]).await);
     let made = submitter.submit("key-1", job(1)).await;
     assert_eq!(made.status, 201);
 
@@ -56,6 +56,56 @@ async fn a_token_permits_what_its_scopes_say_and_a_replay_no_less_than_a_creatio
     reader.submit("key-1", job(1)).await.is_problem(403, "missing-scope");
     reader.submit("key-2", job(2)).await.is_problem(403, "missing-scope");
     assert_eq!(submitter.submit("key-2", job(2)).await.status, 201);
+}
+
+#[tokio::test]
+async fn one_scope_creates_jobs_and_another_changes_cancels_and_deletes_them() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let submitter = server.as_caller(&ledger.token_for("acme", &[Scope::Submit]).await);
+    let manager = server.as_caller(&ledger.token_for("acme", &[Scope::Manage]).await);
+    let id = uuid::Uuid::now_v7().to_string();
+    manager.submit("k", job(1)).await.is_problem(403, "missing-scope");
+    manager
+        .submit_batch(r#"{"idempotency_key":"k","job":{"type":"t","payload":1}}"#)
+        .await
+        .is_problem(403, "missing-scope");
+    manager.put(&id, job(1)).await.is_problem(403, "missing-scope");
+    assert_eq!(submitter.put(&id, job(1)).await.status, 201);
+
+    let change = r#"{"priority":1}"#;
+    for refused in [submitter.patch(&id, "*", change).await, submitter.cancel(&id).await, submitter.delete(&id).await] {
+        refused.is_problem(403, "missing-scope");
+        assert!(refused.header("www-authenticate").ends_with("scope=\"manage\""), "{refused:?}");
+    }
+    assert_eq!(manager.patch(&id, "*", change).await.status, 200);
+    assert_eq!((manager.cancel(&id).await.status, manager.delete(&id).await.status), (200, 204));
+}
+
+#[tokio::test]
+async fn a_token_of_the_previous_release_still_permits_what_it_did() {
+    let ledger = Ledger::empty().await;
+    let migrations = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+    let mut files: Vec<_> = std::fs::read_dir(migrations).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let of_the_previous = files.iter().filter(|file| !file.to_str().unwrap().contains("/20261128"));
+    for file in of_the_previous {
+        ledger.execute(&std::fs::read_to_string(file).unwrap()).await;
+    }
+    ledger
+        .execute(
+            "insert into tenants (id, name) values (gen_random_uuid(), 'acme'); \
+             insert into access_tokens (id, tenant_id, digest, scopes) select gen_random_uuid(), id, sha256('1'), \
+             array['submit', 'admin'] from tenants; \
+             insert into access_tokens (id, tenant_id, digest, scopes) select gen_random_uuid(), id, sha256('2'), \
+             array['read', 'work'] from tenants",
+        )
+        .await;
+    for file in files.iter().filter(|file| file.to_str().unwrap().contains("/20261128")) {
+        ledger.execute(&std::fs::read_to_string(file).unwrap()).await;
+    }
+    let scopes = "select count(*) from access_tokens where scopes in (array['submit', 'admin', 'manage'], array['read', 'work'])";
+    assert_eq!(ledger.number(scopes).await, 2);
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! The commands, as an operator types them.
 
+use hapax::access::Scope;
+
 use crate::harness::{Ledger, job, run_hapax};
 
 struct Ran {
@@ -39,7 +41,8 @@ async fn what_is_typed_wrongly_is_said_in_words() {
     let create = |tenant: &'static str, scope: &'static str| ["token", "create", "--tenant", tenant, "--scope", scope];
     for (arguments, words) in [
         (&create("nobody", "read")[..], "there is no tenant nobody"),
-        (&create("acme", "fly")[..], "unknown scope \"fly\"; known are submit, work, read and admin"),
+        (&create("acme", "fly")[..], "unknown scope \"fly\"; known are submit, manage and read"),
+        (&create("acme", "work")[..], "scope \"work\" permits nothing in this release"),
         (&["tenant", "create", "Bad Name"][..], "a tenant's name is"),
         (&["token", "revoke", "7d0b8d9a-0000-7000-8000-000000000000"][..], "there is no token"),
         (&["serve", "--bind", "nowhere"][..], "--bind"),
@@ -47,6 +50,16 @@ async fn what_is_typed_wrongly_is_said_in_words() {
         let ran = run(&ledger, arguments, &[]).await;
         assert!(!ran.ok && ran.err.contains(words), "{arguments:?}: {}", ran.err);
     }
+}
+
+#[tokio::test]
+async fn every_scope_is_explained_where_a_token_is_made() {
+    let help = String::from_utf8(run_hapax(&["token", "create", "--help"], &[]).await.stdout).unwrap();
+    for scope in Scope::ALL {
+        let line = help.lines().find(|line| line.trim_start().starts_with(scope.name()));
+        assert!(line.is_some_and(|line| line.ends_with(scope.permits())), "{scope:?} in {help}");
+    }
+    assert!(!help.contains("admin"), "{help}");
 }
 
 #[tokio::test]
