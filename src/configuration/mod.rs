@@ -4,9 +4,11 @@
 //! line. Nothing else in the program reads the environment.
 
 mod database_url;
+mod public_url;
 mod sources;
 
 pub use database_url::DatabaseUrl;
+pub use public_url::PublicUrl;
 pub use sources::{Overrides, variable};
 
 use std::net::SocketAddr;
@@ -37,6 +39,9 @@ pub struct Configuration {
 pub struct Server {
     /// Where the API listens.
     pub bind: SocketAddr,
+    /// Where clients reach the service, if a gateway publishes it under another host or below a path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public_url: Option<PublicUrl>,
     /// HTTP worker threads; 0 means one for each core.
     pub workers: usize,
     /// The largest body taken.
@@ -181,6 +186,7 @@ impl Default for Server {
     fn default() -> Self {
         Self {
             bind: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            public_url: None,
             workers: 0,
             body_limit_bytes: 1024 * 1024,
             body_deadline: Duration::from_secs(10),

@@ -128,6 +128,11 @@ mod tests {
             ("HAPAX__SEVRER__BIND", "0.0.0.0:1", "sevrer"),
             ("HAPAX__SERVER__BIND", "here", "server.bind"),
             ("HAPAX__SERVER__WORKERS", "-1", "server.workers"),
+            (
+                "HAPAX__SERVER__PUBLIC_URL",
+                "api.example.com",
+                "server.public_url: \"api.example.com\"; expected an http",
+            ),
             ("HAPAX__IDEMPOTENCY__TIME_TO_LIVE", "a day", "idempotency.time_to_live"),
             ("HAPAX__IDEMPOTENCY__TIME_TO_LIVE", "0s", "idempotency.time_to_live"),
             ("HAPAX__INTAKE__LOCK_WAIT", "0s", "intake.lock_wait"),
@@ -158,7 +163,7 @@ mod tests {
                 assert!(shown.contains_key(&variable), "{variable} is missing");
             }
         }
-        let unset = ["HAPAX__DATABASE__URL", "HAPAX__METRICS__BIND"];
+        let unset = ["HAPAX__DATABASE__URL", "HAPAX__METRICS__BIND", "HAPAX__SERVER__PUBLIC_URL"];
         assert!(unset.iter().all(|name| shown.contains_key(*name)));
         let pairs: Vec<_> = shown.iter().filter(|(name, _)| !unset.contains(&name.as_str())).collect();
         let pairs: Vec<_> = pairs.into_iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();

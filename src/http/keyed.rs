@@ -40,20 +40,21 @@ pub fn charge_key(app: &App, key: &ScopedKey, request: &HttpRequest) -> Result<(
 /// [`Problem`], if that is what became of it.
 pub fn finish<R: Into<Problem>>(
     request: &HttpRequest,
+    app: &App,
     performed: Result<Performed<R>, KeyedError>,
 ) -> Result<HttpResponse, Problem> {
     note(request, &performed);
     match performed? {
         Performed::First(outcome) => {
             let status = u16::try_from(outcome.answer.status).ok().and_then(|status| StatusCode::from_u16(status).ok());
-            Ok(answer(status.unwrap_or(StatusCode::OK), "false", &outcome))
+            Ok(answer(app, status.unwrap_or(StatusCode::OK), "false", &outcome))
         }
-        Performed::Replayed(outcome) => Ok(answer(StatusCode::OK, "true", &outcome)),
+        Performed::Replayed(outcome) => Ok(answer(app, StatusCode::OK, "true", &outcome)),
         Performed::Refused(refusal) => Err(refusal.into()),
     }
 }
 
-fn answer(status: StatusCode, replayed: &'static str, outcome: &Outcome) -> HttpResponse {
+fn answer(app: &App, status: StatusCode, replayed: &'static str, outcome: &Outcome) -> HttpResponse {
     let mut response = HttpResponse::build(status);
     response
         .insert_header((IDEMPOTENT_REPLAYED, HeaderValue::from_static(replayed)))
@@ -61,14 +62,15 @@ fn answer(status: StatusCode, replayed: &'static str, outcome: &Outcome) -> Http
     if let Some(by) = deduplicated_by(&outcome.answer) {
         response.insert_header((DEDUPLICATED_BY, by));
     }
-    write(&mut response, &outcome.answer)
+    write(app, &mut response, &outcome.answer)
 }
 
 /// The header fields and the body of an answer that is stored, or would be if the request had a key.
-pub fn write(response: &mut HttpResponseBuilder, answer: &Answer) -> HttpResponse {
+/// `Location` is stored as a path, so that each replica can make a URL of it by its own configuration.
+pub fn write(app: &App, response: &mut HttpResponseBuilder, answer: &Answer) -> HttpResponse {
     response.insert_header((header::CONTENT_TYPE, HeaderValue::from_static("application/json")));
     if let Some(location) = &answer.location {
-        response.insert_header((header::LOCATION, location.as_str()));
+        response.insert_header((header::LOCATION, app.public(location)));
     }
     if let Some(etag) = &answer.etag {
         response.insert_header((header::ETAG, etag.as_str()));

@@ -67,6 +67,15 @@ pub struct App {
     pub offload: Arc<Offload>,
     /// How long a key lives.
     pub time_to_live: Duration,
+    /// What every URL of the service in an answer begins with; empty: they are relative.
+    pub public_url: String,
+}
+
+impl App {
+    /// A path of the service as clients outside reach it.
+    pub fn public(&self, path: &str) -> String {
+        format!("{}{path}", self.public_url)
+    }
 }
 
 /// How much each may have in a while.

@@ -175,6 +175,7 @@ fn compose(configuration: &Configuration, lanes: &Lanes, metrics: &Metrics) -> A
         body_memory: BodyMemory::new(server.body_bytes_in_flight, server.body_bytes_in_flight_per_tenant),
         offload,
         time_to_live: idempotency.time_to_live,
+        public_url: server.public_url.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
 }
 

@@ -30,6 +30,7 @@ mod operations;
 mod outages;
 mod overload;
 mod pooler;
+mod public_url;
 mod queues;
 mod quotas;
 mod refusals;

@@ -1,7 +1,7 @@
 'use strict';
 
 SwaggerUIBundle({
-  url: '/openapi.yaml',
+  url: 'openapi.yaml',
   dom_id: '#api',
   deepLinking: true,
   tryItOutEnabled: true,

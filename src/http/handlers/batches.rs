@@ -53,7 +53,7 @@ struct ItemAnswer<'a> {
     item: usize,
     status: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
-    location: Option<&'a str>,
+    location: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     idempotent_replayed: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -269,7 +269,7 @@ impl Batch<'_> {
             Ok(Done { status, replayed, outcome }) => serde_json::to_vec(&ItemAnswer {
                 item,
                 status: status.unsigned_abs(),
-                location: outcome.answer.location.as_deref(),
+                location: outcome.answer.location.as_deref().map(|path| self.app.public(path)),
                 idempotent_replayed: Some(replayed),
                 idempotency_expires: Some(httpdate::fmt_http_date(SystemTime::from(outcome.expires_at))),
                 deduplicated_by: keyed::deduplicated_by(&outcome.answer),

@@ -58,12 +58,12 @@ pub async fn change(
     let deadline = Deadline::of(&request);
     let Some(key) = key.0 else {
         let answer = app.changes.patch(&change, deadline).await??;
-        return Ok(write(&mut HttpResponse::Ok(), &answer));
+        return Ok(write(&app, &mut HttpResponse::Ok(), &answer));
     };
     let key = scope(&caller, CHANGE, key);
     charge_key(&app, &key, &request)?;
     let keyed = Keyed { key, fingerprint, request_id, created_at: jobs::now(), makes: None };
-    finish(&request, app.changes.patch_keyed(&change, &keyed, deadline).await)
+    finish(&request, &app, app.changes.patch_keyed(&change, &keyed, deadline).await)
 }
 
 /// `POST /jobs/{id}/cancel`: the job is over, whoever has ended it.

@@ -13,6 +13,8 @@ use crate::http::{App, DOCS, KEY_REQUIRED, KEYED_ROUTES, OPENAPI, Problem, outgo
 use crate::idempotency::{self, KEY_LENGTH_MAX};
 
 const CONTRACT: &str = include_str!("../../../api-design/jobs-api.yaml");
+/// The one server that the contract names, which clients that are generated from it send their requests to.
+const CONTRACT_SERVER: &str = "\n  - url: /\n";
 
 /// How long the contract may be kept without asking: after an upgrade it may be the previous release's for this long.
 const CONTRACT_CACHE_CONTROL: &str = "max-age=300";
@@ -22,7 +24,7 @@ pub async fn about(app: web::Data<App>, _: NoParameters) -> HttpResponse {
     let about = json!({
         "name": env!("CARGO_PKG_NAME"),
         "version": env!("CARGO_PKG_VERSION"),
-        "documents": { "docs": DOCS, "openapi": OPENAPI },
+        "documents": { "docs": app.public(DOCS), "openapi": app.public(OPENAPI) },
         "idempotency": {
             "header": "Idempotency-Key",
             "required_on": KEY_REQUIRED.map(|route| route.0),
@@ -46,10 +48,13 @@ pub async fn readyz(app: web::Data<App>, _: NoParameters) -> Result<HttpResponse
 }
 
 /// `GET /openapi.yaml`: the contract (media type: RFC 9512).
-pub async fn openapi(_: NoParameters) -> HttpResponse {
+pub async fn openapi(app: web::Data<App>, _: NoParameters) -> HttpResponse {
     let mut response = HttpResponse::Ok();
     response.content_type("application/yaml").insert_header((CACHE_CONTROL, CONTRACT_CACHE_CONTROL));
-    response.body(CONTRACT)
+    match app.public_url.as_str() {
+        "" => response.body(CONTRACT),
+        url => response.body(CONTRACT.replacen(CONTRACT_SERVER, &format!("\n  - url: {url}\n"), 1)),
+    }
 }
 
 /// What `/metrics` reads when it is asked.

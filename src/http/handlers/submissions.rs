@@ -44,7 +44,7 @@ pub async fn submit(
             submit_within_quota(&request, &app, &submission).await?
         }
     };
-    finish(&request, submitted)
+    finish(&request, &app, submitted)
 }
 
 /// What a body turns out to ask for.
@@ -114,8 +114,8 @@ pub async fn put(
     Facts::current().note_value("job_id", id);
     let draft = Arc::new(Draft::named(caller.tenant, id, job));
     match put_within_quota(&request, &app, &draft).await? {
-        Put::Created(answer) => Ok(write(&mut HttpResponse::build(StatusCode::CREATED), &answer)),
-        Put::Same(answer) => Ok(write(&mut HttpResponse::Ok(), &answer)),
+        Put::Created(answer) => Ok(write(&app, &mut HttpResponse::build(StatusCode::CREATED), &answer)),
+        Put::Same(answer) => Ok(write(&app, &mut HttpResponse::Ok(), &answer)),
         Put::Other { pointers } => Err(Problem::JobExists { job_id: id, pointers }),
         Put::Deleted => Err(Problem::JobDeleted),
     }
