@@ -5,9 +5,11 @@ And what the contract promises in words: that a repetition is harmless, and that
 """
 
 import collections
+import email.utils
 import hashlib
 import itertools
 import json
+import re
 import uuid
 
 import jsonschema_rs
@@ -22,6 +24,8 @@ DELETE = "DELETE /jobs/{id}"
 CANCEL = "POST /jobs/{id}/cancel"
 SHOW_KEY = "GET /idempotency-keys/{key}"
 KEY = "Idempotency-Key"
+FIRST_SENT = "Repeatability-First-Sent"
+FIXDATE = re.compile(r"[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT")
 # One in so many requests stays as it was generated: what the others are spared wants to be seen, too.
 KEPT = 8
 # What a repetition is answered, of what can be repeated.
@@ -54,8 +58,16 @@ def before_call(context, case, kwargs):
         _find_key(case)
     if label in (SUBMIT, BATCH):
         _separate_pointers(case)
+    if label in (SUBMIT, BATCH, CHANGE):
+        _date(case)
     if label in (SUBMIT, BATCH, CHANGE, PUT):
         _find_name(case)
+
+
+def _date(case):
+    """Dates a request now. Which days there are, and which are too long ago or in the future, a schema cannot tell."""
+    if FIXDATE.fullmatch((case.headers or {}).get(FIRST_SENT) or ""):
+        case.headers[FIRST_SENT] = email.utils.formatdate(usegmt=True)
 
 
 def _separate_pointers(case):

@@ -13,7 +13,9 @@ pub use shares::Shares;
 pub use token::{Scope, Scopes, Token, TokenDigest, UnknownScope};
 pub use verifier::{Rejection, Verifier};
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -25,7 +27,12 @@ pub struct Caller {
     pub tenant: TenantId,
     pub tenant_name: Arc<str>,
     pub scopes: Scopes,
+    /// How long the tenant's keys live, if not as long as the setting says.
+    pub key_time_to_live: Option<Duration>,
 }
+
+/// How long a tenant's keys may live. The column's constraint says the same.
+pub const KEY_TIME_TO_LIVE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(366 * 24 * 60 * 60);
 
 /// What a tenant is called: lower case letters, digits and `._-`, 1 to 63 of them, a letter or a digit first.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 //! The SQL of access. Whoever calls brings the connection.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -12,6 +14,8 @@ pub struct Tenant {
     pub id: TenantId,
     pub name: String,
     pub created_at: DateTime<Utc>,
+    /// As in [`Caller`].
+    pub key_time_to_live: Option<Duration>,
 }
 
 /// A token as an operator sees it: everything but the token.
@@ -28,7 +32,7 @@ pub struct IssuedToken {
 pub async fn find_caller(connection: &mut PgConnection, digest: &TokenDigest) -> sqlx::Result<Option<Caller>> {
     let row = sqlx::query!(
         "
-        select tenants.id, tenants.name, access_tokens.scopes
+        select tenants.id, tenants.name, tenants.key_time_to_live_seconds, access_tokens.scopes
         from access_tokens
         join tenants on tenants.id = access_tokens.tenant_id
         where access_tokens.digest = $1 and access_tokens.revoked_at is null
@@ -41,7 +45,13 @@ pub async fn find_caller(connection: &mut PgConnection, digest: &TokenDigest) ->
         tenant: TenantId(row.id),
         tenant_name: row.name.into(),
         scopes: Scopes::stored(&row.scopes),
+        key_time_to_live: row.key_time_to_live_seconds.map(duration),
     }))
+}
+
+/// A column of seconds, which a constraint keeps positive.
+fn duration(seconds: i32) -> Duration {
+    Duration::from_secs(u64::from(seconds.unsigned_abs()))
 }
 
 /// Makes a tenant of this name; `false` if there was one.
@@ -62,9 +72,30 @@ pub async fn find_tenant(connection: &mut PgConnection, name: &TenantName) -> sq
 }
 
 pub async fn list_tenants(connection: &mut PgConnection) -> sqlx::Result<Vec<Tenant>> {
-    let rows = sqlx::query!("select id, name, created_at from tenants order by name").fetch_all(connection).await?;
-    let tenant = |id, name, created_at| Tenant { id: TenantId(id), name, created_at };
-    Ok(rows.into_iter().map(|row| tenant(row.id, row.name, row.created_at)).collect())
+    let rows = sqlx::query!("select id, name, created_at, key_time_to_live_seconds from tenants order by name")
+        .fetch_all(connection)
+        .await?;
+    let tenants = rows.into_iter().map(|row| Tenant {
+        id: TenantId(row.id),
+        name: row.name,
+        created_at: row.created_at,
+        key_time_to_live: row.key_time_to_live_seconds.map(duration),
+    });
+    Ok(tenants.collect())
+}
+
+/// Sets how long a tenant's new keys live; `None`: as long as the setting says. `false` if there is no such tenant.
+pub async fn set_key_time_to_live(
+    connection: &mut PgConnection,
+    tenant: &TenantName,
+    time_to_live: Option<Duration>,
+) -> sqlx::Result<bool> {
+    let seconds = time_to_live.map(|time| i32::try_from(time.as_secs()).unwrap_or(i32::MAX));
+    let done =
+        sqlx::query!("update tenants set key_time_to_live_seconds = $2 where name = $1", tenant.as_str(), seconds)
+            .execute(connection)
+            .await?;
+    Ok(done.rows_affected() == 1)
 }
 
 /// Stores a token's digest under a new id; `None` if there is no such tenant.

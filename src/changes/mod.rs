@@ -5,10 +5,12 @@
 
 mod queries;
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 
 use crate::database::{DatabaseError, Lane};
-use crate::idempotency::{Acted, Answer, Engine, Keyed, KeyedError, OnConflict, Performed, Terms};
+use crate::idempotency::{Acted, Answer, Engine, Keyed, KeyedError, OnConflict, Outcome, Performed, Terms};
 use crate::ids::{JobId, TenantId};
 use crate::jobs::{self, Current, Found, Job, Patch, State};
 
@@ -74,6 +76,14 @@ impl Changes {
     ) -> Result<Performed<Refusal>, KeyedError> {
         let act = async |on_conflict, terms| self.act(change, keyed, on_conflict, terms, deadline).await;
         self.engine.perform(keyed, deadline, act).await
+    }
+
+    /// The outcome of an earlier request with the key. Writes nothing.
+    ///
+    /// # Errors
+    /// As [`Changes::patch_keyed`].
+    pub async fn find_outcome(&self, keyed: &Keyed, deadline: Instant) -> Result<Option<Arc<Outcome>>, KeyedError> {
+        self.engine.find_outcome(keyed, deadline).await
     }
 
     /// Changes the job. Without a key, a repetition meets the version that the first has made.

@@ -1,11 +1,15 @@
 //! `hapax tenant` and `hapax token`: who may call.
 
+use std::fmt;
+use std::time::Duration;
+
 use anyhow::bail;
 use clap::Subcommand;
+use humantime_serde::re::humantime;
 use uuid::Uuid;
 
 use super::{block_on, connect, print};
-use crate::access::{Scope, Scopes, TenantName, Token, queries};
+use crate::access::{KEY_TIME_TO_LIVE, Scope, Scopes, TenantName, Token, queries};
 use crate::configuration::Configuration;
 
 #[derive(Subcommand)]
@@ -17,6 +21,14 @@ pub enum TenantCommand {
     },
     /// List all tenants.
     List,
+    /// Change what holds for a tenant. Servers follow within access.cache_life.
+    Set {
+        name: TenantName,
+        /// How long the tenant's new keys live, such as 30d, from 1s to 366d; or default, for the setting
+        /// idempotency.time_to_live. Keys that exist keep their expiry.
+        #[arg(long, value_name = "TIME", value_parser = KeyTtl::parse)]
+        key_ttl: KeyTtl,
+    },
 }
 
 #[derive(Subcommand)]
@@ -55,8 +67,19 @@ pub fn tenant(command: TenantCommand, configuration: &Configuration) -> anyhow::
             }
             TenantCommand::List => {
                 for tenant in queries::list_tenants(&mut connection).await? {
-                    print(&format!("{}  {}  {}", tenant.id, tenant.created_at.format(TIME), tenant.name))?;
+                    let created = tenant.created_at.format(TIME);
+                    let key_ttl = KeyTtl(tenant.key_time_to_live);
+                    print(&format!("{}  {created}  {}  key-ttl {key_ttl}", tenant.id, tenant.name))?;
                 }
+            }
+            TenantCommand::Set { name, key_ttl } => {
+                if !queries::set_key_time_to_live(&mut connection, &name, key_ttl.0).await? {
+                    bail!("there is no tenant {0}; make it with `hapax tenant create {0}`", name.as_str());
+                }
+                print(&format!(
+                    "tenant {}: key-ttl {key_ttl}; servers follow within access.cache_life",
+                    name.as_str()
+                ))?;
             }
         }
         Ok(())
@@ -103,6 +126,34 @@ pub fn token(command: TokenCommand, configuration: &Configuration) -> anyhow::Re
         }
         Ok(())
     })
+}
+
+/// How long a tenant's keys live, as an operator writes it; `None` is `default`.
+#[derive(Clone, Copy)]
+pub struct KeyTtl(Option<Duration>);
+
+impl KeyTtl {
+    fn parse(text: &str) -> Result<Self, String> {
+        if text == "default" {
+            return Ok(Self(None));
+        }
+        let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+        if !KEY_TIME_TO_LIVE.contains(&time) || time.subsec_nanos() > 0 {
+            return Err("whole seconds from 1s to 366d are expected, such as 30d, or default".to_owned());
+        }
+        Ok(Self(Some(time)))
+    }
+}
+
+impl fmt::Display for KeyTtl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const DAY: u64 = 24 * 60 * 60;
+        match self.0 {
+            Some(time) if time.as_secs() % DAY == 0 => write!(f, "{}d", time.as_secs() / DAY),
+            Some(time) => write!(f, "{}", humantime::format_duration(time)),
+            None => f.write_str("default"),
+        }
+    }
 }
 
 fn scopes_help() -> String {

@@ -1,5 +1,6 @@
 //! What every route with a key has in common: what is charged, written into the log, and answered.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use actix_web::http::StatusCode;
@@ -32,6 +33,21 @@ pub fn scope(caller: &Caller, route: Route, key: Key) -> ScopedKey {
 pub fn charge_key(app: &App, key: &ScopedKey, request: &HttpRequest) -> Result<(), Problem> {
     // A replay is what the quota is for, so nothing is ever given back.
     charge(&app.quotas.replays, key, request).map(drop)
+}
+
+/// What became of a request that was first sent longer ago than its key lives: an earlier copy may still have its
+/// outcome, and nothing else is done.
+///
+/// # Errors
+/// [`Problem::FirstSentTooOld`].
+pub fn only_replayed<R>(
+    found: Result<Option<Arc<Outcome>>, KeyedError>,
+) -> Result<Result<Performed<R>, KeyedError>, Problem> {
+    match found {
+        Ok(Some(outcome)) => Ok(Ok(Performed::Replayed(outcome))),
+        Ok(None) => Err(Problem::FirstSentTooOld),
+        Err(error) => Ok(Err(error)),
+    }
 }
 
 /// Notes what became of a request with a key, and answers it.

@@ -10,6 +10,7 @@ mod body_memory;
 mod conditions;
 mod connection;
 mod extractors;
+mod first_sent;
 mod handlers;
 mod keyed;
 mod lines;
@@ -35,7 +36,7 @@ use std::time::Duration;
 use actix_web::web::{self, ServiceConfig};
 use actix_web::{Resource, guard, middleware::from_fn};
 
-use crate::access::{Quota, Scope, TokenDigest, Verifier};
+use crate::access::{Caller, Quota, Scope, TokenDigest, Verifier};
 use crate::changes::Changes;
 use crate::database::Lane;
 use crate::idempotency::{Replays, Route, ScopedKey};
@@ -65,13 +66,18 @@ pub struct App {
     pub body_memory: BodyMemory,
     /// Where large texts are worked on.
     pub offload: Arc<Offload>,
-    /// How long a key lives.
+    /// How long a key lives, unless its tenant has a time of its own.
     pub time_to_live: Duration,
     /// What every URL of the service in an answer begins with; empty: they are relative.
     pub public_url: String,
 }
 
 impl App {
+    /// How long a key of the caller's lives.
+    pub fn time_to_live(&self, caller: &Caller) -> Duration {
+        caller.key_time_to_live.unwrap_or(self.time_to_live)
+    }
+
     /// A path of the service as clients outside reach it.
     pub fn public(&self, path: &str) -> String {
         format!("{}{path}", self.public_url)

@@ -10,6 +10,7 @@ use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
 use thiserror::Error;
 
+use super::first_sent::InvalidFirstSent;
 use super::parameters::InvalidParameter;
 use super::quotas::whole_seconds;
 use crate::access::{Policy, Rejection, Scope, Standing};
@@ -24,6 +25,7 @@ use crate::metrics::{Metrics, Shed};
 #[derive(Debug)]
 pub enum Problem {
     InvalidKey(InvalidKey),
+    InvalidFirstSent(InvalidFirstSent),
     InvalidJson(InvalidJson),
     InvalidJob(InvalidJob),
     UnknownParameter(String),
@@ -67,6 +69,8 @@ pub enum Problem {
         version: i32,
     },
     PreconditionRequired,
+    /// The key of the request may have expired, and no earlier copy has an outcome.
+    FirstSentTooOld,
     KeyReused {
         job_id: JobId,
         pointers: Vec<String>,
@@ -116,6 +120,9 @@ impl Problem {
                 (400, "idempotency-key-required", "An Idempotency-Key is required", false)
             }
             Self::InvalidKey(_) => (400, "invalid-idempotency-key", "The Idempotency-Key is not valid", false),
+            Self::InvalidFirstSent(_) => {
+                (400, "invalid-first-sent", "The Repeatability-First-Sent is not valid", false)
+            }
             Self::InvalidJson(_) => (400, "invalid-json", "The body is not JSON that can be stored", false),
             Self::InvalidJob(_) => (400, "invalid-job", "The job is not valid", false),
             Self::UnknownParameter(_) => (400, "unknown-parameter", "A query parameter is unknown", false),
@@ -139,6 +146,9 @@ impl Problem {
             Self::JobDeleted => (410, "job-deleted", "The job was deleted", false),
             Self::PreconditionFailed { .. } => {
                 (412, "precondition-failed", "The job has changed since it was read", false)
+            }
+            Self::FirstSentTooOld => {
+                (412, "first-sent-too-old", "The request was first sent longer ago than keys live", false)
             }
             Self::BodyTooLarge { .. } => (413, "body-too-large", "The body is too large", false),
             Self::UnsupportedMediaType { .. } => (415, "unsupported-media-type", "The body must be JSON", false),
@@ -168,6 +178,7 @@ impl Problem {
     fn detail(&self) -> String {
         match self {
             Self::InvalidKey(error) => sentence(error),
+            Self::InvalidFirstSent(error) => sentence(error),
             Self::InvalidJson(error) => sentence(error),
             Self::InvalidJob(error) if error.pointer.is_empty() => sentence(error),
             Self::InvalidJob(error) => format!("{}: {error}.", error.pointer),
@@ -225,6 +236,11 @@ impl Problem {
             }
             Self::PreconditionRequired => {
                 "Send If-Match with the ETag of the job that you have read, or with *.".to_owned()
+            }
+            Self::FirstSentTooOld => {
+                "This request was not carried out, and it is no longer known whether an earlier copy was. Look for the \
+                 job before you send a new request with a new Idempotency-Key."
+                    .to_owned()
             }
             Self::QuotaExceeded(standing) => {
                 let Policy { name, quota, window } = standing.policy;

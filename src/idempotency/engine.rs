@@ -26,6 +26,8 @@ pub struct Keyed {
     pub fingerprint: Fingerprint,
     pub request_id: RequestId,
     pub created_at: DateTime<Utc>,
+    /// How long the key lives once it is committed.
+    pub time_to_live: Duration,
     /// The job that it makes, of an id that nobody else has; `None` if it changes one that is there.
     pub makes: Option<JobId>,
 }
@@ -42,8 +44,6 @@ pub enum OnConflict {
 /// On what terms a statement is sent. They are set within it, so that it needs no session of its own.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
-    /// How long the key lives.
-    pub time_to_live: Duration,
     /// How long the statement waits for another transaction that holds the key.
     pub lock_wait: Duration,
     /// Commit durably even if somebody has turned the server's synchronous_commit off since we looked.
@@ -208,7 +208,7 @@ impl Engine {
             let (stored, refusal) = match acted {
                 Acted::Done(answer, expires_at) => {
                     let outcome = Arc::new(request.outcome(answer, expires_at));
-                    first_copy.end(Arc::clone(&outcome), asked, self.terms.time_to_live);
+                    first_copy.end(Arc::clone(&outcome), asked, request.time_to_live);
                     return Ok(Performed::First(outcome));
                 }
                 Acted::Refused(refusal) => (self.look(request, deadline).await?, Some(refusal)),
@@ -231,6 +231,17 @@ impl Engine {
             };
             sleep_until(deadline.min(Instant::now() + pause)).await;
             pause = (pause * 2).clamp(PAUSE_FIRST, PAUSE_LONGEST);
+        }
+    }
+
+    /// The outcome of an earlier request with the key, for one that must not be carried out itself.
+    ///
+    /// # Errors
+    /// As [`Engine::perform`].
+    pub async fn find_outcome(&self, request: &Keyed, deadline: Instant) -> Result<Option<Arc<Outcome>>, KeyedError> {
+        match self.perform(request, deadline, async |_, _| Ok(Acted::Refused(()))).await? {
+            Performed::First(outcome) | Performed::Replayed(outcome) => Ok(Some(outcome)),
+            Performed::Refused(()) => Ok(None),
         }
     }
 
@@ -315,7 +326,7 @@ mod tests {
     use crate::metrics::Metrics;
 
     fn engine(lock_wait: Duration) -> Engine {
-        let terms = Terms { time_to_live: Duration::from_secs(1), lock_wait, insist_on_durability: true };
+        let terms = Terms { lock_wait, insist_on_durability: true };
         Engine::new(Lane::to_nowhere(), 2, terms, Arc::new(Replays::new(0, Metrics::new())))
     }
 
@@ -363,6 +374,7 @@ mod tests {
             fingerprint: Fingerprint::of("/jobs", Document::parse(b"{}").unwrap().root()),
             request_id: RequestId::mint(),
             created_at: Utc::now(),
+            time_to_live: Duration::from_secs(1),
             makes: None,
         };
         let never = async |_, _| pending::<Result<Acted<()>, DatabaseError>>().await;

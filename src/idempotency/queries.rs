@@ -80,7 +80,7 @@ macro_rules! keyed_statement {
                 select expires_at from new_key
                 "#,
             ],
-            $terms.time_to_live.as_secs_f64(),
+            $keyed.time_to_live.as_secs_f64(),
             $keyed.key.tenant.0,
             $keyed.key.route.0,
             $keyed.key.key.as_str(),

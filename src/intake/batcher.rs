@@ -290,7 +290,13 @@ pub(super) mod tests {
         let key: Key = "k".parse().unwrap();
         let key = ScopedKey { tenant: TenantId(uuid::Uuid::nil()), route: Route("POST /jobs"), key };
         let job = NewJob::parse(document.root()).unwrap();
-        Arc::new(Submission::mint(key, Fingerprint::of("/jobs", document.root()), job, RequestId::mint()))
+        Arc::new(Submission::mint(
+            key,
+            Fingerprint::of("/jobs", document.root()),
+            job,
+            RequestId::mint(),
+            Duration::from_secs(1),
+        ))
     }
 
     fn in_a_minute() -> Instant {

@@ -147,6 +147,21 @@ impl Intake {
         self.compared(submission, self.engine.perform(&submission.keyed, deadline, act).await, deadline).await
     }
 
+    /// The outcome of an earlier request with the key. Writes nothing.
+    ///
+    /// # Errors
+    /// As [`Intake::submit`].
+    pub async fn find_outcome(
+        &self,
+        submission: &Arc<Submission>,
+        deadline: Instant,
+    ) -> Result<Option<Arc<Outcome>>, KeyedError> {
+        match self.engine.find_outcome(&submission.keyed, deadline).await {
+            Err(KeyedError::KeyReused { first, .. }) => Err(self.compare(submission, first, deadline).await),
+            found => found,
+        }
+    }
+
     /// Makes a job under the id that its client has chosen, or looks what is there.
     ///
     /// # Errors

@@ -93,13 +93,14 @@ pub async fn submit_all(
         submission as materialized (
             select *
             from unnest(
-                $6::uuid [], $7::text [], $8::bytea [], $9::uuid [], $10::text [], $11::bytea [], $12::text [],
-                $13::timestamptz [], $14::text [], $15::text [], $16::smallint [], $17::timestamptz [], $18::integer [],
-                $19::text [], $20::text [], $21::smallint [], $22::timestamptz [], $23::integer []
+                $5::uuid [], $6::text [], $7::bytea [], $8::uuid [], $9::text [], $10::bytea [], $11::text [],
+                $12::timestamptz [], $13::text [], $14::text [], $15::smallint [], $16::timestamptz [], $17::integer [],
+                $18::text [], $19::text [], $20::smallint [], $21::timestamptz [], $22::integer [], $23::double precision []
             ) as submission (
                 tenant_id, key, fingerprint, job_id, location, body, request_id,
                 created_at, type, queue, priority, run_at, max_attempts,
-                payload, queue_or_default, priority_or_default, run_at_or_now, max_attempts_or_default
+                payload, queue_or_default, priority_or_default, run_at_or_now, max_attempts_or_default,
+                time_to_live
             )
         ),
         new_key as (
@@ -107,8 +108,8 @@ pub async fn submit_all(
                 tenant_id, route, key, fingerprint, job_id, status, location, body, request_id, created_at, expires_at
             )
             select
-                tenant_id, $4, key, fingerprint, job_id, $5, location, body, request_id, created_at,
-                clock_timestamp() + make_interval(secs => $3)
+                tenant_id, $3, key, fingerprint, job_id, $4, location, body, request_id, created_at,
+                clock_timestamp() + make_interval(secs => time_to_live)
             from submission
             cross join terms
             order by tenant_id, key collate "C"
@@ -132,7 +133,6 @@ pub async fn submit_all(
         )
         select job_id, expires_at from new_key
         "#],
-        terms.time_to_live.as_secs_f64(),
         route.0,
         status,
         &column(submissions, |submission| submission.draft.tenant.0),
@@ -153,6 +153,7 @@ pub async fn submit_all(
         &column(submissions, |submission| submission.draft.job.priority_or_default()),
         &column(submissions, |submission| submission.draft.job.run_at.unwrap_or(submission.draft.created_at)),
         &column(submissions, |submission| submission.draft.job.max_attempts_or_default()),
+        &column(submissions, |submission| submission.keyed.time_to_live.as_secs_f64()),
     )
     .fetch_all(connection)
     .await?;

@@ -1,5 +1,7 @@
 //! A job on its way in: all that the statement writes, made before the first attempt and never again.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 
 use crate::idempotency::{Answer, Fingerprint, Keyed, ScopedKey};
@@ -50,11 +52,16 @@ impl Submission {
         fingerprint: Fingerprint,
         (job, content): (NewJob, Option<ContentDigest>),
         request_id: RequestId,
+        time_to_live: Duration,
     ) -> Self {
         let created_at = jobs::now();
         let id = JobId::mint(created_at);
         let draft = Draft::new(key.tenant, id, created_at, job);
-        Self { keyed: Keyed { key, fingerprint, request_id, created_at, makes: Some(id) }, draft, content }
+        Self {
+            keyed: Keyed { key, fingerprint, request_id, created_at, time_to_live, makes: Some(id) },
+            draft,
+            content,
+        }
     }
 }
 

@@ -168,11 +168,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_lost_with_a_batch_is_unknown_of_each_of_its_parts() {
-        let terms = Terms {
-            time_to_live: Duration::from_secs(1),
-            lock_wait: Duration::from_millis(20),
-            insist_on_durability: true,
-        };
+        let terms = Terms { lock_wait: Duration::from_millis(20), insist_on_durability: true };
         let batcher = Arc::new(Batcher::new(BOUNDS));
         let writer = Writer { batcher, lane: Lane::to_nowhere(), terms, metrics: Metrics::new() };
         let deadline = Instant::now() + Duration::from_secs(60);

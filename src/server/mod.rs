@@ -144,11 +144,7 @@ impl Lanes {
 fn compose(configuration: &Configuration, lanes: &Lanes, metrics: &Metrics) -> App {
     http::KEYED_ROUTES.iter().for_each(|route| metrics.expect_outcomes(route.0));
     let Configuration { server, database, intake, idempotency, access, .. } = configuration;
-    let terms = Terms {
-        time_to_live: idempotency.time_to_live,
-        lock_wait: intake.lock_wait,
-        insist_on_durability: !database.allow_losing_acknowledged_jobs,
-    };
+    let terms = Terms { lock_wait: intake.lock_wait, insist_on_durability: !database.allow_losing_acknowledged_jobs };
     let offload = Arc::new(Offload::new(available_parallelism().map_or(1, NonZero::get)));
     let replays = Arc::new(Replays::new(idempotency.replay_cache_bytes, metrics.clone()));
     let engine = Engine::new(lanes.intake.clone(), intake.connections, terms, Arc::clone(&replays));

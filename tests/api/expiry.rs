@@ -19,6 +19,87 @@ async fn the_stated_life_is_the_one_in_the_database() {
     assert!((5000.0..=5400.0).contains(&row.get::<f64, _>(1)));
 }
 
+/// Sets how long a tenant's keys live, as an operator does.
+async fn set_key_ttl(ledger: &Ledger, tenant: &str, time: &str) -> std::process::Output {
+    run_hapax(&["tenant", "set", tenant, "--key-ttl", time], &[("DATABASE_URL", &ledger.url)]).await
+}
+
+#[tokio::test]
+async fn a_tenant_may_have_a_time_of_its_own_by_which_all_its_new_keys_live() {
+    let ledger = Ledger::new().await;
+    let settings = [("HAPAX__ACCESS__CACHE_LIFE", "0s"), ("HAPAX__IDEMPOTENCY__REPLAY_CACHE_BYTES", "1000000")];
+    let server = ledger.serve_with(&settings).await;
+    let other = server.as_caller(&ledger.token_for("globex", &hapax::access::Scope::ALL).await);
+    let id = server.submit("before", job(0)).await.job_id();
+    assert!(set_key_ttl(&ledger, "acme", "30d").await.status.success());
+    server.submit("alone", job(1)).await;
+    let unique = serde_json::json!({ "type": "t", "payload": 1, "unique": { "by": ["/payload"] } });
+    server.submit("unique", &unique).await;
+    server.submit("adopted", &unique).await;
+    server.submit_batch(serde_json::json!({ "idempotency_key": "in-a-batch", "job": job(2) })).await;
+    let changed = server.send(server.patch_job(&id, "*", "{}").header("idempotency-key", "changed")).await;
+    let stated = httpdate::parse_http_date(changed.header("idempotency-expires")).unwrap();
+    assert!(stated > SystemTime::now() + Duration::from_secs(29 * 24 * 60 * 60));
+    other.submit("other", job(3)).await;
+    let lives = "select count(*) from idempotency_keys where expires_at > now() + interval '29 days'";
+    assert_eq!((ledger.number(lives).await, ledger.keys().await), (5, 7));
+
+    assert!(set_key_ttl(&ledger, "acme", "default").await.status.success());
+    server.submit("after", job(4)).await;
+    assert_eq!((ledger.number(lives).await, ledger.keys().await), (5, 8));
+}
+
+#[tokio::test]
+async fn tenants_whose_keys_live_differently_are_written_by_one_statement() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__INTAKE__WRITERS", "1")]).await;
+    let other = server.as_caller(&ledger.token_for("globex", &hapax::access::Scope::ALL).await);
+    assert!(set_key_ttl(&ledger, "globex", "1s").await.status.success());
+    // What is submitted while the one writer waits for a key goes into its next statement together.
+    let held = ledger.hold_key("held").await;
+    let waiting = server.submit_meanwhile("held", job(0));
+    ledger.until_waiting(1).await;
+    let submissions: Vec<_> =
+        (0..20).map(|n| [&*server, &other][n % 2].submit_meanwhile(&format!("k-{n}"), job(n as u64))).collect();
+    for submission in submissions {
+        assert_eq!(submission.await.unwrap().status, 201);
+    }
+    held.roll_back().await;
+    waiting.await.unwrap();
+    let short = "select count(*) from idempotency_keys join tenants on tenants.id = tenant_id \
+                 where name = 'globex' and expires_at < now() + interval '2 seconds'";
+    let long = "select count(*) from idempotency_keys join tenants on tenants.id = tenant_id \
+                where name = 'acme' and expires_at > now() + interval '23 hours'";
+    assert_eq!((ledger.number(short).await, ledger.number(long).await), (10, 11));
+}
+
+#[tokio::test]
+async fn a_time_of_a_tenant_is_within_limits_and_listed() {
+    let ledger = Ledger::new().await;
+    for (tenant, time, words) in [
+        ("acme", "0s", "whole seconds from 1s to 366d"),
+        ("acme", "367d", "whole seconds from 1s to 366d"),
+        ("acme", "1s 1ms", "whole seconds from 1s to 366d"),
+        ("acme", "soon", "--key-ttl"),
+        ("nobody", "1d", "there is no tenant nobody"),
+    ] {
+        let refused = set_key_ttl(&ledger, tenant, time).await;
+        let error = String::from_utf8(refused.stderr).unwrap();
+        assert!(!refused.status.success() && error.contains(words), "{time}: {error}");
+    }
+    for (time, shown) in [
+        ("366d", "acme  key-ttl 366d"),
+        ("30d", "acme  key-ttl 30d"),
+        ("90m", "acme  key-ttl 1h 30m"),
+        ("default", "acme  key-ttl default"),
+    ] {
+        assert!(set_key_ttl(&ledger, "acme", time).await.status.success());
+        let listed = run_hapax(&["tenant", "list"], &[("DATABASE_URL", &ledger.url)]).await;
+        let listed = String::from_utf8(listed.stdout).unwrap();
+        assert!(listed.contains(shown), "{listed}");
+    }
+}
+
 #[tokio::test]
 async fn an_expired_key_is_free_whether_or_not_the_purger_has_come_by() {
     let ledger = Ledger::new().await;

@@ -18,6 +18,7 @@ mod dev;
 mod docs;
 mod expiry;
 mod faults;
+mod first_sent;
 mod intake;
 mod interleavings;
 mod key_lookup;

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
 use futures_util::{StreamExt, stream};
@@ -17,7 +17,8 @@ use crate::http::authorization::charge_requests;
 use crate::http::body::{Incoming, JsonLines, MediaType};
 use crate::http::body_memory::AnswerBytes;
 use crate::http::extractors::{Deadline, NoParameters};
-use crate::http::keyed::{self, charge_key};
+use crate::http::first_sent::FirstSent;
+use crate::http::keyed::{self, charge_key, only_replayed};
 use crate::http::lines::{Line, Lines};
 use crate::http::{App, JOBS, Problem, ProblemDocument, SUBMIT};
 use crate::idempotency::{Fingerprint, InvalidKey, Key, KeyedError, Outcome, Performed, ScopedKey};
@@ -75,15 +76,24 @@ pub async fn submit(
     request_id: RequestId,
     caller: Caller,
     _: NoParameters,
+    first_sent: FirstSent,
     body: Incoming<JsonLines>,
 ) -> Result<HttpResponse, Problem> {
-    let items = read(&request, &app, caller.tenant, &request_id, body).await?;
+    let time_to_live = app.time_to_live(&caller);
+    let reader = ItemReader {
+        tenant: caller.tenant,
+        request_id: request_id.clone(),
+        body_bytes: app.limits.body_bytes,
+        time_to_live,
+    };
+    let items = read(&request, &app, &reader, body).await?;
     // An item that is carried out is charged as a submission. One that is refused costs a request, for its answer.
     let refused = items.iter().filter(|item| matches!(item, Item::Refused(_))).count();
     charge_requests(&app, &request, refused)?;
     let answer_bytes = app.body_memory.hold(caller.tenant, items.len() * ANSWER_BYTES)?;
     request.extensions_mut().insert(AnswerBytes(answer_bytes));
-    let batch = Batch { request: &request, app: &app, request_id: &request_id, tally: RefCell::default() };
+    let is_too_old = first_sent.is_too_old(time_to_live, Deadline::of(&request));
+    let batch = Batch { request: &request, app: &app, request_id: &request_id, is_too_old, tally: RefCell::default() };
     let (one_by_one, in_batches): (Vec<_>, Vec<_>) =
         by_key(items).into_iter().partition(|items| asks_to_be_unique(items));
     let share = app.intake.share();
@@ -103,12 +113,10 @@ pub async fn submit(
 async fn read(
     request: &HttpRequest,
     app: &App,
-    tenant: TenantId,
-    request_id: &RequestId,
+    reader: &ItemReader,
     body: Incoming<JsonLines>,
 ) -> Result<Vec<Item>, Problem> {
-    let body_bytes = app.limits.body_bytes;
-    let mut lines = Lines::of(body, body_bytes + ENVELOPE_BYTES_MAX);
+    let mut lines = Lines::of(body, reader.body_bytes + ENVELOPE_BYTES_MAX);
     let mut items = Vec::new();
     loop {
         let (some, bytes) = lines.next(READ_AT_ONCE_BYTES).await?;
@@ -118,26 +126,37 @@ async fn read(
         if some.is_empty() {
             return Ok(items);
         }
-        let request_id = request_id.clone();
+        let (tenant, reader) = (reader.tenant, reader.clone());
         let read = move || -> Vec<Item> {
-            let item = |line| read_item(tenant, &request_id, body_bytes, line).unwrap_or_else(Item::Refused);
-            some.into_iter().map(item).collect()
+            some.into_iter().map(|line| reader.read(line).unwrap_or_else(Item::Refused)).collect()
         };
         items.extend(app.offload.run(tenant, bytes, Deadline::of(request), read).await?);
     }
 }
 
-fn read_item(tenant: TenantId, request_id: &RequestId, body_bytes: usize, line: Line) -> Result<Item, Problem> {
-    let too_large = Problem::BodyTooLarge { limit_bytes: body_bytes };
-    let Line::Text(line) = line else { return Err(too_large) };
-    let document = Document::parse_envelope(&line)?;
-    let (key, job) = envelope(document.root())?;
-    if job.text().len() > body_bytes {
-        return Err(too_large);
+/// What a line is read with.
+#[derive(Clone)]
+struct ItemReader {
+    tenant: TenantId,
+    request_id: RequestId,
+    body_bytes: usize,
+    time_to_live: Duration,
+}
+
+impl ItemReader {
+    fn read(&self, line: Line) -> Result<Item, Problem> {
+        let too_large = Problem::BodyTooLarge { limit_bytes: self.body_bytes };
+        let Line::Text(line) = line else { return Err(too_large) };
+        let document = Document::parse_envelope(&line)?;
+        let (key, job) = envelope(document.root())?;
+        if job.text().len() > self.body_bytes {
+            return Err(too_large);
+        }
+        let key = ScopedKey { tenant: self.tenant, route: SUBMIT, key };
+        let (fingerprint, job) = (Fingerprint::of(JOBS, job), NewJob::parse(job)?);
+        let submission = Submission::mint(key, fingerprint, job, self.request_id.clone(), self.time_to_live);
+        Ok(Item::Submission(Arc::new(submission)))
     }
-    let key = ScopedKey { tenant, route: SUBMIT, key };
-    let submission = Submission::mint(key, Fingerprint::of(JOBS, job), NewJob::parse(job)?, request_id.clone());
-    Ok(Item::Submission(Arc::new(submission)))
 }
 
 /// `{"idempotency_key": …, "job": …}`
@@ -184,6 +203,8 @@ struct Batch<'a> {
     request: &'a HttpRequest,
     app: &'a App,
     request_id: &'a RequestId,
+    /// By [`FirstSent::is_too_old`], of every item.
+    is_too_old: bool,
     tally: RefCell<Tally>,
 }
 
@@ -221,6 +242,9 @@ impl Batch<'_> {
 
     async fn carry_out(&self, submission: &Arc<Submission>) -> (KeyedOutcome, Result<Done, Problem>) {
         let submitted = match charge_key(self.app, &submission.keyed.key, self.request) {
+            Ok(()) if self.is_too_old => {
+                only_replayed(self.app.intake.find_outcome(submission, Deadline::of(self.request)).await)
+            }
             Ok(()) => submit_within_quota(self.request, self.app, submission).await,
             Err(exceeded) => Err(exceeded),
         };

@@ -8,7 +8,8 @@ use crate::changes::Change;
 use crate::http::body::{Body, MergePatch};
 use crate::http::conditions::{IfMatch, IfNoneMatch, NoConditions};
 use crate::http::extractors::{Deadline, NoParameters, OptionalKey, PathId};
-use crate::http::keyed::{charge_key, finish, scope, write};
+use crate::http::first_sent::FirstSent;
+use crate::http::keyed::{charge_key, finish, only_replayed, scope, write};
 use crate::http::{App, CHANGE, JOBS, Problem};
 use crate::idempotency::{Fingerprint, Keyed};
 use crate::ids::RequestId;
@@ -43,6 +44,7 @@ pub async fn change(
     _: NoParameters,
     id: PathId,
     key: OptionalKey,
+    first_sent: FirstSent,
     condition: IfMatch,
     body: Body<MergePatch>,
 ) -> Result<HttpResponse, Problem> {
@@ -62,8 +64,13 @@ pub async fn change(
     };
     let key = scope(&caller, CHANGE, key);
     charge_key(&app, &key, &request)?;
-    let keyed = Keyed { key, fingerprint, request_id, created_at: jobs::now(), makes: None };
-    finish(&request, &app, app.changes.patch_keyed(&change, &keyed, deadline).await)
+    let time_to_live = app.time_to_live(&caller);
+    let keyed = Keyed { key, fingerprint, request_id, created_at: jobs::now(), time_to_live, makes: None };
+    let changed = match first_sent.is_too_old(time_to_live, deadline) {
+        true => only_replayed(app.changes.find_outcome(&keyed, deadline).await)?,
+        false => app.changes.patch_keyed(&change, &keyed, deadline).await,
+    };
+    finish(&request, &app, changed)
 }
 
 /// `POST /jobs/{id}/cancel`: the job is over, whoever has ended it.

@@ -10,7 +10,8 @@ use crate::access::Caller;
 use crate::http::body::{Body, Json};
 use crate::http::conditions::NoConditions;
 use crate::http::extractors::{Deadline, NoParameters, RequiredKey};
-use crate::http::keyed::{charge_key, finish, scope, write};
+use crate::http::first_sent::FirstSent;
+use crate::http::keyed::{charge_key, finish, only_replayed, scope, write};
 use crate::http::quotas::{charge, give_back};
 use crate::http::{App, JOBS, Problem, SUBMIT};
 use crate::idempotency::{Fingerprint, KeyedError, Outcome, Performed, ScopedKey};
@@ -21,6 +22,7 @@ use crate::json::Document;
 use crate::telemetry::Facts;
 
 /// `POST /jobs`: 201 once, 200 afterwards.
+#[expect(clippy::too_many_arguments, reason = "each is something that the request may have")]
 pub async fn submit(
     request: HttpRequest,
     app: web::Data<App>,
@@ -28,6 +30,7 @@ pub async fn submit(
     caller: Caller,
     _: NoParameters,
     key: RequiredKey,
+    first_sent: FirstSent,
     body: Body<Json>,
 ) -> Result<HttpResponse, Problem> {
     let key = scope(&caller, SUBMIT, key.0);
@@ -40,8 +43,13 @@ pub async fn submit(
     let submitted = match asked {
         Asked::Before(outcome) => Ok(Performed::Replayed(outcome)),
         Asked::New(job, fingerprint) => {
-            let submission = Arc::new(Submission::mint(key, fingerprint, job, request_id));
-            submit_within_quota(&request, &app, &submission).await?
+            let time_to_live = app.time_to_live(&caller);
+            let submission = Arc::new(Submission::mint(key, fingerprint, job, request_id, time_to_live));
+            let deadline = Deadline::of(&request);
+            match first_sent.is_too_old(time_to_live, deadline) {
+                true => only_replayed(app.intake.find_outcome(&submission, deadline).await)?,
+                false => submit_within_quota(&request, &app, &submission).await?,
+            }
         }
     };
     finish(&request, &app, submitted)

@@ -7,6 +7,9 @@ use super::lists;
 use super::operations::{READS, READS_OF_A_TENANT, WRITES, no_job};
 use crate::harness::{Ledger, Server, request_examples};
 
+const FIRST_SENT: &str = "repeatability-first-sent";
+const LONG_AGO: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+
 pub async fn all() -> Answers {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
@@ -45,6 +48,8 @@ async fn submissions(server: &Server, answers: &mut Answers) {
     answers.got("submitJob 200 replayed", server.submit(&shortest.name, shortest.text()).await);
     answers.got("submitJob 200 deduplicated", server.submit("another", example("full").text()).await);
     let another = r#"{"type":"mail.send","payload":{"to":"grace@example.com","x":1}}"#;
+    let late = server.post_jobs("late", example("shortest").text()).header(FIRST_SENT, LONG_AGO);
+    answers.got("submitJob 412", server.send(late).await);
     answers.got("submitJob 422", server.submit(&shortest.name, another).await);
 }
 
@@ -67,7 +72,9 @@ async fn changes(server: &Server, answers: &mut Answers) {
     let keyed = |body: &str| server.patch_job(&id, "*", body).header("idempotency-key", "k");
     answers.got("changeJob 200", server.send(keyed(&change)).await);
     answers.got("changeJob 422", server.send(keyed("{}")).await);
-    answers.got("changeJob 412", server.patch(&id, "\"1\"", &change).await);
+    answers.got("changeJob 412 precondition-failed", server.patch(&id, "\"1\"", &change).await);
+    let late = server.patch_job(&id, "*", &change).header("idempotency-key", "late").header(FIRST_SENT, LONG_AGO);
+    answers.got("changeJob 412 first-sent-too-old", server.send(late).await);
     answers.got("changeJob 400 invalid-if-match", server.patch(&id, "2", &change).await);
     let twice = keyed(&change).header("idempotency-key", "b");
     answers.got("changeJob 400 invalid-idempotency-key", server.send(twice).await);
@@ -119,6 +126,10 @@ async fn paths(server: &Server, answers: &mut Answers) {
 }
 
 async fn malformed(server: &Server, answers: &mut Answers) {
+    for write in WRITES.iter().filter(|write| ["submitJob", "submitBatch", "changeJob"].contains(&write.name)) {
+        let dated = write.request(server, &write.path(&no_job())).header(FIRST_SENT, "yesterday");
+        answers.got(format!("{} 400 invalid-first-sent", write.name), server.send(dated).await);
+    }
     for write in WRITES {
         let (name, path) = (write.name, write.path(&no_job()));
         if !write.takes_body() {
