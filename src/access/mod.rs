@@ -6,11 +6,13 @@ pub mod queries;
 mod quota;
 mod shares;
 mod token;
+pub mod use_times;
 mod verifier;
 
 pub use quota::{Charge, Policy, Quota, Rate, Standing};
 pub use shares::Shares;
-pub use token::{Scope, Scopes, Token, TokenDigest, UnknownScope};
+pub use token::{InvalidTokenName, Scope, Scopes, Token, TokenDigest, TokenName, UnknownScope};
+pub use use_times::UseTimes;
 pub use verifier::{Rejection, Verifier};
 
 use std::ops::RangeInclusive;
@@ -29,6 +31,8 @@ pub struct Caller {
     pub scopes: Scopes,
     /// How long the tenant's keys live, if not as long as the setting says.
     pub key_time_to_live: Option<Duration>,
+    /// How long the token was valid from the moment when it was looked up; `None`: without end.
+    pub token_life: Option<Duration>,
 }
 
 /// How long a tenant's keys may live. The column's constraint says the same.

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Caller, Scopes, TenantName, TokenDigest};
+use super::{Caller, Scopes, TenantName, TokenDigest, TokenName};
 use crate::ids::TenantId;
 
 /// A tenant as an operator sees it.
@@ -24,18 +24,37 @@ pub struct IssuedToken {
     pub tenant_name: String,
     /// As stored, with those that permit nothing in this release.
     pub scopes: Vec<String>,
+    pub name: Option<String>,
     pub created_at: DateTime<Utc>,
+    pub expires_at: Option<DateTime<Utc>>,
+    pub expired: bool,
+    /// About: see [`UseTimes`](super::UseTimes).
+    pub last_used_at: Option<DateTime<Utc>>,
     pub revoked_at: Option<DateTime<Utc>>,
 }
 
-/// Whom a token that is not revoked speaks for.
+/// A token that is to be made, but for the token itself.
+pub struct NewToken<'a> {
+    pub tenant: &'a TenantName,
+    pub scopes: Scopes,
+    pub name: Option<&'a TokenName>,
+    /// How long it is valid; `None`: without end.
+    pub life: Option<Duration>,
+}
+
+/// Whom a token that is neither revoked nor expired speaks for.
 pub async fn find_caller(connection: &mut PgConnection, digest: &TokenDigest) -> sqlx::Result<Option<Caller>> {
     let row = sqlx::query!(
         "
-        select tenants.id, tenants.name, tenants.key_time_to_live_seconds, access_tokens.scopes
+        select
+            tenants.id, tenants.name, tenants.key_time_to_live_seconds, access_tokens.scopes,
+            extract(epoch from access_tokens.expires_at - clock_timestamp())::double precision as life_seconds
         from access_tokens
         join tenants on tenants.id = access_tokens.tenant_id
-        where access_tokens.digest = $1 and access_tokens.revoked_at is null
+        where
+            access_tokens.digest = $1
+            and access_tokens.revoked_at is null
+            and (access_tokens.expires_at > clock_timestamp()) is not false
         ",
         digest.as_bytes(),
     )
@@ -46,6 +65,8 @@ pub async fn find_caller(connection: &mut PgConnection, digest: &TokenDigest) ->
         tenant_name: row.name.into(),
         scopes: Scopes::stored(&row.scopes),
         key_time_to_live: row.key_time_to_live_seconds.map(duration),
+        // Between the two looks at its clock the last moment may have passed.
+        token_life: row.life_seconds.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()),
     }))
 }
 
@@ -101,23 +122,24 @@ pub async fn set_key_time_to_live(
 /// Stores a token's digest under a new id; `None` if there is no such tenant.
 pub async fn create_token(
     connection: &mut PgConnection,
-    tenant: &TenantName,
     digest: &TokenDigest,
-    scopes: Scopes,
+    token: NewToken<'_>,
 ) -> sqlx::Result<Option<Uuid>> {
-    let names: Vec<String> = scopes.names().map(str::to_owned).collect();
+    let scopes: Vec<String> = token.scopes.names().map(str::to_owned).collect();
     sqlx::query_scalar!(
         "
-        insert into access_tokens (id, tenant_id, digest, scopes)
-        select $1, id, $2, $3
+        insert into access_tokens (id, tenant_id, digest, scopes, name, expires_at)
+        select $1, id, $2, $3, $5, clock_timestamp() + make_interval(secs => $6)
         from tenants
         where name = $4
         returning id
         ",
         Uuid::now_v7(),
         digest.as_bytes(),
-        &names,
-        tenant.as_str(),
+        &scopes,
+        token.tenant.as_str(),
+        token.name.map(TokenName::as_str),
+        token.life.map(|life| life.as_secs_f64()),
     )
     .fetch_optional(connection)
     .await
@@ -125,15 +147,16 @@ pub async fn create_token(
 
 pub async fn list_tokens(connection: &mut PgConnection, tenant: Option<&TenantName>) -> sqlx::Result<Vec<IssuedToken>> {
     let rows = sqlx::query!(
-        "
+        r#"
         select
-            access_tokens.id, tenants.name as tenant_name, access_tokens.scopes, access_tokens.created_at,
-            access_tokens.revoked_at
+            access_tokens.id, tenants.name as tenant_name, access_tokens.scopes, access_tokens.name,
+            access_tokens.created_at, access_tokens.expires_at, access_tokens.last_used_at, access_tokens.revoked_at,
+            (access_tokens.expires_at <= now()) is true as "expired!"
         from access_tokens
         join tenants on tenants.id = access_tokens.tenant_id
         where $1::text is null or tenants.name = $1
         order by tenants.name, access_tokens.id
-        ",
+        "#,
         tenant.map(TenantName::as_str),
     )
     .fetch_all(connection)
@@ -142,10 +165,36 @@ pub async fn list_tokens(connection: &mut PgConnection, tenant: Option<&TenantNa
         id: row.id,
         tenant_name: row.tenant_name,
         scopes: row.scopes,
+        name: row.name,
         created_at: row.created_at,
+        expires_at: row.expires_at,
+        expired: row.expired,
+        last_used_at: row.last_used_at,
         revoked_at: row.revoked_at,
     });
     Ok(tokens.collect())
+}
+
+/// Notes that these tokens have been used in the last minutes. One that another replica has noted since is left as it is,
+/// and so is one that anyone else holds: it waits for nobody.
+pub async fn note_use(connection: &mut PgConnection, digests: &[TokenDigest]) -> sqlx::Result<()> {
+    let digests: Vec<&[u8]> = digests.iter().map(TokenDigest::as_bytes).collect();
+    sqlx::query!(
+        "
+        update access_tokens
+        set last_used_at = now()
+        where id = any(array(
+            select id
+            from access_tokens
+            where digest = any($1) and (last_used_at > now() - interval '4 minutes') is not true
+            for update skip locked
+        ))
+        ",
+        &digests as &[&[u8]],
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Ends a token's validity; `false` if there is none of this id. Revoking twice changes nothing.

@@ -39,6 +39,32 @@ pub enum UnknownScope {
 /// Names that are kept for later releases. Tokens that an earlier release made may have them; they permit nothing.
 const RESERVED: [&str; 2] = ["work", "admin"];
 
+/// What an operator calls a token: 1 to 128 characters, none of them a control character.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenName(String);
+
+#[derive(Debug, PartialEq, Eq, Error)]
+#[error("a token's name has 1 to 128 characters, none of them a control character")]
+pub struct InvalidTokenName;
+
+impl TokenName {
+    const LENGTH_MAX: usize = 128;
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::str::FromStr for TokenName {
+    type Err = InvalidTokenName;
+
+    fn from_str(name: &str) -> Result<Self, InvalidTokenName> {
+        let length = name.chars().count();
+        let fits = (1..=Self::LENGTH_MAX).contains(&length) && !name.chars().any(char::is_control);
+        if fits { Ok(Self(name.to_owned())) } else { Err(InvalidTokenName) }
+    }
+}
+
 impl Token {
     const PREFIX: &'static str = "hpx_";
     const SECRET_BYTES: usize = 32;

@@ -9,14 +9,14 @@ use thiserror::Error;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Caller, TokenDigest, queries};
+use super::{Caller, TokenDigest, UseTimes, queries};
 use crate::database::{DatabaseError, Lane};
 use crate::metrics::{Metrics, Shed, TokenLookup};
 
 /// Why a token admits nobody.
 #[derive(Debug, Error)]
 pub enum Rejection {
-    #[error("the token is unknown or revoked")]
+    #[error("the token is unknown, expired or revoked")]
     Unknown,
     /// Nobody could be asked.
     #[error("the token could not be verified: {0}")]
@@ -39,6 +39,7 @@ pub struct Verifier {
     turns: Cache<TokenDigest, Arc<tokio::sync::Mutex<()>>>,
     unknown_lookups: Semaphore,
     unknown_waiting: Semaphore,
+    use_times: UseTimes,
     metrics: Metrics,
 }
 
@@ -64,7 +65,7 @@ impl Verifier {
     pub const CONNECTIONS: usize = 2;
 
     /// `lane` is for the verifier alone.
-    pub fn new(lane: Lane, life: Duration, metrics: Metrics) -> Self {
+    pub fn new(lane: Lane, life: Duration, use_times: UseTimes, metrics: Metrics) -> Self {
         Self {
             lane,
             life,
@@ -73,6 +74,7 @@ impl Verifier {
             turns: Cache::new(KNOWN_MAX),
             unknown_lookups: Semaphore::new(UNKNOWN_LOOKUPS),
             unknown_waiting: Semaphore::new(UNKNOWN_WAITING),
+            use_times,
             metrics,
         }
     }
@@ -100,7 +102,7 @@ impl Verifier {
     }
 
     fn remembered(&self, digest: &TokenDigest) -> Option<Result<Caller, Rejection>> {
-        if let Some(verified) = self.known.get(digest).filter(|verified| verified.since.elapsed() < self.life) {
+        if let Some(verified) = self.known.get(digest).filter(|verified| verified.age() < self.life) {
             return Some(Ok(verified.caller));
         }
         let unknown = self.unknown.get(digest).is_some_and(|since| since.elapsed() < self.life);
@@ -114,6 +116,7 @@ impl Verifier {
         match found {
             Ok(Some(caller)) => {
                 self.metrics.count_token_lookup(TokenLookup::Known);
+                self.use_times.note(digest);
                 self.known.insert(digest, Verified { caller: caller.clone(), since });
                 Ok(caller)
             }
@@ -134,6 +137,14 @@ impl Verifier {
     }
 }
 
+impl Verified {
+    /// How long ago it was verified; for ever, once the token has expired.
+    fn age(&self) -> Duration {
+        let age = self.since.elapsed();
+        if self.caller.token_life.is_some_and(|life| age >= life) { Duration::MAX } else { age }
+    }
+}
+
 fn out_of_time() -> Rejection {
     Rejection::Unavailable("no answer came in time".to_owned())
 }
@@ -142,5 +153,26 @@ fn reason(error: &DatabaseError) -> String {
     match error {
         DatabaseError::Statement(source) => format!("{error}: {source}"),
         _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::Scopes;
+    use crate::ids::TenantId;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_verified_is_old_for_ever_once_its_token_has_expired() {
+        for token_life in [None, Some(Duration::from_secs(5))] {
+            let tenant = TenantId(uuid::Uuid::nil());
+            let (tenant_name, scopes) = ("acme".into(), Scopes::all());
+            let caller = Caller { tenant, tenant_name, scopes, key_time_to_live: None, token_life };
+            let verified = Verified { caller, since: Instant::now() };
+            tokio::time::advance(Duration::from_secs(4)).await;
+            assert_eq!(verified.age(), Duration::from_secs(4));
+            tokio::time::advance(Duration::from_secs(1)).await;
+            assert_eq!(verified.age(), token_life.map_or(Duration::from_secs(5), |_| Duration::MAX));
+        }
     }
 }

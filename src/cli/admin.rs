@@ -4,12 +4,14 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::bail;
+use chrono::{DateTime, Utc};
 use clap::Subcommand;
 use humantime_serde::re::humantime;
 use uuid::Uuid;
 
 use super::{block_on, connect, print};
-use crate::access::{KEY_TIME_TO_LIVE, Scope, Scopes, TenantName, Token, queries};
+use crate::access::queries::{IssuedToken, NewToken};
+use crate::access::{KEY_TIME_TO_LIVE, Scope, Scopes, TenantName, Token, TokenName, queries};
 use crate::configuration::Configuration;
 
 #[derive(Subcommand)]
@@ -42,6 +44,12 @@ pub enum TokenCommand {
         create_tenant: bool,
         #[arg(long, value_name = "SCOPES", value_delimiter = ',', required = true, help = scopes_help())]
         scope: Vec<Scope>,
+        /// What to call it in `hapax token list`, such as what it is used for.
+        #[arg(long, value_name = "TEXT")]
+        name: Option<TokenName>,
+        /// How long it is valid, such as 90d; when not given, until it is revoked.
+        #[arg(long, value_name = "TIME", value_parser = life)]
+        expires_in: Option<Duration>,
     },
     /// List tokens: everything but the tokens themselves.
     List {
@@ -90,12 +98,13 @@ pub fn token(command: TokenCommand, configuration: &Configuration) -> anyhow::Re
     block_on(async {
         let mut connection = connect(configuration).await?;
         match command {
-            TokenCommand::Create { tenant, create_tenant, scope } => {
+            TokenCommand::Create { tenant, create_tenant, scope, name, expires_in } => {
                 if create_tenant {
                     queries::create_tenant(&mut connection, &tenant).await?;
                 }
                 let (token, scopes): (_, Scopes) = (Token::mint(), scope.into_iter().collect());
-                let id = queries::create_token(&mut connection, &tenant, &token.digest(), scopes).await?;
+                let new = NewToken { tenant: &tenant, scopes, name: name.as_ref(), life: expires_in };
+                let id = queries::create_token(&mut connection, &token.digest(), new).await?;
                 let Some(id) = id else {
                     bail!(
                         "there is no tenant {0}; make it with `hapax tenant create {0}` or --create-tenant",
@@ -111,10 +120,7 @@ pub fn token(command: TokenCommand, configuration: &Configuration) -> anyhow::Re
             }
             TokenCommand::List { tenant } => {
                 for token in queries::list_tokens(&mut connection, tenant.as_ref()).await? {
-                    let revoked = token.revoked_at.map(|at| format!("  revoked {}", at.format(TIME)));
-                    let (created, revoked) = (token.created_at.format(TIME), revoked.unwrap_or_default());
-                    let scopes = token.scopes.join(",");
-                    print(&format!("{}  {created}  {}  {scopes}{revoked}", token.id, token.tenant_name))?;
+                    print(&line(&token))?;
                 }
             }
             TokenCommand::Revoke { id } => {
@@ -126,6 +132,30 @@ pub fn token(command: TokenCommand, configuration: &Configuration) -> anyhow::Re
         }
         Ok(())
     })
+}
+
+/// What there is of a token, and then what it may have.
+fn line(token: &IssuedToken) -> String {
+    let IssuedToken { id, tenant_name, scopes, .. } = token;
+    let at = |what: &str, at: Option<DateTime<Utc>>| at.map(|at| format!("  {what} {}", at.format(TIME)));
+    let more = [
+        token.name.as_ref().map(|name| format!("  name {name:?}")),
+        at(if token.expired { "expired" } else { "expires" }, token.expires_at),
+        at("last used", token.last_used_at),
+        at("revoked", token.revoked_at),
+    ];
+    let more: String = more.into_iter().flatten().collect();
+    format!("{id}  {}  {tenant_name}  {}{more}", token.created_at.format(TIME), scopes.join(","))
+}
+
+/// How long a token is valid.
+fn life(text: &str) -> Result<Duration, String> {
+    const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 60 * 60);
+    let life = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match (Duration::from_secs(1)..=LONGEST).contains(&life) {
+        true => Ok(life),
+        false => Err("a time from 1s to 100 years is expected, such as 90d".to_owned()),
+    }
 }
 
 /// How long a tenant's keys live, as an operator writes it; `None` is `default`.

@@ -11,6 +11,7 @@ use sqlx::{Connection, PgConnection};
 use super::private_postgres::{Durability, Place, PrivatePostgres};
 use super::serve::{serve_until_signalled, start_logging};
 use super::{block_on, print};
+use crate::access::queries::NewToken;
 use crate::access::{Scopes, TenantName, Token, queries};
 use crate::configuration::{Configuration, Overrides};
 use crate::database::{self, Pooler};
@@ -97,7 +98,8 @@ async fn prepare(folder: &Path, postgres: &PrivatePostgres, configuration: &Conf
     };
     if !known {
         let token = Token::mint();
-        queries::create_token(&mut connection, &tenant, &token.digest(), Scopes::all()).await?;
+        let new = NewToken { tenant: &tenant, scopes: Scopes::all(), name: None, life: None };
+        queries::create_token(&mut connection, &token.digest(), new).await?;
         keep(&path, token.expose())?;
     }
     connection.close().await?;

@@ -100,7 +100,7 @@ pub enum Unauthenticated {
     Repeated,
     #[error("the access token is not one of this service: hpx_ and 64 hexadecimal digits")]
     Malformed,
-    #[error("the access token is unknown or has been revoked")]
+    #[error("the access token is unknown, has expired or has been revoked")]
     Unknown,
 }
 

@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::access::{Quota, Rate, Verifier};
+use crate::access::{Quota, Rate, UseTimes, Verifier};
 use crate::changes::Changes;
 use crate::configuration::{self, Configuration};
 use crate::database::{self, Lane};
@@ -55,7 +55,8 @@ pub async fn run(
     }
 
     let lanes = Lanes::new(&settings, configuration, &metrics);
-    let app = web::Data::new(compose(configuration, &lanes, &metrics));
+    let use_times = UseTimes::default();
+    let app = web::Data::new(compose(configuration, &lanes, use_times.clone(), &metrics));
 
     let (address, operations_address) = (listeners.api.local_addr()?, listeners.operations_address()?);
     let watched = Watched { lanes: lanes.all().to_vec(), probes: lanes.probes.clone() };
@@ -71,6 +72,7 @@ pub async fn run(
         tasks.spawn(writer.run());
     }
     tasks.spawn(purger::run(lanes.purge.clone(), pace(&configuration.purge), metrics, shutdown.clone()));
+    tasks.spawn(use_times.run(lanes.purge.clone(), shutdown.clone()));
     let operations_handle = operations.map(|server| spawn_server(&tasks, server));
     tasks.close();
     tracing::info!(api = %address, metrics = operations_address.as_deref(), "serving");
@@ -117,6 +119,7 @@ struct Lanes {
     intake: Lane,
     reads: Lane,
     access: Lane,
+    /// For housekeeping: the purger, and when tokens were last used.
     purge: Lane,
     /// Readiness and what `/metrics` asks: nobody waits behind a statement of the service's own.
     probes: Lane,
@@ -141,7 +144,7 @@ impl Lanes {
     }
 }
 
-fn compose(configuration: &Configuration, lanes: &Lanes, metrics: &Metrics) -> App {
+fn compose(configuration: &Configuration, lanes: &Lanes, use_times: UseTimes, metrics: &Metrics) -> App {
     http::KEYED_ROUTES.iter().for_each(|route| metrics.expect_outcomes(route.0));
     let Configuration { server, database, intake, idempotency, access, .. } = configuration;
     let terms = Terms { lock_wait: intake.lock_wait, insist_on_durability: !database.allow_losing_acknowledged_jobs };
@@ -153,7 +156,7 @@ fn compose(configuration: &Configuration, lanes: &Lanes, metrics: &Metrics) -> A
         changes: Changes::new(engine),
         replays,
         reads: lanes.reads.clone(),
-        verifier: Verifier::new(lanes.access.clone(), access.cache_life, metrics.clone()),
+        verifier: Verifier::new(lanes.access.clone(), access.cache_life, use_times, metrics.clone()),
         quotas: quotas(&configuration.quota, metrics),
         readiness: Readiness::new(
             lanes.probes.clone(),

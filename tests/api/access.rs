@@ -83,6 +83,100 @@ async fn one_scope_creates_jobs_and_another_changes_cancels_and_deletes_them() {
 }
 
 #[tokio::test]
+async fn a_token_that_has_expired_is_refused_like_one_that_was_revoked() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__ACCESS__CACHE_LIFE", "0s")]).await;
+    ledger.execute("update access_tokens set expires_at = clock_timestamp() + interval '1 hour'").await;
+    assert_eq!(server.submit("k", job(1)).await.status, 201);
+    ledger.execute("update access_tokens set expires_at = clock_timestamp()").await;
+    server.submit("k", job(1)).await.is_problem(401, "unauthenticated");
+}
+
+#[tokio::test]
+async fn no_replica_remembers_a_token_for_longer_than_it_is_valid() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__ACCESS__CACHE_LIFE", "1h")]).await;
+    ledger.execute("update access_tokens set expires_at = clock_timestamp() + interval '5 seconds'").await;
+    assert_eq!(server.submit("k", job(1)).await.status, 201);
+    server.until_status("/jobs", 401).await;
+    let expired = "select count(*) from access_tokens where expires_at <= clock_timestamp()";
+    assert_eq!(ledger.number(expired).await, 1, "it was not refused before its time");
+}
+
+/// What `hapax token` says.
+async fn token(ledger: &Ledger, arguments: &[&str]) -> std::process::Output {
+    run_hapax(&[&["token"], arguments].concat(), &[("DATABASE_URL", &ledger.url)]).await
+}
+
+async fn listed_tokens(ledger: &Ledger) -> String {
+    String::from_utf8(token(ledger, &["list", "--tenant", "acme"]).await.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn a_token_is_listed_with_its_name_its_end_and_its_last_use() {
+    let ledger = Ledger::new().await;
+    ledger.execute("delete from access_tokens").await;
+    let create =
+        ["create", "--tenant", "acme", "--scope", "submit", "--name", "the \"billing\" service", "--expires-in", "90d"];
+    let made = String::from_utf8(token(&ledger, &create).await.stdout).unwrap();
+    let listed = listed_tokens(&ledger).await;
+    assert!(listed.contains(r#"acme  submit  name "the \"billing\" service"  expires 20"#), "{listed}");
+    assert!(!listed.contains("last used"), "{listed}");
+    let ends = "select count(*) from access_tokens \
+                where expires_at between now() + interval '89 days 23 hours' and now() + interval '90 days'";
+    assert_eq!(ledger.number(ends).await, 1);
+
+    let server = ledger.serve().await.with_token(made.trim());
+    assert_eq!(server.submit("k", job(1)).await.status, 201);
+    server.signal(rustix::process::Signal::TERM);
+    assert!(server.ended().await);
+    ledger.execute("update access_tokens set expires_at = now() - interval '1 day'").await;
+    let listed = listed_tokens(&ledger).await;
+    assert!(listed.contains("  expired 20") && listed.contains("  last used 20"), "{listed}");
+}
+
+#[tokio::test]
+async fn a_name_or_an_end_that_no_token_can_have_is_refused_in_words() {
+    let ledger = Ledger::new().await;
+    let long = "x".repeat(129);
+    for (option, value, words) in [
+        ("--name", "", "1 to 128 characters"),
+        ("--name", "a\nb", "1 to 128 characters"),
+        ("--name", &long, "1 to 128 characters"),
+        ("--expires-in", "0s", "a time from 1s to 100 years"),
+        ("--expires-in", "101years", "a time from 1s to 100 years"),
+        ("--expires-in", "tomorrow", "--expires-in"),
+    ] {
+        let refused = token(&ledger, &["create", "--tenant", "acme", "--scope", "read", option, value]).await;
+        let error = String::from_utf8(refused.stderr).unwrap();
+        assert!(!refused.status.success() && error.contains(words), "{option} {value}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn the_use_of_a_token_is_written_once_in_some_minutes_however_many_replicas_see_it() {
+    let ledger = Ledger::new().await;
+    let use_it = async || {
+        let server = ledger.serve().await;
+        server.get("/jobs").await;
+        server.signal(rustix::process::Signal::TERM);
+        assert!(server.ended().await);
+    };
+    let recent = "select count(*) from access_tokens where last_used_at > now() - interval '1 minute'";
+    for (noted_before, written) in [("1 minute", 0), ("5 minutes", 1)] {
+        ledger.execute(&format!("update access_tokens set last_used_at = now() - interval '{noted_before}'")).await;
+        use_it().await;
+        assert_eq!(ledger.number(recent).await, written, "{noted_before}");
+    }
+    // Nobody waits for whoever works on the row.
+    ledger.execute("update access_tokens set last_used_at = null").await;
+    let held = ledger.hold("select from access_tokens for update").await;
+    use_it().await;
+    held.roll_back().await;
+    assert_eq!(ledger.number(recent).await, 0);
+}
+
+#[tokio::test]
 async fn a_token_of_the_previous_release_still_permits_what_it_did() {
     let ledger = Ledger::empty().await;
     let migrations = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");

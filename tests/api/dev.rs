@@ -120,7 +120,7 @@ async fn what_it_keeps_is_for_its_owner_alone_and_a_path_may_be_long_and_odd() {
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }
     let listed = run_hapax(&["token", "list"], &[("DATABASE_URL", &read(&odd, "database-url"))]).await;
-    assert!(String::from_utf8_lossy(&listed.stdout).contains("dev  submit,work,read,admin"), "{listed:?}");
+    assert!(String::from_utf8_lossy(&listed.stdout).contains("dev  submit,manage,read"), "{listed:?}");
     server.signal(Signal::INT);
     assert!(server.ended().await);
 }

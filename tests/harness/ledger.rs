@@ -3,6 +3,7 @@ use std::ops::Range;
 use std::str::FromStr;
 use std::time::Duration;
 
+use hapax::access::queries::NewToken;
 use hapax::access::{Scope, TenantName, Token, queries};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, Row};
@@ -86,7 +87,8 @@ impl Ledger {
         let (name, token): (TenantName, _) = (tenant.parse().unwrap(), Token::mint());
         queries::create_tenant(&mut connection, &name).await.unwrap();
         let scopes = scopes.iter().copied().collect();
-        queries::create_token(&mut connection, &name, &token.digest(), scopes).await.unwrap().unwrap();
+        let new = NewToken { tenant: &name, scopes, name: None, life: None };
+        queries::create_token(&mut connection, &token.digest(), new).await.unwrap().unwrap();
         token.expose().to_owned()
     }
 
@@ -227,14 +229,14 @@ impl Ledger {
 impl Drop for Ledger {
     fn drop(&mut self) {
         let sql = format!("drop database if exists {} with (force)", self.name);
-        let user = format!("drop role if exists {}", self.name);
+        let users = format!("drop role if exists {0}", self.name);
         let server = self.server.clone();
         let dropping = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let mut connection = PgConnection::connect(&server).await.unwrap();
                 sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
-                sqlx::raw_sql(AssertSqlSafe(user)).execute(&mut connection).await.unwrap();
+                sqlx::raw_sql(AssertSqlSafe(users)).execute(&mut connection).await.unwrap();
             });
         });
         dropping.join().unwrap();
