@@ -14,6 +14,7 @@ mod command_line;
 mod concurrency;
 mod connections;
 mod contract;
+mod database_roles;
 mod dev;
 mod docs;
 mod expiry;

@@ -58,6 +58,13 @@ impl Ledger {
         sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await.unwrap().rows_affected()
     }
 
+    /// Runs SQL as somebody else.
+    pub async fn execute_as(&self, url: &str, sql: &str) -> sqlx::Result<()> {
+        let mut connection = PgConnection::connect(url).await?;
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await?;
+        connection.close().await
+    }
+
     /// The one number that a query answers.
     pub async fn number(&self, sql: &str) -> i64 {
         let mut connection = self.connect().await;
@@ -229,7 +236,7 @@ impl Ledger {
 impl Drop for Ledger {
     fn drop(&mut self) {
         let sql = format!("drop database if exists {} with (force)", self.name);
-        let users = format!("drop role if exists {0}", self.name);
+        let users = format!("drop role if exists {0}, {0}_owner", self.name);
         let server = self.server.clone();
         let dropping = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
