@@ -24,7 +24,7 @@ run: build
 
 ## test: the whole suite, on a PostgreSQL that is thrown away (or on DATABASE_URL's server, a database for each test)
 test: build $(TOOLS)/bin/sqlx
-	@$(WITH_BALANCER); $(WITH_POOLER); $(WITH_DATABASE) cargo test --locked --workspace -- $$without
+	@$(WITH_BALANCER); $(WITH_POOLER); $(WITH_DATABASE) cargo test --locked --workspace --no-fail-fast -- $$without
 
 ## demo: three release replicas behind a load balancer: copies, different requests, a rolling restart under load
 demo: release
