@@ -202,8 +202,7 @@ async fn what_cannot_be_read_after_it_was_done_is_unknown_and_not_undone() {
 #[tokio::test]
 async fn whoever_waits_for_a_job_that_is_held_leaves_the_others_their_connections() {
     let ledger = Ledger::new().await;
-    let settings = [("HAPAX__INTAKE__CONNECTIONS", "2"), ("HAPAX__INTAKE__LOCK_WAIT", "4s")];
-    let server = ledger.serve_with(&settings).await;
+    let server = ledger.serve_with(&[("HAPAX__INTAKE__CONNECTIONS", "2")]).await;
     let (id, name) = (queued(&server).await, uuid::Uuid::new_v4());
     let (jobs, name_held) = (ledger.hold_jobs().await, ledger.hold_new_job(&name.to_string()).await);
     let waiting: Vec<_> = (0..16)

@@ -115,8 +115,7 @@ async fn a_key_that_is_held_for_too_long_is_in_flight_and_its_retry_succeeds() {
 #[tokio::test]
 async fn the_neighbours_of_a_held_key_go_through() {
     let ledger = Ledger::new().await;
-    let settings = [("HAPAX__INTAKE__CONNECTIONS", "2"), ("HAPAX__INTAKE__LOCK_WAIT", "4s")];
-    let server = ledger.serve_with(&settings).await;
+    let server = ledger.serve_with(&[("HAPAX__INTAKE__CONNECTIONS", "2")]).await;
     let held = ledger.hold_key("held").await;
     let copies: Vec<_> = (0..8).map(|_| server.submit_meanwhile("held", job(1))).collect();
     ledger.until_waiting(1).await;

@@ -165,6 +165,20 @@ async fn of_two_that_waited_for_the_expired_row_one_takes_it_over() {
 }
 
 #[tokio::test]
+async fn a_take_over_waits_for_another_that_comes_to_nothing() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    server.submit("key-1", job(1)).await;
+    ledger.expire("key-1").await;
+    let held = ledger.hold_key("key-1").await;
+    let waiting = server.submit_meanwhile("key-1", job(2));
+    ledger.until_waiting(1).await;
+    held.roll_back().await;
+    assert_eq!(waiting.await.unwrap().status, 201);
+    assert_eq!((ledger.jobs().await, ledger.keys().await), (2, 1));
+}
+
+#[tokio::test]
 async fn purging_removes_expired_keys_and_never_a_job() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;

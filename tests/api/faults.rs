@@ -50,7 +50,7 @@ async fn a_take_over_cut_after_its_commit_is_recognised_as_our_own() {
 async fn a_connection_that_falls_silent_is_given_up_and_not_seen_by_the_client() {
     let ledger = Ledger::new().await;
     let proxy = Proxy::before(&ledger).await;
-    let settings = [&QUICK[1..], &[("HAPAX__SERVER__REQUEST_DEADLINE", "60s")]].concat();
+    let settings = [&QUICK[1..], &[("HAPAX__SERVER__REQUEST_DEADLINE", "10m")]].concat();
     let server = ledger.serve_through(&proxy, &settings).await;
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
     proxy.treat_next("the-key", Treatment::Swallow);
@@ -103,7 +103,7 @@ async fn a_migration_under_a_live_server_is_not_seen_by_its_clients() {
 
 /// A server whose statement for `the-key` is on its way in the database, and what holds it up.
 async fn frozen_in_the_middle(ledger: &Ledger) -> (Server, tokio::task::JoinHandle<Option<u16>>, crate::harness::Held) {
-    let server = ledger.serve_with(&[("HAPAX__INTAKE__LOCK_WAIT", "4s")]).await;
+    let server = ledger.serve().await;
     server.submit("warm-up", job(0)).await;
     let held = ledger.hold_key("the-key").await;
     let request = server.post_jobs("the-key", job(1));
@@ -121,9 +121,9 @@ async fn a_replica_frozen_between_sending_and_answering_holds_no_key() {
     let (frozen, asked, held) = frozen_in_the_middle(&ledger).await;
     frozen.signal(Signal::STOP);
     held.roll_back().await;
-    // The statement of the frozen replica commits without it, and another answers, at once: it would say 409 if it
-    // had to wait for a second.
-    let other = ledger.serve_with(&[("HAPAX__INTAKE__LOCK_WAIT", "1s")]).await;
+    // The statement of the frozen replica commits without it, and another answers: it would say 409 if it had to wait
+    // for the frozen one.
+    let other = ledger.serve().await;
     let answer = other.submit("the-key", job(1)).await;
     assert_eq!((answer.status, answer.header("idempotent-replayed")), (200, "true"));
     frozen.signal(Signal::CONT);
@@ -139,7 +139,7 @@ async fn a_replica_killed_between_sending_and_answering_holds_no_key() {
     assert!(!killed.ended().await);
     assert_eq!(asked.await.unwrap(), None);
     held.roll_back().await;
-    let other = ledger.serve_with(&[("HAPAX__INTAKE__LOCK_WAIT", "1s")]).await;
+    let other = ledger.serve().await;
     // Whether the database noticed the death before or after it wrote: one job, and an answer.
     let answer = other.submit("the-key", job(1)).await;
     assert!([200, 201].contains(&answer.status), "{answer:?}");

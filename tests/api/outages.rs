@@ -1,16 +1,18 @@
 //! The database away, silent, full, or without room: refused at once, nothing lost, back by itself.
 
-use crate::harness::{Ledger, Load, NO_QUOTAS, OwnPostgres, Persistence, Proxy, QUICK, Server, Treatment, job};
+use crate::harness::{Ledger, Load, NO_QUOTAS, OwnPostgres, Persistence, Proxy, QUICK, Server, Treatment, job, until};
 
 /// And who waits for a connection is told sooner.
-const IMPATIENT: [(&str, &str); 5] = [QUICK[0], QUICK[1], QUICK[2], QUICK[3], ("HAPAX__DATABASE__PATIENCE", "200ms")];
+const IMPATIENT: [(&str, &str); 6] =
+    [QUICK[0], QUICK[1], QUICK[2], QUICK[3], QUICK[4], ("HAPAX__DATABASE__PATIENCE", "200ms")];
 
 #[tokio::test]
 async fn a_postgresql_stopped_immediately_and_started_again_loses_nothing_and_doubles_nothing() {
     let postgres = OwnPostgres::start().await;
     let ledger = postgres.ledger().await;
-    let durable = [("HAPAX__DATABASE__ALLOW_LOSING_ACKNOWLEDGED_JOBS", "false")];
-    let server = ledger.serve_with(&[&durable[..], &NO_QUOTAS].concat()).await;
+    let settings =
+        [("HAPAX__DATABASE__ALLOW_LOSING_ACKNOWLEDGED_JOBS", "false"), ("HAPAX__DATABASE__PATIENCE", "200ms")];
+    let server = ledger.serve_with(&[&settings[..], &NO_QUOTAS].concat()).await;
     let load = Load::start(&server, 16, Persistence::Retries);
     load.until_more(201, 100).await;
     postgres.stop_immediately().await;
@@ -46,7 +48,8 @@ async fn an_outage_that_has_lasted_is_not_waited_for_and_its_end_is_seen() {
     }
     let shed = server.metric(shed).await;
     assert!(shed > 200.0, "{shed} of 400 were refused without a look");
-    assert!(server.log_text().contains("does not exist"), "those who looked say why");
+    // Those who looked say why.
+    server.until_logged("does not exist").await;
     ledger.rename_back_from(&away).await;
     assert_eq!(server.submit_until_done("key-1", job(1)).await.status, 201);
     assert_eq!(server.submit("key-2", job(2)).await.status, 201);
@@ -82,7 +85,7 @@ async fn a_database_that_swallows_everything_keeps_nobody_beyond_the_deadline() 
 async fn a_postgresql_without_room_for_more_connections_is_used_with_those_that_are_open() {
     let ledger = Ledger::new().await;
     let url = ledger.url_of_ordinary_user().await;
-    let server = Server::start(&url, &ledger.token, &[("HAPAX__DATABASE__PATIENCE", "9s")]).await;
+    let server = Server::start(&url, &ledger.token, &[]).await;
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
     // One is the verifier's, one a writer's; there would be another writer, and other lanes.
     ledger.limit_connections(2).await;
@@ -156,15 +159,14 @@ async fn a_database_whose_network_swallows_the_first_connection_is_away_and_not_
     proxy.swallow_everything();
     let shed = r#"hapax_shed_requests_total{reason="outage"}"#;
     server.submit("key-1", job(1)).await.is_problem(503, "database-unavailable");
-    let asking = async {
-        while server.metric(shed).await < 1.0 {
-            let requests: Vec<_> = (0..10).map(|n| server.submit_meanwhile(&format!("key-{n}"), job(n))).collect();
-            for request in requests {
-                assert_eq!(request.await.unwrap().status, 503);
-            }
+    until("it is taken for away", async || {
+        let requests: Vec<_> = (0..10).map(|n| server.submit_meanwhile(&format!("key-{n}"), job(n))).collect();
+        for request in requests {
+            assert_eq!(request.await.unwrap().status, 503);
         }
-    };
-    tokio::time::timeout(std::time::Duration::from_secs(60), asking).await.expect("it is taken for away");
+        (server.metric(shed).await >= 1.0).then_some(())
+    })
+    .await;
     proxy.pass_everything();
     assert_eq!(server.submit_until_done("key-1", job(1)).await.status, 201);
 }
@@ -202,10 +204,11 @@ async fn a_replica_that_gets_no_connection_to_serve_with_is_not_ready() {
     // One for the probes; the next is asked for by the first lane that is looked at.
     ledger.limit_connections(1).await;
     let server = Server::start(&url, &ledger.token, &IMPATIENT).await;
-    let telling = async {
-        while !server.get("/readyz").await.json()["detail"].as_str().is_some_and(|detail| detail.contains("writers")) {}
-    };
-    tokio::time::timeout(std::time::Duration::from_secs(60), telling).await.expect("it is not ready for want of one");
+    until("it is not ready for want of one", async || {
+        let readiness = server.get("/readyz").await.json();
+        readiness["detail"].as_str().is_some_and(|detail| detail.contains("writers")).then_some(())
+    })
+    .await;
     ledger.limit_connections(-1).await;
     server.until_status("/readyz", 200).await;
     assert_eq!(server.submit("key-1", job(1)).await.status, 201);

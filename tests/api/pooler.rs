@@ -1,18 +1,14 @@
 //! PgBouncer between the servers and PostgreSQL.
 
-use std::time::Duration;
-
 use sqlx::Row;
 
-use crate::harness::{Ledger, Pooler, Treatment, job, run_hapax};
+use crate::harness::{Ledger, Pooler, Treatment, job, run_hapax, until};
 
 #[tokio::test]
 async fn two_replicas_share_a_few_sessions_and_every_key_makes_one_job() {
     let ledger = Ledger::new().await;
     let pooler = Pooler::before(&ledger, 3).await;
-    // Three sessions for 120 requests: how long that takes is not what this is about.
-    let patient = [("HAPAX__DATABASE__PATIENCE", "10s")];
-    let (one, two) = (pooler.serve(&ledger, &patient).await, pooler.serve(&ledger, &patient).await);
+    let (one, two) = (pooler.serve(&ledger, &[]).await, pooler.serve(&ledger, &[]).await);
     let mut asked = Vec::new();
     for n in 0..20 {
         for _ in 0..3 {
@@ -92,12 +88,11 @@ async fn a_database_that_is_away_is_told_from_a_commit_that_is_unknown() {
     let away = format!("{}_away", ledger.name);
     ledger.rename_to(&away).await;
     // The first to come may have lost a session; those after them only find the pooler without one, and learn it.
-    let asking = async {
-        while server.metric(r#"hapax_shed_requests_total{reason="outage"}"#).await < 5.0 {
-            server.submit("key-1", job(1)).await.wants_a_retry();
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), asking).await.expect("the outage is noticed");
+    until("the outage is noticed", async || {
+        server.submit("key-1", job(1)).await.wants_a_retry();
+        (server.metric(r#"hapax_shed_requests_total{reason="outage"}"#).await >= 5.0).then_some(())
+    })
+    .await;
     ledger.rename_back_from(&away).await;
     assert_eq!(server.submit_until_done("key-1", job(1)).await.status, 201);
     ledger.is_whole_with(2).await;

@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 
 use rustix::process::Signal;
 
-use crate::harness::{Answer, Balancer, Ledger, Load, NO_QUOTAS, Persistence, Server, free_address, job};
+use crate::harness::{Answer, Balancer, Ledger, Load, NO_QUOTAS, Persistence, QUICK, Server, free_address, job, until};
 
-/// With a drain that is longer than the load balancer's two checks, half a second apart.
+/// With a drain that is longer than the load balancer's two checks, half a second apart, take on the slowest machine.
 async fn serve(ledger: &Ledger, address: SocketAddr) -> Server {
-    let settings = [("HAPAX__SERVER__DRAIN_DELAY", "2s"), ("HAPAX__DATABASE__PATIENCE", "5s")];
+    let settings = [("HAPAX__SERVER__DRAIN_DELAY", "10s")];
     ledger.serve_at(address, &[&settings[..], &NO_QUOTAS].concat()).await
 }
 
@@ -94,10 +94,12 @@ async fn the_load_balancer_says_who_calls_and_hides_what_is_not_for_clients() {
     let spoofed = replicas.balancer.post_jobs("k", job(1)).header("x-forwarded-for", "192.0.2.1, 192.0.2.2");
     let answer = replicas.balancer.send(spoofed.header("x-request-id", "from-the-client")).await;
     assert_eq!((answer.status, answer.header("x-request-id")), (201, "from-the-client"));
-    let mut lines = Vec::new();
-    for server in &replicas.servers {
-        lines.extend(server.log_text().lines().filter(|line| line.contains("from-the-client")).map(str::to_owned));
-    }
+    let logged = async || {
+        let logs: Vec<String> = replicas.servers.iter().map(|server| server.log_text()).collect();
+        let lines = logs.iter().flat_map(|log| log.lines()).filter(|line| line.contains("from-the-client"));
+        Some(lines.map(str::to_owned).collect::<Vec<_>>()).filter(|lines| !lines.is_empty())
+    };
+    let lines = until("a replica logs the request", logged).await;
     assert!(lines.len() == 1 && lines[0].contains(r#""forwarded_for":"127.0.0.1""#), "{lines:?}");
     replicas.balancer.get("/metrics").await.is_problem(404, "route-not-found");
     assert!(!replicas.balancer.get("/healthz").await.header("x-request-id").is_empty());
@@ -119,7 +121,7 @@ async fn with_the_database_away_the_replicas_answer_themselves_and_are_back_at_o
     let addresses = [free_address(), free_address(), free_address()];
     let mut servers = Vec::new();
     for address in addresses {
-        servers.push(ledger.serve_at(address, &[]).await);
+        servers.push(ledger.serve_at(address, &QUICK).await);
     }
     let balancer = Balancer::start(addresses, &ledger.token).await;
     balancer.until_ready(3).await;

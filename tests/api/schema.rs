@@ -5,7 +5,7 @@ use std::path::Path;
 use rustix::process::Signal;
 use sqlx::{AssertSqlSafe, Row};
 
-use crate::harness::{Ledger, job, run_hapax};
+use crate::harness::{Ledger, QUICK, job, run_hapax};
 
 const LOSSY: (&str, &str) = ("HAPAX__DATABASE__ALLOW_LOSING_ACKNOWLEDGED_JOBS", "true");
 
@@ -105,8 +105,7 @@ async fn readiness_follows_the_schema_and_liveness_does_not() {
 #[tokio::test]
 async fn a_database_that_takes_no_writes_is_not_ready_and_its_return_is_noticed() {
     let ledger = Ledger::new().await;
-    let quick = [("HAPAX__SERVER__REQUEST_DEADLINE", "2s"), ("HAPAX__DATABASE__STATEMENT_TIMEOUT", "1s")];
-    let server = ledger.serve_with(&[&quick[..], &[("HAPAX__INTAKE__LOCK_WAIT", "500ms")]].concat()).await;
+    let server = ledger.serve_with(&QUICK).await;
     let location = server.submit("key-1", job(1)).await.header("location").to_owned();
     // As after a failover that left us on the old primary, now a standby.
     ledger.set("default_transaction_read_only", "on").await;

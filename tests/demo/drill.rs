@@ -1,5 +1,6 @@
 //! What goes wrong, with figures.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -22,7 +23,8 @@ pub async fn show(postgres: &OwnPostgres) -> bool {
 
 /// No quotas: it is not a caller that is drilled here.
 async fn serve(ledger: &Ledger, url: &str) -> Server {
-    Server::start(url, &ledger.token, &NO_QUOTAS).await
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    Server::start_with_default_deadlines(any, url, &ledger.token, &NO_QUOTAS).await
 }
 
 async fn killed(postgres: &OwnPostgres) -> bool {

@@ -63,7 +63,8 @@ pub async fn show(postgres: &OwnPostgres) -> bool {
 async fn start(ledger: &Ledger, address: std::net::SocketAddr) -> Server {
     // As operators run it, but for what a demonstration would have to wait for, and for what stops one caller alone from
     // being the whole load.
-    ledger.serve_at(address, &[&[("HAPAX__SERVER__DRAIN_DELAY", "2s")][..], &NO_QUOTAS].concat()).await
+    let settings = [&[("HAPAX__SERVER__DRAIN_DELAY", "2s")][..], &NO_QUOTAS].concat();
+    Server::start_with_default_deadlines(address, &ledger.url, &ledger.token, &settings).await
 }
 
 async fn copies(balancer: &Balancer, ledger: &Ledger) -> bool {

@@ -1,9 +1,8 @@
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
-use super::{Client, free_address};
+use super::{Client, free_address, until};
 
 /// The load balancer of `deploy/haproxy.cfg`, in front of three addresses. Killed with the test.
 pub struct Balancer {
@@ -26,16 +25,17 @@ impl Balancer {
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let child = child.expect("haproxy, or HAPAX_HAPROXY naming it; `make test` fetches it");
         let balancer = Self { child, client: Client::new(bind, token), operations };
-        let answering = async { while balancer.metrics_text().await.is_none() {} };
-        tokio::time::timeout(Duration::from_secs(60), answering).await.expect("the load balancer answers");
+        until("the load balancer answers", async || balancer.metrics_text().await).await;
         balancer
     }
 
     /// Returns once it sends requests to as many replicas.
     pub async fn until_ready(&self, replicas: usize) {
-        let waiting =
-            async { while self.sum(r#"haproxy_server_status{proxy="ready","#, r#"state="UP"}"#).await != replicas {} };
-        tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap_or_else(|_| panic!("{replicas} ready"));
+        until(format!("{replicas} replicas are ready"), async || {
+            let ready = self.sum(r#"haproxy_server_status{proxy="ready","#, r#"state="UP"}"#).await;
+            (ready == replicas).then_some(())
+        })
+        .await;
     }
 
     /// How often it has hidden a failure from a client: an attempt to connect that was made again.

@@ -1,9 +1,8 @@
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-use super::{Answer, Contract, RawConnection};
+use super::{Answer, Contract, ENOUGH, RawConnection, until};
 
 /// Somebody with a token who calls one server.
 #[derive(Clone)]
@@ -15,7 +14,7 @@ pub struct Client {
 
 impl Client {
     pub fn new(address: SocketAddr, token: &str) -> Self {
-        let http = reqwest::Client::builder().http1_only().build().unwrap();
+        let http = reqwest::Client::builder().http1_only().timeout(ENOUGH).build().unwrap();
         Self { address, token: token.to_owned(), http }
     }
 
@@ -49,15 +48,11 @@ impl Client {
     /// Submits as a client does that does not give up, without the pauses.
     pub async fn submit_until_done(&self, key: &str, body: impl ToString) -> Answer {
         let body = body.to_string();
-        let submitting = async {
-            loop {
-                let answer = self.submit(key, &body).await;
-                if ![429, 503].contains(&answer.status) {
-                    return answer;
-                }
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(60), submitting).await.expect("it is done at last")
+        until(format!("{key} is done"), async || {
+            let answer = self.submit(key, &body).await;
+            (![429, 503].contains(&answer.status)).then_some(answer)
+        })
+        .await
     }
 
     /// Submits while the test goes on.

@@ -1,7 +1,6 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::str::FromStr;
-use std::time::Duration;
 
 use hapax::access::queries::NewToken;
 use hapax::access::{Scope, TenantName, Token, queries};
@@ -9,7 +8,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, Row};
 use url::Url;
 
-use super::{Proxy, Server};
+use super::{Proxy, Server, until};
 
 /// A database of the test's own, migrated, with a tenant `acme` and a token of it that permits everything. Dropped
 /// with the test.
@@ -107,20 +106,21 @@ impl Ledger {
         assert_eq!(self.execute(&sql).await, 1);
     }
 
-    /// Holds a key as another transaction would that is in the middle of a submission.
+    /// Holds a key as another transaction would that is in the middle of a submission. An expired row it takes over.
     pub async fn hold_key(&self, key: &str) -> Held {
         self.hold_key_of("POST /jobs", key).await
     }
 
     /// The same for a key of another route.
     pub async fn hold_key_of(&self, route: &str, key: &str) -> Held {
-        self.hold(&holding(route, &format!("'{key}'"), "tenants")).await
+        self.hold_rows(1, &holding(route, &format!("'{key}'"), "tenants")).await
     }
 
     /// The same for many keys, whose names end in numbers.
     pub async fn hold_keys(&self, name: &str, numbers: Range<u64>) -> Held {
         let numbered = format!("tenants, generate_series({}, {} - 1) as number", numbers.start, numbers.end);
-        self.hold(&holding("POST /jobs", &format!("'{name}' || number"), &numbered)).await
+        let keys = numbers.end - numbers.start;
+        self.hold_rows(keys, &holding("POST /jobs", &format!("'{name}' || number"), &numbered)).await
     }
 
     /// Holds every job as another transaction would that is in the middle of moving them.
@@ -144,6 +144,14 @@ impl Ledger {
         Held { connection }
     }
 
+    /// The same, and demands that it has written this many rows.
+    async fn hold_rows(&self, rows: u64, sql: &str) -> Held {
+        let mut held = self.hold("").await;
+        let written = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut held.connection).await.unwrap();
+        assert_eq!(written.rows_affected(), rows, "{sql}");
+        held
+    }
+
     /// Returns once this many of the servers' statements wait for a lock.
     pub async fn until_waiting(&self, statements: i64) {
         let sql = "select count(*) from pg_stat_activity \
@@ -154,16 +162,11 @@ impl Ledger {
     /// Returns once the number that `sql` answers is as wanted.
     pub async fn until(&self, sql: &str, wanted: impl Fn(i64) -> bool) {
         let mut connection = self.connect().await;
-        let asking = async {
-            loop {
-                let row = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).fetch_one(&mut connection).await.unwrap();
-                if wanted(row.get(0)) {
-                    return;
-                }
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(60), asking).await.unwrap_or_else(|_| panic!("never so: {sql}"));
+        until(sql, async || {
+            let row = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).fetch_one(&mut connection).await.unwrap();
+            wanted(row.get(0)).then_some(())
+        })
+        .await;
     }
 
     /// Changes a setting of PostgreSQL for all sessions to come on this database, and ends those of the servers.
@@ -269,7 +272,11 @@ fn holding(route: &str, key: &str, from: &str) -> String {
     format!(
         "insert into idempotency_keys (tenant_id, route, key, fingerprint, job_id, status, body, \
          request_id, created_at, expires_at) select id, '{route}', {key}, sha256('another'), \
-         gen_random_uuid(), 201, '{{}}', 'the-holder', now(), now() + interval '1 day' from {from}"
+         gen_random_uuid(), 201, '{{}}', 'the-holder', now(), now() + interval '1 day' from {from} \
+         on conflict (tenant_id, route, key) do update set fingerprint = excluded.fingerprint, \
+         job_id = excluded.job_id, body = excluded.body, request_id = excluded.request_id, \
+         created_at = excluded.created_at, expires_at = excluded.expires_at \
+         where idempotency_keys.expires_at <= clock_timestamp()"
     )
 }
 

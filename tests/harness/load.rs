@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
-use super::{Client, job};
+use super::{Client, job, until};
 
 /// Clients that submit one job after the other, each under a key of its own, while the test goes on.
 pub struct Load {
@@ -54,13 +54,8 @@ impl Load {
     pub async fn until_more(&self, status: u16, more: usize) {
         let count = || self.shared.tally.lock().unwrap().answers.get(&status).copied().unwrap_or_default();
         let reached = count() + more;
-        let waiting = async {
-            while count() < reached {
-                tokio::task::yield_now().await;
-            }
-        };
-        let waited = tokio::time::timeout(Duration::from_secs(60), waiting).await;
-        waited.unwrap_or_else(|_| panic!("{more} more times {status}: {:?}", self.tally().answers));
+        let what = format!("{more} more answers {status}, after {:?}", self.tally().answers);
+        until(what, async || (count() >= reached).then_some(())).await;
     }
 
     /// Lets every client finish what it has begun.

@@ -13,6 +13,7 @@ mod postgres;
 mod proxy;
 mod raw;
 mod server;
+mod waiting;
 
 pub use addresses::free_address;
 pub use answer::Answer;
@@ -27,6 +28,7 @@ pub use postgres::OwnPostgres;
 pub use proxy::{Proxy, Treatment};
 pub use raw::RawConnection;
 pub use server::{MEMORY, NO_QUOTAS, QUICK, Server, hapax, hapax_through, run_hapax};
+pub use waiting::{ENOUGH, in_time, until};
 
 use serde_json::{Value, json};
 

@@ -1,12 +1,11 @@
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
 use tokio::net::TcpStream;
 use url::Url;
 
-use super::{Ledger, Proxy, Server, free_address};
+use super::{Ledger, Proxy, Server, free_address, until};
 
 /// A PgBouncer in front of a ledger, killed with the test.
 pub struct Pooler {
@@ -34,8 +33,7 @@ impl Pooler {
         let user = if rustix::process::getuid().is_root() { &["-u", "nobody"][..] } else { &[] };
         let child = Command::new(program).arg("-q").args(user).arg(file).stderr(Stdio::null()).spawn();
         let child = child.expect("PgBouncer, or HAPAX_PGBOUNCER naming it; `make test` fetches it");
-        let answering = async { while TcpStream::connect(bind).await.is_err() {} };
-        tokio::time::timeout(Duration::from_secs(60), answering).await.expect("the pooler answers");
+        until("the pooler answers", async || TcpStream::connect(bind).await.ok()).await;
         let url = format!("postgres://anyone@{bind}/{}?sslmode=disable", ledger.name);
         Self { child, url, proxy, _folder: folder }
     }

@@ -1,12 +1,11 @@
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::Answer;
+use super::{Answer, in_time};
 
 /// HTTP/1.1 to the letter: what is written is what is sent.
 pub struct RawConnection {
@@ -45,13 +44,12 @@ impl RawConnection {
 
     /// Reads one answer with a Content-Length.
     pub async fn answer(&mut self) -> Answer {
-        tokio::time::timeout(Duration::from_secs(60), self.read_answer()).await.expect("an answer")
+        in_time("an answer", self.read_answer()).await
     }
 
     /// Reads one answer to HEAD, whose Content-Length is that of a body that does not come.
     pub async fn answer_to_head(&mut self) -> Answer {
-        let reading = tokio::time::timeout(Duration::from_secs(60), self.read_head());
-        let (status, headers) = reading.await.expect("an answer");
+        let (status, headers) = in_time("an answer", self.read_head()).await;
         Answer { status, headers, body: Bytes::new() }
     }
 
@@ -71,7 +69,7 @@ impl RawConnection {
                 bytes += length;
             }
         };
-        tokio::time::timeout(Duration::from_secs(60), reading).await.expect("the connection is closed");
+        in_time("the connection is closed", reading).await;
         bytes
     }
 

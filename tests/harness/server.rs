@@ -4,12 +4,11 @@ use std::ops::Deref;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::{Answer, Client};
+use super::{Answer, Client, ENOUGH, until};
 
 /// For tests that send more than one caller should, which is not what they are about.
 pub const NO_QUOTAS: [(&str, &str); 3] = [
@@ -23,12 +22,26 @@ const REPLAY_CACHE: &str = "HAPAX__IDEMPOTENCY__REPLAY_CACHE_BYTES";
 /// For tests of what a replica remembers.
 pub const MEMORY: [(&str, &str); 1] = [(REPLAY_CACHE, "1000000")];
 
+/// What every server of a test has, unless the test says otherwise: deadlines that no request runs into, however slow the
+/// machine is.
+const UNHURRIED: [(&str, &str); 7] = [
+    ("HAPAX__SERVER__BODY_DEADLINE", "10m"),
+    ("HAPAX__SERVER__REQUEST_DEADLINE", "10m"),
+    ("HAPAX__SERVER__SHUTDOWN_DEADLINE", "10m"),
+    ("HAPAX__DATABASE__CONNECT_TIMEOUT", "5m"),
+    ("HAPAX__DATABASE__PATIENCE", "10m"),
+    ("HAPAX__DATABASE__STATEMENT_TIMEOUT", "9m"),
+    ("HAPAX__INTAKE__LOCK_WAIT", "8m"),
+];
+
 /// Deadlines for tests that run into them: an attempt is given up after one and a half seconds, a request after two.
-pub const QUICK: [(&str, &str); 4] = [
+pub const QUICK: [(&str, &str); 6] = [
     ("HAPAX__SERVER__REQUEST_DEADLINE", "2s"),
     ("HAPAX__DATABASE__STATEMENT_TIMEOUT", "1s"),
     ("HAPAX__INTAKE__LOCK_WAIT", "500ms"),
     ("HAPAX__ACCESS__CACHE_LIFE", "1h"),
+    ("HAPAX__DATABASE__CONNECT_TIMEOUT", "1s"),
+    ("HAPAX__DATABASE__PATIENCE", "1s"),
 ];
 
 /// A `hapax` process that serves, killed with the test.
@@ -46,6 +59,16 @@ impl Server {
     }
 
     pub async fn start_at(address: SocketAddr, url: &str, token: &str, settings: &[(&str, &str)]) -> Self {
+        Self::start_with_default_deadlines(address, url, token, &[&UNHURRIED, settings].concat()).await
+    }
+
+    /// For a program that shows what the service's own deadlines do.
+    pub async fn start_with_default_deadlines(
+        address: SocketAddr,
+        url: &str,
+        token: &str,
+        settings: &[(&str, &str)],
+    ) -> Self {
         let mut command = hapax();
         command.args(["serve", "--bind", &address.to_string()]).env("DATABASE_URL", url);
         command.env("HAPAX__DATABASE__ALLOW_LOSING_ACKNOWLEDGED_JOBS", "true");
@@ -58,8 +81,14 @@ impl Server {
 
     /// Starts a command that serves, and returns when it does.
     pub async fn spawn(mut command: Command, token: &str) -> Self {
+        command.env("HAPAX__SERVER__WORKERS", "1");
+        Self::spawn_with_defaults(command, token).await
+    }
+
+    /// The same, but with as many workers as the machine has cores.
+    pub async fn spawn_with_defaults(mut command: Command, token: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        command.current_dir(folder.path()).env("HAPAX__LOG__FORMAT", "json").env("HAPAX__SERVER__WORKERS", "1");
+        command.current_dir(folder.path()).env("HAPAX__LOG__FORMAT", "json");
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
         let (log, output) = (Arc::<Mutex<Vec<String>>>::default(), child.stdout.take().unwrap());
         let (tell, told) = mpsc::channel();
@@ -72,7 +101,7 @@ impl Server {
                 collected.lock().unwrap().push(line);
             }
         });
-        let serving = tokio::task::spawn_blocking(move || told.recv_timeout(Duration::from_secs(120)));
+        let serving = tokio::task::spawn_blocking(move || told.recv_timeout(ENOUGH));
         let serving = serving.await.unwrap().unwrap_or_else(|_| panic!("it does not serve: {:?}", log.lock().unwrap()));
         let address = |name: &str| serving[name].as_str().unwrap().parse().unwrap();
         Self { child, client: Client::new(address("api"), token), operations: address("metrics"), log, _folder: folder }
@@ -93,14 +122,12 @@ impl Server {
 
     /// Returns once a metric has reached a value.
     pub async fn until_metric(&self, name: &str, reached: f64) {
-        let asking = async { while self.metric(name).await < reached {} };
-        tokio::time::timeout(Duration::from_secs(60), asking).await.unwrap_or_else(|_| panic!("{name} < {reached}"));
+        until(format!("{name} reaches {reached}"), async || (self.metric(name).await >= reached).then_some(())).await;
     }
 
     /// Returns once a metric has a value.
     pub async fn until_metric_is(&self, name: &str, value: f64) {
-        let asking = async { while self.metric(name).await != value {} };
-        tokio::time::timeout(Duration::from_secs(60), asking).await.unwrap_or_else(|_| panic!("{name} != {value}"));
+        until(format!("{name} is {value}"), async || (self.metric(name).await == value).then_some(())).await;
     }
 
     /// The memory that the process holds.
@@ -111,15 +138,11 @@ impl Server {
 
     /// Asks until it is answered so.
     pub async fn until_status(&self, path: &str, status: u16) -> Answer {
-        let asking = async {
-            loop {
-                let answer = self.client.get(path).await;
-                if answer.status == status {
-                    return answer;
-                }
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(60), asking).await.unwrap_or_else(|_| panic!("{path} never {status}"))
+        until(format!("{path} answers {status}"), async || {
+            let answer = self.client.get(path).await;
+            (answer.status == status).then_some(answer)
+        })
+        .await
     }
 
     /// The server as operators reach it.
@@ -139,27 +162,12 @@ impl Server {
             let answered = |line: &Value| line["message"] == "answered" && line["span"]["request_id"] == request_id;
             parsed.iter().any(answered).then_some(parsed)
         };
-        let waiting = async {
-            loop {
-                if let Some(lines) = written() {
-                    return lines;
-                }
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("the log has the request")
+        until(format!("the log has request {request_id}"), async || written()).await
     }
 
     /// Returns once a line with these words has been written.
     pub async fn until_logged(&self, words: &str) {
-        let waiting = async {
-            while !self.log_text().contains(words) {
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(60), waiting)
-            .await
-            .unwrap_or_else(|_| panic!("never logged: {words}"));
+        until(format!("the log says: {words}"), async || self.log_text().contains(words).then_some(())).await;
     }
 
     /// All that was written so far, to the letter.
@@ -167,8 +175,12 @@ impl Server {
         self.log.lock().unwrap().join("\n")
     }
 
+    pub fn process(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
     pub fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        kill_process(self.process(), signal).unwrap();
     }
 
     pub fn has_ended(&mut self) -> bool {
