@@ -40,7 +40,8 @@ pub enum DatabaseError {
 impl DatabaseError {
     /// What it means that something could not be found out about a request that has been carried out, or may have been.
     pub fn after_a_write(self) -> Self {
-        tracing::warn!(error = %self, "what became of a request could not be read");
+        let cause = std::error::Error::source(&self).map(tracing::field::display);
+        tracing::warn!(error = %self, cause, "what became of a request could not be read");
         Self::Unknown
     }
 }

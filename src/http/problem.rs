@@ -478,15 +478,10 @@ impl From<KeyedError> for Problem {
     }
 }
 
+/// By the same rules with a key and without one, so that one event has one answer on every route.
 impl From<DatabaseError> for Problem {
     fn from(error: DatabaseError) -> Self {
-        match error {
-            DatabaseError::Unavailable(reason) => Self::Unavailable(reason),
-            DatabaseError::Shed(reason) => Self::Shed(reason),
-            DatabaseError::Unknown | DatabaseError::Locked { after_loss: true } => Self::OutcomeUnknown,
-            DatabaseError::Locked { after_loss: false } => Self::RequestInFlight,
-            DatabaseError::Statement(_) | DatabaseError::Violation(_) => Self::Internal(error.into()),
-        }
+        KeyedError::from(error).into()
     }
 }
 

@@ -168,7 +168,9 @@ impl Engine {
             return Err(DatabaseError::Locked { after_loss });
         }
         match act(Terms { lock_wait: wait, ..self.terms }).await {
-            Err(DatabaseError::Locked { .. }) => Err(DatabaseError::Locked { after_loss }),
+            Err(DatabaseError::Locked { after_loss: again }) => {
+                Err(DatabaseError::Locked { after_loss: after_loss || again })
+            }
             Err(_) if after_loss => Err(DatabaseError::Unknown),
             done => done,
         }
@@ -256,15 +258,7 @@ impl Engine {
     async fn find(&self, request: &Keyed, deadline: Instant) -> Result<Option<queries::Stored>, KeyedError> {
         let key = &request.key;
         let found = self.lane.complete(deadline, async |connection| queries::find(connection, key).await).await;
-        found.map_err(|error| match error {
-            // By work on the whole table. Whoever sends it again will know.
-            DatabaseError::Locked { .. } => KeyedError::InFlight,
-            DatabaseError::Statement(error) => {
-                tracing::error!(%error, "what stands under a key could not be read");
-                KeyedError::OutcomeUnknown
-            }
-            _ => KeyedError::OutcomeUnknown,
-        })
+        Ok(found.map_err(DatabaseError::after_a_write)?)
     }
 }
 
@@ -303,10 +297,11 @@ fn judge(request: &Keyed, first: Arc<Outcome>) -> Result<Arc<Outcome>, KeyedErro
 impl From<DatabaseError> for KeyedError {
     fn from(error: DatabaseError) -> Self {
         match error {
-            DatabaseError::Locked { .. } => Self::InFlight,
+            DatabaseError::Locked { after_loss: false } => Self::InFlight,
             DatabaseError::Unavailable(reason) => Self::Unavailable(reason),
             DatabaseError::Shed(reason) => Self::Shed(reason),
-            DatabaseError::Unknown => Self::OutcomeUnknown,
+            // The lost attempt may have been committed, and may be what holds the lock.
+            DatabaseError::Unknown | DatabaseError::Locked { after_loss: true } => Self::OutcomeUnknown,
             DatabaseError::Statement(error) | DatabaseError::Violation(error) => Self::Failed(error),
         }
     }
@@ -361,6 +356,17 @@ mod tests {
             };
             let acted = engine(Duration::from_secs(2)).patiently(in_a_minute(), act).await;
             assert_eq!(matches!(acted, Err(DatabaseError::Unknown)), after_loss, "{acted:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lock_wait_remembers_an_attempt_that_either_try_has_lost() {
+        for (first, second) in [(false, false), (false, true), (true, false), (true, true)] {
+            let act = async |terms: Terms| {
+                Err::<(), _>(DatabaseError::Locked { after_loss: if terms.is_brief() { first } else { second } })
+            };
+            let acted = engine(Duration::from_secs(2)).patiently(in_a_minute(), act).await;
+            assert!(matches!(acted, Err(DatabaseError::Locked { after_loss }) if after_loss == (first || second)));
         }
     }
 
