@@ -314,16 +314,13 @@ impl Problem {
         matches!(self, Self::BodyTooSlow | Self::BodyBroken | Self::BodyTooLarge { .. } | Self::BehindClose)
     }
 
-    /// After how many seconds to send the same again.
+    /// After how many seconds to send the same again. Every retryable problem has one, and no other.
     pub fn retry_after(&self) -> Option<u64> {
-        match self {
-            Self::RequestInFlight => Some(1),
-            Self::QuotaExceeded(standing) => Some(whole_seconds(standing.retry_after.unwrap_or(standing.reset))),
-            Self::Shed(_) | Self::Unavailable(_) | Self::OutcomeUnknown | Self::NotReady(_) | Self::ShuttingDown => {
-                Some(rand::random_range(RETRY_AFTER_SECONDS))
-            }
-            _ => None,
-        }
+        self.entry().retryable.then(|| match self {
+            Self::RequestInFlight => 1,
+            Self::QuotaExceeded(standing) => whole_seconds(standing.retry_after.unwrap_or(standing.reset)),
+            _ => rand::random_range(RETRY_AFTER_SECONDS),
+        })
     }
 
     /// The document alone.
@@ -506,9 +503,16 @@ impl From<Infallible> for Problem {
 mod tests {
     use std::collections::BTreeSet;
 
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use actix_web::http::header::{ACCEPT, RETRY_AFTER};
     use serde_json::Value;
     use syn::visit::{self, Visit};
     use syn::{Expr, ExprTuple, Lit};
+    use uuid::Uuid;
+
+    use super::*;
 
     /// Every status and code in [`Problem::entry`](super::Problem), as `404 job-not-found`. One whose status is decided
     /// elsewhere is not among them.
@@ -526,10 +530,98 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_contract_has_every_problem_under_its_status_and_no_other() {
+    fn entries() -> BTreeSet<String> {
         let mut entries = Entries::default();
         entries.visit_file(&syn::parse_file(include_str!("problem.rs")).unwrap());
+        entries.0
+    }
+
+    /// One problem at least for each code.
+    fn every_problem() -> Vec<Problem> {
+        let job_id = JobId(Uuid::nil());
+        let policy = Policy { name: "requests", quota: 60, window: Duration::from_secs(60) };
+        let reset = Duration::from_secs(7);
+        let mut problems = vec![
+            Problem::InvalidKey(InvalidKey::Missing),
+            Problem::InvalidKey(InvalidKey::Character),
+            Problem::InvalidJson(InvalidJson { reason: "it is none", offset: 0 }),
+            Problem::InvalidJob(InvalidJob { pointer: "/type".to_owned(), detail: "it is missing".to_owned() }),
+            Problem::UnknownParameter("x".to_owned()),
+            Problem::InvalidParameter(InvalidParameter { name: "limit", why: "it is none".to_owned() }),
+            Problem::Unauthenticated(Unauthenticated::Missing),
+            Problem::MissingScope(Scope::Read),
+            Problem::RouteNotFound,
+            Problem::JobNotFound,
+            Problem::KeyNotFound,
+            Problem::InvalidJobId,
+            Problem::InvalidIfMatch,
+            Problem::UnsupportedCondition,
+            Problem::InvalidBatch,
+            Problem::InvalidItem,
+            Problem::MethodNotAllowed { allow: "GET" },
+            Problem::BodyTooSlow,
+            Problem::BodyBroken,
+            Problem::BodyTooLarge { limit_bytes: 1 },
+            Problem::UnsupportedMediaType { taken: "application/json", told_in: ACCEPT },
+            Problem::UnsupportedContentEncoding,
+            Problem::JobExists { job_id, pointers: Vec::new() },
+            Problem::JobNotWaiting { job_id, state: State::Running },
+            Problem::JobDeleted,
+            Problem::PreconditionFailed { job_id, version: 1 },
+            Problem::PreconditionRequired,
+            Problem::KeyReused { job_id, pointers: Vec::new() },
+            Problem::RequestInFlight,
+            Problem::QuotaExceeded(Standing { policy, remaining: 0, reset, retry_after: None }),
+            Problem::Unavailable("it is away".to_owned()),
+            Problem::OutcomeUnknown,
+            Problem::NotReady("it is away".to_owned()),
+            Problem::ShuttingDown,
+            Problem::Internal(anyhow::anyhow!("it broke")),
+        ];
+        let shed =
+            [Shed::InFlight, Shed::TenantInFlight, Shed::Waited, Shed::QueueFull, Shed::Outage, Shed::UnknownTokens];
+        problems.extend(shed.map(Problem::Shed));
+        problems.extend(
+            [400, 408, 431, 500, 503]
+                .map(|status| Problem::Framework(StatusCode::from_u16(status).expect("it is a status"))),
+        );
+        problems
+    }
+
+    #[test]
+    fn a_problem_is_retryable_exactly_if_it_says_when_to_retry() {
+        let mut seen = BTreeSet::new();
+        for problem in every_problem() {
+            let response = problem.response(&RequestId::mint());
+            let seconds = response.headers().get(RETRY_AFTER).map(|value| value.to_str().unwrap().parse().unwrap());
+            let retryable = serde_json::to_value(problem.document(&RequestId::mint())).unwrap()["retryable"] == true;
+            assert_eq!((seconds.is_some(), problem.retry_after().is_some()), (retryable, retryable), "{problem:?}");
+            assert_ne!(seconds, Some(0_u64), "{problem:?}");
+            seen.insert(format!("{} {}", problem.status().as_u16(), problem.code()));
+        }
+        let missing: BTreeSet<_> = entries().difference(&seen).cloned().collect();
+        assert!(missing.is_empty(), "add them to every_problem: {missing:?}");
+    }
+
+    #[test]
+    fn a_database_error_has_one_answer_on_routes_with_a_key_and_without_one() {
+        let failed = || Arc::new(sqlx::Error::PoolClosed);
+        for (error, code) in [
+            (DatabaseError::Unavailable("it is away".to_owned()), "database-unavailable"),
+            (DatabaseError::Shed(Shed::Waited), "overloaded"),
+            (DatabaseError::Unknown, "outcome-unknown"),
+            (DatabaseError::Locked { after_loss: false }, "request-in-flight"),
+            (DatabaseError::Locked { after_loss: true }, "outcome-unknown"),
+            (DatabaseError::Violation(failed()), "internal-error"),
+            (DatabaseError::Statement(failed()), "internal-error"),
+        ] {
+            let keyed = Problem::from(KeyedError::from(error.clone()));
+            assert_eq!((Problem::from(error).code(), keyed.code()), (code, code));
+        }
+    }
+
+    #[test]
+    fn the_contract_has_every_problem_under_its_status_and_no_other() {
         let contract: Value = yaml_serde::from_str(include_str!("../../api-design/jobs-api.yaml")).unwrap();
         let mut documented = BTreeSet::new();
         for response in contract["components"]["responses"].as_object().unwrap().values() {
@@ -545,6 +637,6 @@ mod tests {
             let problem = &example["value"]["problem"];
             documented.extend(problem["code"].as_str().map(|code| format!("{} {code}", problem["status"])));
         }
-        assert_eq!(entries.0, documented);
+        assert_eq!(entries(), documented);
     }
 }

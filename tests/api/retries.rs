@@ -65,8 +65,11 @@ retries-page`), and a test holds this page to what they answer.
 const FOOT: &str = "
 Changed in between: by a PATCH of `max_attempts`; for the cancellation and the deletion, by a deletion.
 
-No answer at all, or one of 408, 429, 500 and 503, leaves it open or undone: send the very same again, as often as need
-be. `retryable` in an error's body says the same.
+No answer at all, or an error whose body says `\"retryable\": true`, leaves it open or undone: send the very same again.
+Every such error has `Retry-After`. Wait for at least that long, and back off exponentially with jitter: before attempt
+*n*, wait for a random time of up to 2ⁿ⁻² seconds, 60 at most, or for `Retry-After` if that is longer. Without jitter,
+clients that failed together come back together; without backoff, they keep a struggling service down. Stop before the
+key expires.
 ";
 
 impl Call {

@@ -78,6 +78,12 @@ impl Answer {
         assert_eq!(document["type"], format!("urn:hapax:problem:{code}"));
         assert_eq!(document["instance"], format!("urn:hapax:request:{}", self.header("x-request-id")));
         assert!(document["retryable"].is_boolean() && document["title"].is_string() && document["detail"].is_string());
+        let retryable = document["retryable"] == true;
+        assert_eq!(
+            self.headers.contains_key("retry-after"),
+            retryable,
+            "retryable and Retry-After go together: {self:?}"
+        );
         let words = document.to_string().to_lowercase();
         for leak in ["sqlx", "postgres", "relation", "constraint", "syntax error", "panicked"] {
             assert!(!words.contains(leak), "{leak} in {words}");
