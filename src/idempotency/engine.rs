@@ -317,7 +317,6 @@ mod tests {
     use super::*;
     use crate::idempotency::{Key, Route};
     use crate::ids::TenantId;
-    use crate::json::Document;
     use crate::metrics::Metrics;
 
     fn engine(lock_wait: Duration) -> Engine {
@@ -377,7 +376,7 @@ mod tests {
         let key: Key = "k".parse().unwrap();
         let request = Keyed {
             key: ScopedKey { tenant: TenantId(uuid::Uuid::nil()), route: Route("POST /jobs"), key },
-            fingerprint: Fingerprint::of("/jobs", Document::parse(b"{}").unwrap().root()),
+            fingerprint: Fingerprint::of("/jobs", "{}"),
             request_id: RequestId::mint(),
             created_at: Utc::now(),
             time_to_live: Duration::from_secs(1),

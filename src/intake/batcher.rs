@@ -292,7 +292,7 @@ pub(super) mod tests {
         let job = NewJob::parse(document.root()).unwrap();
         Arc::new(Submission::mint(
             key,
-            Fingerprint::of("/jobs", document.root()),
+            Fingerprint::of("/jobs", NewJob::canonical(document.root())),
             job,
             RequestId::mint(),
             Duration::from_secs(1),

@@ -325,7 +325,7 @@ impl Intake {
             return Ok(Vec::new());
         };
         let (bytes, submission) = (job.payload.len() + submission.draft.job.payload.len(), Arc::clone(submission));
-        let compare = move || job.differences_in_writing(&submission.draft.job);
+        let compare = move || job.differences(&submission.draft.job);
         self.offload.run(tenant, bytes, deadline, compare).await.map_err(DatabaseError::Shed)
     }
 

@@ -4,7 +4,8 @@ use chrono::{DateTime, Datelike, Utc};
 use thiserror::Error;
 
 use super::microseconds;
-use crate::json::{Kind, Value, member_pointer};
+use crate::json::{Counted, Kind, Value, member_pointer};
+use crate::timestamp::Timestamp;
 
 /// Which member of a request is wrong, and how.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -77,6 +78,11 @@ pub fn run_at(value: Value<'_, '_>) -> Result<DateTime<Utc>, InvalidJob> {
             "a date and time of RFC 3339 in the years 0001 to 9999 is expected, such as 2030-01-31T12:00:00Z",
         )
     })
+}
+
+/// A `run_at` in a fingerprint: one moment is one value, however it is written.
+pub fn counted_run_at(value: Value<'_, '_>) -> Counted {
+    run_at(value).map_or(Counted::AsSent, |at| Counted::As(format!("\"{}\"", Timestamp(at))))
 }
 
 /// A date and time of RFC 3339, to the microsecond.

@@ -84,7 +84,7 @@ pub enum Found<T> {
     Deleted,
 }
 
-/// What silence in a request means.
+/// What a member that is left out means. These values are part of the contract, and of what fingerprints are made of.
 const PRIORITY_DEFAULT: i16 = 2;
 /// With the usual exponential back-off, about three weeks of trying.
 const MAX_ATTEMPTS_DEFAULT: i32 = 25;

@@ -2,12 +2,12 @@
 
 use chrono::{DateTime, Utc};
 
-use super::members::{InvalidJob, max_attempts, members, name, priority, required, run_at};
+use super::members::{InvalidJob, counted_run_at, max_attempts, members, name, priority, required, run_at};
 use super::{ContentDigest, MAX_ATTEMPTS_DEFAULT, PRIORITY_DEFAULT, unique};
-use crate::json::{DIFFERENCES_MAX, Document, Value, differences};
+use crate::json::{Counted, DIFFERENCES_MAX, Document, Value, differences};
 
-/// A job as submitted. `None` is what the request was silent about: a default filled in here could not be told
-/// from a value that was sent.
+/// A job as submitted. A member that was sent with its default value is `None`, as one that was left out: some clients
+/// send defaults and others do not, and they ask for the same (ADR 0023).
 #[derive(Clone, Debug)]
 pub struct NewJob {
     pub kind: String,
@@ -34,10 +34,10 @@ impl NewJob {
         let (kind, payload) = (required(kind, "/type")?, required(payload, "/payload")?);
         let mut job = Self {
             kind: name(kind, "/type")?,
-            queue: queue.map(|value| name(value, "/queue")).transpose()?,
-            priority: urgency.map(priority).transpose()?,
+            queue: queue.map(|value| name(value, "/queue")).transpose()?.filter(|queue| queue != QUEUE_DEFAULT),
+            priority: urgency.map(priority).transpose()?.filter(|priority| *priority != PRIORITY_DEFAULT),
             run_at: earliest.map(run_at).transpose()?,
-            max_attempts: attempts.map(max_attempts).transpose()?,
+            max_attempts: attempts.map(max_attempts).transpose()?.filter(|max| *max != MAX_ATTEMPTS_DEFAULT),
             payload: payload.text().to_owned(),
             unique_by: None,
         };
@@ -46,6 +46,22 @@ impl NewJob {
         let content = ContentDigest::of(&job.kind, job.queue_or_default(), request, &by)?;
         job.unique_by = Some(by);
         Ok((job, Some(content)))
+    }
+
+    /// What a fingerprint is made of: the same for every body that asks for the same job. A member that is sent with its
+    /// default value counts as left out, a time as the moment that it is. It does not check whether the body is valid.
+    pub fn canonical(request: Value<'_, '_>) -> Vec<u8> {
+        let is_default = |member: &str, value: Value<'_, '_>| match member {
+            "queue" => value.as_str().as_deref() == Some(QUEUE_DEFAULT),
+            "priority" => priority(value) == Ok(PRIORITY_DEFAULT),
+            "max_attempts" => max_attempts(value) == Ok(MAX_ATTEMPTS_DEFAULT),
+            _ => false,
+        };
+        request.canonical_where(|member, value| match member {
+            "run_at" => counted_run_at(value),
+            _ if is_default(member, value) => Counted::Not,
+            _ => Counted::AsSent,
+        })
     }
 
     /// Where this job differs from another, as JSON Pointers. Numbers and names are compared by their text, a time by
@@ -68,16 +84,6 @@ impl NewJob {
             _ => found.push("/payload".to_owned()),
         }
         found.truncate(DIFFERENCES_MAX);
-        found
-    }
-
-    /// Where this request differs from another of another fingerprint.
-    pub fn differences_in_writing(&self, other: &Self) -> Vec<String> {
-        let mut found = self.differences(other);
-        if found.is_empty() && self.run_at.is_some() {
-            // Every other member is compared by its text; only a time can be written in two ways.
-            found.push("/run_at".to_owned());
-        }
         found
     }
 
@@ -144,13 +150,52 @@ mod tests {
         assert_eq!(job.run_at.unwrap().to_rfc3339(), "2017-01-01T00:00:00.123456+00:00");
     }
 
+    /// The canonical form and the job itself are compared in different places, and must agree.
     #[test]
-    fn silence_differs_from_the_default_and_one_time_has_many_spellings() {
-        let job = |options: &str| parse(&format!(r#"{{"type":"a","payload":{{"n":1}}{options}}}"#)).unwrap();
-        assert_eq!(job("").differences(&job(r#","queue":"default""#)), ["/queue"]);
-        let (utc, offset) =
-            (job(r#","run_at":"2030-01-01T00:00:00Z""#), job(r#","run_at":"2030-01-01T00:00:00+00:00""#));
-        assert_eq!(utc.differences_in_writing(&offset), ["/run_at"]);
-        assert_eq!(utc.differences(&offset), [""; 0]);
+    fn a_default_that_is_sent_counts_as_left_out_and_a_time_as_its_moment() {
+        let body = |options: &str| format!(r#"{{"type":"a","payload":{{"n":1}}{options}}}"#);
+        let canonical = |options: &str| {
+            let body = body(options);
+            NewJob::canonical(Document::parse(body.as_bytes()).unwrap().root())
+        };
+        let are_same = |one: &str, other: &str| {
+            let differences = parse(&body(one)).unwrap().differences(&parse(&body(other)).unwrap());
+            assert_eq!(canonical(one) == canonical(other), differences.is_empty(), "{one} {other}");
+            differences.is_empty()
+        };
+        for default in [
+            r#","queue":"default""#,
+            r#","queue":"def\u0061ult""#,
+            r#","priority":2"#,
+            r#","max_attempts":25"#,
+            r#","max_attempts":25,"queue":"default","priority":2"#,
+        ] {
+            assert!(are_same("", default), "{default}");
+        }
+        for other in
+            [r#","queue":"Default""#, r#","priority":1"#, r#","max_attempts":2"#, r#","run_at":"2030-01-01T00:00:00Z""#]
+        {
+            assert!(!are_same("", other), "{other}");
+        }
+        let utc = r#","run_at":"2030-01-01T00:00:00Z""#;
+        for same in ["2030-01-01T00:00:00+00:00", "2030-01-01t01:00:00.0000009+01:00", "2029-12-31T23:00:00.0-01:00"] {
+            assert!(are_same(utc, &format!(r#","run_at":"{same}""#)), "{same}");
+        }
+        assert!(!are_same(utc, r#","run_at":"2030-01-01T00:00:00.000001Z""#));
+    }
+
+    #[test]
+    fn a_body_that_is_refused_is_never_taken_for_one_that_is_not() {
+        let canonical = |text: &str| NewJob::canonical(Document::parse(text.as_bytes()).unwrap().root());
+        let good = canonical(r#"{"type":"a","payload":1}"#);
+        for refused in [
+            r#"{"type":"a","payload":1,"priority":2,"priority":2}"#,
+            r#"{"type":"a","payload":1,"priority":2.0}"#,
+            r#"{"type":"a","payload":1,"priority":"2"}"#,
+            r#"{"type":"a","payload":1,"queue":null}"#,
+            r#"{"type":"a","payload":1,"run_at":"now"}"#,
+        ] {
+            assert!(parse(refused).is_err() && canonical(refused) != good, "{refused}");
+        }
     }
 }

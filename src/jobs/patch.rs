@@ -2,9 +2,9 @@
 
 use chrono::{DateTime, Utc};
 
-use super::members::{InvalidJob, max_attempts, members, priority, run_at};
+use super::members::{InvalidJob, counted_run_at, max_attempts, members, priority, run_at};
 use super::{Job, MAX_ATTEMPTS_DEFAULT, PRIORITY_DEFAULT};
-use crate::json::{Document, Kind, Value};
+use crate::json::{Counted, Document, Kind, Value};
 
 /// A JSON Merge Patch (RFC 7396) of a job.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +33,14 @@ impl Patch {
             priority: change(new_priority, priority)?,
             run_at: change(new_run_at, run_at)?,
             max_attempts: change(new_max_attempts, max_attempts)?,
+        })
+    }
+
+    /// What a fingerprint is made of. A default value counts as it is sent: in a patch, what is left out stays as it is.
+    pub fn canonical(request: Value<'_, '_>) -> Vec<u8> {
+        request.canonical_where(|member, value| match member {
+            "run_at" => counted_run_at(value),
+            _ => Counted::AsSent,
         })
     }
 
@@ -87,6 +95,17 @@ mod tests {
         ] {
             assert_eq!(parse(body).unwrap_err().pointer, pointer, "{body}");
         }
+    }
+
+    #[test]
+    fn a_default_counts_and_a_time_counts_as_its_moment() {
+        let canonical = |text: &str| Patch::canonical(Document::parse(text.as_bytes()).unwrap().root());
+        assert_ne!(canonical(r#"{"priority":2}"#), canonical("{}"));
+        assert_eq!(
+            canonical(r#"{"run_at":"2030-01-01T00:00:00Z"}"#),
+            canonical(r#"{"run_at":"2030-01-01T01:00:00+01:00"}"#)
+        );
+        assert_ne!(canonical(r#"{"run_at":null}"#), canonical("{}"));
     }
 
     #[test]

@@ -5,6 +5,16 @@
 
 use super::{Kind, Value};
 
+/// How a member of an object counts in its canonical form.
+pub enum Counted {
+    /// By its canonical form.
+    AsSent,
+    /// As if this JSON text had been sent.
+    As(String),
+    /// As if it had been left out.
+    Not,
+}
+
 impl Value<'_, '_> {
     /// The canonical form.
     pub fn canonical(self) -> String {
@@ -28,21 +38,51 @@ impl Value<'_, '_> {
                 }
                 out.push(b']');
             }
-            Kind::Object => {
-                let mut members: Vec<_> = self.named_members().collect();
-                members.sort_by(|(a, ..), (b, ..)| a.as_bytes().cmp(b.as_bytes()));
-                out.push(b'{');
-                for (position, (_, name, value)) in members.into_iter().enumerate() {
-                    if position > 0 {
-                        out.push(b',');
-                    }
-                    name.write_canonical_string(out);
-                    out.push(b':');
-                    value.write_canonical(out);
-                }
-                out.push(b'}');
+            Kind::Object => self.write_canonical_object(out, |_, _| Counted::AsSent),
+        }
+    }
+
+    /// The canonical form of an object some of whose members do not count as they were sent. A member that is there twice
+    /// always does. Any other kind of value has its usual form.
+    pub fn canonical_where(self, count: impl Fn(&str, Self) -> Counted) -> Vec<u8> {
+        // It is rarely longer.
+        let mut out = Vec::with_capacity(self.text().len());
+        match self.kind() {
+            Kind::Object => self.write_canonical_object(&mut out, count),
+            _ => self.write_canonical(&mut out),
+        }
+        out
+    }
+
+    fn write_canonical_object(self, out: &mut Vec<u8>, count: impl Fn(&str, Self) -> Counted) {
+        let mut members: Vec<_> = self.named_members().collect();
+        members.sort_by(|(a, ..), (b, ..)| a.as_bytes().cmp(b.as_bytes()));
+        let is_repeated = |position: usize| {
+            let name = &members[position].0;
+            let neighbours = [position.checked_sub(1), Some(position + 1)].into_iter().flatten();
+            neighbours.filter_map(|neighbour| members.get(neighbour)).any(|(other, ..)| other == name)
+        };
+        let start = out.len() + 1;
+        out.push(b'{');
+        for (position, (name, name_value, value)) in members.iter().enumerate() {
+            let counted = match count(name, *value) {
+                Counted::As(_) | Counted::Not if is_repeated(position) => Counted::AsSent,
+                counted => counted,
+            };
+            if let Counted::Not = counted {
+                continue;
+            }
+            if out.len() > start {
+                out.push(b',');
+            }
+            name_value.write_canonical_string(out);
+            out.push(b':');
+            match counted {
+                Counted::As(text) => out.extend_from_slice(text.as_bytes()),
+                _ => value.write_canonical(out),
             }
         }
+        out.push(b'}');
     }
 
     fn write_canonical_string(self, out: &mut Vec<u8>) {
@@ -58,6 +98,7 @@ impl Value<'_, '_> {
 #[cfg(test)]
 mod tests {
     use super::super::Document;
+    use super::*;
 
     fn canonical(text: &str) -> String {
         Document::parse(text.as_bytes()).unwrap().root().canonical()
@@ -81,6 +122,22 @@ mod tests {
     fn names_are_sorted_decoded_and_repeated_ones_keep_their_order() {
         assert_eq!(canonical(r#"{"\u0062":1,"a":2}"#), r#"{"a":2,"b":1}"#);
         assert_ne!(canonical(r#"{"a":1,"a":2}"#), canonical(r#"{"a":2,"a":1}"#));
+    }
+
+    #[test]
+    fn a_member_may_count_as_another_value_or_not_at_all_unless_it_is_there_twice() {
+        let canonical = |text: &str| {
+            let document = Document::parse(text.as_bytes()).unwrap();
+            let form = document.root().canonical_where(|name, _| match name {
+                "a" => Counted::Not,
+                "b" => Counted::As("0".to_owned()),
+                _ => Counted::AsSent,
+            });
+            String::from_utf8(form).unwrap()
+        };
+        assert_eq!(canonical(r#"{"d":{"a":1},"c":2,"b":1,"\u0061":1}"#), r#"{"b":0,"c":2,"d":{"a":1}}"#);
+        assert_eq!(canonical(r#"{"a":1,"b":1,"a":1,"b":2}"#), r#"{"a":1,"a":1,"b":1,"b":2}"#);
+        assert_eq!((canonical(r#"{"a":1}"#), canonical(r#"["a"]"#)), ("{}".to_owned(), r#"["a"]"#.to_owned()));
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod difference;
 mod pointer;
 mod scanner;
 
+pub use canonical::Counted;
 pub use difference::{DIFFERENCES_MAX, differences};
 pub use pointer::{InvalidPointer, member_pointer, resolve};
 pub use scanner::InvalidJson;

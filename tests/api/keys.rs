@@ -78,6 +78,37 @@ async fn every_spelling_of_one_request_is_one_request() {
     assert_eq!((answer.status, &answer.body), (200, &first.body));
 }
 
+/// One client sends every member, another only what it needs, a third writes times in its own way.
+#[tokio::test]
+async fn requests_that_ask_for_the_same_job_in_different_words_are_one_request() {
+    let ledger = Ledger::new().await;
+    let (one, two) = (ledger.serve().await, ledger.serve().await);
+    let at = |moment: &str, options: &str| format!(r#"{{"type":"t","payload":1,"run_at":"{moment}"{options}}}"#);
+    let first = one.submit("key-1", at("2030-01-31T12:00:00+01:00", "")).await;
+    let id = uuid::Uuid::new_v4();
+    let put = one.put(id, at("2030-01-31T12:00:00+01:00", "")).await;
+    assert_eq!((first.status, put.status), (201, 201));
+    let defaults = r#","queue":"default","priority":2,"max_attempts":25"#;
+    for same in [
+        at("2030-01-31T11:00:00Z", defaults),
+        at("2030-01-31T11:00:00.000000+00:00", r#","priority":2"#),
+        at("2030-01-31T12:00:00+01:00", r#","queue":"d\u0065fault""#),
+    ] {
+        // From one's memory, and from the database.
+        for server in [&one, &two] {
+            let replay = server.submit("key-1", &same).await;
+            assert_eq!((replay.status, &replay.body), (200, &first.body), "{same}");
+            let again = server.put(id, &same).await;
+            assert_eq!((again.status, &again.body), (200, &put.body), "{same}");
+            let line = format!(r#"{{"idempotency_key":"key-1","job":{same}}}"#);
+            assert_eq!(server.submit_batch(line).await.items()[0].body, first.body, "{same}");
+        }
+    }
+    // A body that is refused is refused under a used key, too.
+    let twice = at("2030-01-31T12:00:00+01:00", r#","priority":2,"priority":2"#);
+    one.submit("key-1", twice).await.is_problem(400, "invalid-job");
+}
+
 #[tokio::test]
 async fn a_key_reused_for_another_request_is_refused_and_told_where_they_differ() {
     let ledger = Ledger::new().await;
@@ -87,8 +118,8 @@ async fn a_key_reused_for_another_request_is_refused_and_told_where_they_differ(
         (r#"{"type":"t","payload":{"n":9007199254740992,"o":{"p":[1,2]}}}"#, json!(["/payload/n"])),
         (r#"{"type":"t","payload":{"n":9007199254740993.0,"o":{"p":[1,2]}}}"#, json!(["/payload/n"])),
         (r#"{"type":"u","payload":{"n":9007199254740993,"o":{"p":[1,3]}}}"#, json!(["/type", "/payload/o/p/1"])),
-        (r#"{"type":"t","queue":"default","payload":{"n":9007199254740993,"o":{"p":[1,2]}}}"#, json!(["/queue"])),
-        (r#"{"type":"t","priority":2,"payload":{"n":9007199254740993,"o":{"p":[1,2]}}}"#, json!(["/priority"])),
+        (r#"{"type":"t","queue":"q","payload":{"n":9007199254740993,"o":{"p":[1,2]}}}"#, json!(["/queue"])),
+        (r#"{"type":"t","priority":1,"payload":{"n":9007199254740993,"o":{"p":[1,2]}}}"#, json!(["/priority"])),
     ] {
         let answer = server.submit("key-1", other).await;
         answer.is_problem(422, "idempotency-key-reused");

@@ -153,7 +153,7 @@ impl ItemReader {
             return Err(too_large);
         }
         let key = ScopedKey { tenant: self.tenant, route: SUBMIT, key };
-        let (fingerprint, job) = (Fingerprint::of(JOBS, job), NewJob::parse(job)?);
+        let (fingerprint, job) = (Fingerprint::of(JOBS, NewJob::canonical(job)), NewJob::parse(job)?);
         let submission = Submission::mint(key, fingerprint, job, self.request_id.clone(), self.time_to_live);
         Ok(Item::Submission(Arc::new(submission)))
     }

@@ -52,7 +52,7 @@ pub async fn change(
     let path = format!("{JOBS}/{}", id.0);
     let read = move |text: &[u8]| {
         let document = Document::parse(text)?;
-        Ok((Patch::parse(&document)?, Fingerprint::of(&path, document.root())))
+        Ok((Patch::parse(&document)?, Fingerprint::of(&path, Patch::canonical(document.root()))))
     };
     let (patch, fingerprint) = body.read(&app, caller.tenant, Deadline::of(&request), read).await?;
     Facts::current().note_value("job_id", id.0);

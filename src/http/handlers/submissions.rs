@@ -65,7 +65,7 @@ enum Asked {
 
 fn read(app: &App, key: &ScopedKey, text: &[u8]) -> Result<Asked, Problem> {
     let document = Document::parse(text)?;
-    let fingerprint = Fingerprint::of(JOBS, document.root());
+    let fingerprint = Fingerprint::of(JOBS, NewJob::canonical(document.root()));
     if let Some(outcome) = app.intake.recall(key, &fingerprint) {
         return Ok(Asked::Before(outcome));
     }
