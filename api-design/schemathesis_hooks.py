@@ -71,7 +71,9 @@ def _date(case):
 
 
 def _separate_pointers(case):
-    """Leaves out the pointers of `unique` that lead into the place of another, which a schema cannot do.
+    """Leaves out the pointers of `unique` that lead into the place of another, and adds one where none leads to a value.
+
+    A schema can say neither.
 
     Only where the body is good but for them: a bad one must not become a good one.
     """
@@ -82,8 +84,24 @@ def _separate_pointers(case):
     if "unique" not in job:
         return
     by = job["unique"]["by"]
-    job = {**job, "unique": {"by": [one for one in by if not any(one.startswith(f"{other}/") for other in by)]}}
+    by = [one for one in by if not any(one.startswith(f"{other}/") for other in by)]
+    if not any(_leads_to_a_value(job, pointer) for pointer in by):
+        by = ["/payload"]
+    job = {**job, "unique": {"by": by}}
     case.body = {**case.body, "job": job} if within else job
+
+
+def _leads_to_a_value(job, pointer):
+    value = job
+    for step in pointer.split("/")[1:]:
+        step = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(value, dict) and step in value:
+            value = value[step]
+        elif isinstance(value, list) and step in map(str, range(len(value))):
+            value = value[int(step)]
+        else:
+            return False
+    return True
 
 
 def _find_name(case):
@@ -163,7 +181,7 @@ def after_call(context, case, response):
 def _made(label, response):
     """The ids of the jobs that a request has made."""
     if label in (SUBMIT, PUT) and response.status_code == 201:
-        return [response.json()["id"]]
+        return [response.json()]
     if label == BATCH and response.status_code == 200:
         return [line["job"]["id"] for line in _lines(response) if line["status"] == 201]
     return []

@@ -39,13 +39,14 @@ impl JobId {
         Self(Uuid::from_u128(milliseconds << 80 | VERSION_7 | fraction << 64 | VARIANT))
     }
 
-    /// Reads the hyphenated form, in either case (RFC 9562, section 4), and none of the others that a UUID has.
+    /// Reads the hyphenated form, in either case (RFC 9562, section 4), and none of the others that a UUID has. The nil and
+    /// the max UUID (sections 5.9 and 5.10) stand for a missing id and for the end of a list, and name no job.
     pub fn parse(text: &str) -> Option<Self> {
         const HYPHENATED_LENGTH: usize = 36;
         if text.len() != HYPHENATED_LENGTH {
             return None;
         }
-        Uuid::try_parse(text).ok().map(Self)
+        Uuid::try_parse(text).ok().filter(|id| !id.is_nil() && !id.is_max()).map(Self)
     }
 }
 
@@ -126,6 +127,14 @@ mod tests {
         assert_eq!(JobId::parse(&id.0.simple().to_string()), None);
         assert_eq!(JobId::parse(&id.0.urn().to_string()), None);
         assert_eq!(JobId::parse(&id.0.braced().to_string()), None);
+    }
+
+    #[test]
+    fn a_uuid_that_stands_for_no_id_names_no_job() {
+        for none in [Uuid::nil(), Uuid::max()] {
+            assert_eq!(JobId::parse(&none.to_string()), None);
+            assert_eq!(JobId::parse(&none.to_string().to_uppercase()), None);
+        }
     }
 
     #[test]

@@ -132,7 +132,7 @@ impl Problem {
             Self::MissingScope(_) => (403, "missing-scope", "The access token lacks a scope", false),
             Self::InvalidBatch => (400, "invalid-batch", "The batch is not valid", false),
             Self::InvalidItem => (400, "invalid-item", "The item is not valid", false),
-            Self::InvalidJobId => (400, "invalid-job-id", "The job's id is not a UUID", false),
+            Self::InvalidJobId => (400, "invalid-job-id", "The job's id is not valid", false),
             Self::InvalidIfMatch => (400, "invalid-if-match", "The If-Match is not valid", false),
             Self::UnsupportedCondition => (400, "unsupported-condition", "A condition is not taken here", false),
             Self::RouteNotFound => (404, "route-not-found", "There is nothing at this path", false),
@@ -215,7 +215,9 @@ impl Problem {
                 "An object is expected with the members idempotency_key, a string, and job; nothing else, and each once."
                     .to_owned()
             }
-            Self::InvalidJobId => "The id is a UUID in its hyphenated form.".to_owned(),
+            Self::InvalidJobId => {
+                "The id must be a UUID in its hyphenated form, other than the nil UUID and the max UUID.".to_owned()
+            }
             Self::InvalidIfMatch => {
                 "If-Match is *, or a list of entity tags in quotation marks, as ETag gives them.".to_owned()
             }

@@ -1,6 +1,6 @@
 //! The members of what a client sends, read one by one so that each error names its place.
 
-use chrono::{DateTime, Datelike, Utc};
+use chrono::{DateTime, Datelike, Timelike, Utc};
 use thiserror::Error;
 
 use super::microseconds;
@@ -91,9 +91,24 @@ pub fn moment(text: &str) -> Option<DateTime<Utc>> {
     if !text.is_ascii() {
         return None;
     }
-    let at = microseconds(DateTime::parse_from_rfc3339(text).ok()?.with_timezone(&Utc));
+    let at = DateTime::parse_from_rfc3339(text).ok()?.with_timezone(&Utc);
+    if is_leap_second(at) && !may_have_leap_second(at) {
+        return None;
+    }
+    let at = microseconds(at);
     // Beyond these years the answer would no longer be RFC 3339.
     (1..=9999).contains(&at.year()).then_some(at)
+}
+
+/// chrono takes the second 60 of any minute, and keeps it in the fraction.
+fn is_leap_second(at: DateTime<Utc>) -> bool {
+    at.nanosecond() >= 1_000_000_000
+}
+
+/// Whether UTC has leap seconds in this minute: at the end of June and of December (RFC 3339, section 5.7). Which years
+/// will have one, nobody knows long before.
+fn may_have_leap_second(at: DateTime<Utc>) -> bool {
+    matches!((at.month(), at.day(), at.hour(), at.minute()), (6, 30, 23, 59) | (12, 31, 23, 59))
 }
 
 fn integer<T>(value: Value<'_, '_>, pointer: &str, range: std::ops::RangeInclusive<T>) -> Result<T, InvalidJob>
@@ -120,4 +135,33 @@ fn unknown_member(pointer: &str, name: &str, known: &[&str]) -> InvalidJob {
 
 pub fn invalid(pointer: &str, detail: &str) -> InvalidJob {
     InvalidJob { pointer: pointer.to_owned(), detail: detail.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leap_second_is_taken_only_where_utc_may_have_one() {
+        for (text, next) in [
+            ("2016-12-31T23:59:60Z", "2017-01-01T00:00:00Z"),
+            ("2012-06-30T23:59:60.5Z", "2012-07-01T00:00:00.500Z"),
+            ("2017-01-01T08:59:60+09:00", "2017-01-01T00:00:00Z"),
+            ("2016-12-31T18:59:60-05:00", "2017-01-01T00:00:00Z"),
+        ] {
+            assert_eq!(moment(text), moment(next), "{text}");
+            assert!(moment(text).is_some(), "{text}");
+        }
+        for never in [
+            "2030-01-31T12:00:60Z",
+            "2030-01-31T23:59:60Z",
+            "2016-12-31T22:59:60Z",
+            "2016-12-31T23:58:60Z",
+            "2016-12-31T23:59:60+01:00",
+            "2016-12-30T23:59:60Z",
+            "2016-12-31T23:59:61Z",
+        ] {
+            assert_eq!(moment(never), None, "{never}");
+        }
+    }
 }

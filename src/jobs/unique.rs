@@ -59,7 +59,7 @@ impl ContentDigest {
     /// Of what stands in these places of a request.
     ///
     /// # Errors
-    /// [`InvalidJob`] for the first pointer that does not lead to one place.
+    /// [`InvalidJob`] for the first pointer that does not lead to one place, or if none leads to a value.
     pub fn of(kind: &str, queue: &str, request: Value<'_, '_>, by: &[String]) -> Result<Self, InvalidJob> {
         let mut places = Vec::new();
         for (position, pointer) in by.iter().enumerate() {
@@ -71,6 +71,10 @@ impl ContentDigest {
                 invalid(&place(position), detail)
             })?;
             places.push((pointer, value));
+        }
+        // A place that is not there is content, too. But where none is there, all jobs would be one.
+        if places.iter().all(|(_, value)| value.is_none()) {
+            return Err(invalid(&place(0), "no pointer leads to a value in this payload; at least one must"));
         }
         // The order in which they were named does not matter.
         places.sort_by_key(|(pointer, _)| *pointer);
@@ -131,15 +135,33 @@ mod tests {
 
     #[test]
     fn a_place_that_is_not_there_differs_from_null() {
-        let by = r#""unique":{"by":["/payload/a"]}"#;
-        assert_ne!(digest(&format!(r#""payload":{{}},{by}"#)), digest(&format!(r#""payload":{{"a":null}},{by}"#)));
-        assert_eq!(digest(&format!(r#""payload":{{}},{by}"#)), digest(&format!(r#""payload":[1],{by}"#)));
+        let by = r#""unique":{"by":["/payload/a","/payload/b"]}"#;
+        let of = |payload: &str| digest(&format!(r#""payload":{payload},{by}"#));
+        assert_ne!(of(r#"{"b":1}"#), of(r#"{"a":null,"b":1}"#));
+        assert_eq!(of(r#"{"b":1}"#), of(r#"{"b":1,"c":[1]}"#));
+    }
+
+    #[test]
+    fn pointers_of_which_none_leads_to_a_value_are_refused() {
+        for (payload, by) in [
+            ("{}", r#"["/payload/a"]"#),
+            (r#"{"customer":7}"#, r#"["/payload/custommer"]"#),
+            (r#"{"a":{"b":1}}"#, r#"["/payload/a/c","/payload/d"]"#),
+            ("[1]", r#"["/payload/1"]"#),
+            ("null", r#"["/payload/a"]"#),
+        ] {
+            let refused = parse(&format!(r#""payload":{payload},"unique":{{"by":{by}}}"#)).unwrap_err();
+            assert_eq!(refused.pointer, "/unique/by/0", "{payload} {by}");
+        }
+        // A value that is null is a value.
+        assert!(parse(r#""payload":null,"unique":{"by":["/payload"]}"#).is_ok());
+        assert!(parse(r#""payload":{"a":null},"unique":{"by":["/payload/a","/payload/b"]}"#).is_ok());
     }
 
     #[test]
     fn a_pointer_may_have_256_characters_whatever_their_bytes() {
         let longest = format!("/payload/{}", "é".repeat(247));
-        assert!(parse(&format!(r#""payload":1,"unique":{{"by":["{longest}"]}}"#)).is_ok());
+        assert!(parse(&format!(r#""payload":{{"{}":1}},"unique":{{"by":["{longest}"]}}"#, "é".repeat(247))).is_ok());
     }
 
     #[test]

@@ -23,16 +23,45 @@ async fn the_first_is_201_and_the_same_again_200_with_the_same_members() {
 }
 
 #[tokio::test]
-async fn any_uuid_is_a_name_and_nothing_else_is() {
+async fn any_uuid_that_stands_for_something_is_a_name_and_nothing_else_is() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
-    for id in [Uuid::nil(), Uuid::max(), Uuid::new_v4(), Uuid::now_v7()] {
+    for id in [Uuid::from_u128(1), Uuid::from_u128(u128::MAX - 1), Uuid::new_v4(), Uuid::now_v7()] {
         assert_eq!(server.put(id, job(1)).await.status, 201);
         assert_eq!(server.get(&format!("/jobs/{id}")).await.json()["payload"], json!({ "n": 1 }));
     }
     for bad in ["42", "0e2a5f8e6c1b4f0e9d3c7b5a19283746", "not-a-uuid-but-of-thirty-six-characters"] {
         server.put(bad, job(1)).await.is_problem(400, "invalid-job-id");
     }
+    // What a variable holds that nobody has set, and a sentinel.
+    for none in [Uuid::nil(), Uuid::max()].map(|id| id.to_string()) {
+        server.put(&none, job(1)).await.is_problem(400, "invalid-job-id");
+        server.get(&format!("/jobs/{none}")).await.is_problem(404, "job-not-found");
+        server.delete(&none).await.is_problem(404, "job-not-found");
+    }
+}
+
+/// Without a key as with one: the lost attempt may be what holds the lock.
+#[tokio::test]
+async fn a_lock_wait_after_a_lost_attempt_leaves_the_outcome_unknown_on_every_route() {
+    let ledger = Ledger::new().await;
+    let proxy = Proxy::before(&ledger).await;
+    let server = ledger.serve_through(&proxy, &[("HAPAX__INTAKE__LOCK_WAIT", "100ms")]).await;
+    let id = Uuid::new_v4().to_string();
+    let (key, name) = (ledger.hold_key("the-payload").await, ledger.hold_new_job(&id).await);
+    let body = r#"{"type":"t","payload":"the-payload"}"#;
+    proxy.treat_next("the-payload", Treatment::CutBefore);
+    server.submit("the-payload", body).await.is_problem(503, "outcome-unknown");
+    assert!(proxy.is_done());
+    proxy.treat_next("the-payload", Treatment::CutBefore);
+    server.put(&id, body).await.is_problem(503, "outcome-unknown");
+    assert!(proxy.is_done());
+    // Where none was lost, nothing is unknown.
+    server.submit("the-payload", body).await.is_problem(409, "request-in-flight");
+    server.put(&id, body).await.is_problem(409, "request-in-flight");
+    key.roll_back().await;
+    name.roll_back().await;
+    assert_eq!((server.submit("the-payload", body).await.status, server.put(&id, body).await.status), (201, 201));
 }
 
 #[tokio::test]

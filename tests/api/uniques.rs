@@ -148,6 +148,24 @@ async fn a_lost_acknowledgement_of_a_unique_submission_is_not_seen() {
     }
 }
 
+/// With a typing error in the pointer, all jobs of a type would be one job.
+#[tokio::test]
+async fn pointers_of_which_none_leads_to_a_value_are_refused_and_make_nothing() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    for (number, by) in [json!(["/payload/sise"]), json!(["/payload/sise", "/payload/size/x"])].iter().enumerate() {
+        let mut body = unique(1, "");
+        body["unique"] = json!({ "by": by });
+        let refused = server.submit(&format!("key-{number}"), body).await;
+        refused.is_problem(400, "invalid-job");
+        assert_eq!(refused.json()["pointers"], json!(["/unique/by/0"]));
+    }
+    ledger.is_whole_with(0).await;
+    let mut one_of_two = unique(1, "");
+    one_of_two["unique"] = json!({ "by": ["/payload/sise", "/payload/size"] });
+    assert_eq!(server.submit("key-0", one_of_two).await.status, 201);
+}
+
 #[tokio::test]
 async fn what_it_is_unique_by_is_part_of_what_a_key_stands_for() {
     let ledger = Ledger::new().await;
