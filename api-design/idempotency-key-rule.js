@@ -47,7 +47,4 @@ function keyAmong(parameters, resolve) {
     .find((parameter) => parameter?.in === 'header' && parameter.name?.toLowerCase() === HEADER.toLowerCase());
 }
 
-module.exports = () => ({
-  id: 'hapax',
-  rules: { oas3: { 'idempotency-key-required': idempotencyKeyRequired } },
-});
+module.exports = idempotencyKeyRequired;

@@ -121,6 +121,37 @@ test('without the operation it fails', () => {
   assert.equal(problems[0].message, 'POST /jobs is not in the contract.');
 });
 
+const composites = {
+  'an array as const': (components) => {
+    const { properties } = components.responses.RequestQuotaExceeded.content['application/problem+json'].schema;
+    properties['violated-policies'] = { description: 'One.', const: ['requests'] };
+  },
+  'an object as const': ({ schemas }) => {
+    schemas.NewJob.properties.unique.const = { by: ['/payload'] };
+  },
+  'an array in enum': ({ schemas }) => {
+    schemas.Queues.properties.queues.enum = [[]];
+  },
+};
+
+for (const [what, change] of Object.entries(composites)) {
+  test(`${what} fails, by our rule`, () => {
+    const { status, rules } = lintChanged(({ components }) => change(components));
+    assert.equal(status, 1);
+    assert.ok(rules.includes('hapax/scalar-values'), rules.join());
+  });
+}
+
+test('a status without Retry-After where the same request is worth another try fails', () => {
+  for (const name of ['BodyTooSlow', 'InternalError', 'QuotaExceeded']) {
+    const { status, rules } = lintChanged(({ components }) => {
+      delete components.responses[name].headers['Retry-After'];
+    });
+    assert.equal(status, 1);
+    assert.deepEqual(rules, ['response-contains-header'], name);
+  }
+});
+
 const examples = {
   'of an answer': ['no-invalid-media-type-examples', ({ components }) => {
     components.responses.Put.content['application/json'].example.priority = 9;

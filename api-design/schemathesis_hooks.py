@@ -239,7 +239,7 @@ def page(context, response):
     return response.text
 
 
-@schemathesis.serializer("application/x-ndjson")
+@schemathesis.serializer("application/x-ndjson", "application/ndjson")
 def batch(context, item):
     """The item, no item, one that is cut off, the item again, and a good one."""
     item = json.dumps(item, default=repr)

@@ -51,6 +51,10 @@ pub struct Incoming<T> {
 /// What an operation takes.
 pub trait MediaType: 'static {
     const NAME: &'static str;
+    /// Other names for the same.
+    const ALIASES: &'static [&'static str] = &[];
+    /// All of the names, as a header field lists them.
+    const TAKEN: &'static str = Self::NAME;
     /// The header field that tells what is taken to whoever sent something else.
     const TOLD_IN: HeaderName = ACCEPT;
     /// How many times as large as one body it may be.
@@ -60,7 +64,7 @@ pub trait MediaType: 'static {
 /// JSON (RFC 8259).
 pub struct Json;
 
-/// JSON Merge Patch (RFC 7396).
+/// JSON Merge Patch (RFC 7396). Generated clients often send it as plain JSON, and no other patch is taken here.
 pub struct MergePatch;
 
 /// A JSON text in each line (NDJSON).
@@ -72,12 +76,16 @@ impl MediaType for Json {
 
 impl MediaType for MergePatch {
     const NAME: &'static str = "application/merge-patch+json";
+    const ALIASES: &'static [&'static str] = &["application/json"];
+    const TAKEN: &'static str = "application/merge-patch+json, application/json";
     /// RFC 5789, section 2.2.
     const TOLD_IN: HeaderName = HeaderName::from_static("accept-patch");
 }
 
 impl MediaType for JsonLines {
     const NAME: &'static str = "application/x-ndjson";
+    const ALIASES: &'static [&'static str] = &["application/ndjson"];
+    const TAKEN: &'static str = "application/x-ndjson, application/ndjson";
     const BODIES: usize = BATCH_BODIES;
 }
 
@@ -236,11 +244,11 @@ fn check_head<T: MediaType>(headers: &HeaderMap, limit: usize) -> Result<Option<
     }
     let mut types = headers.get_all(CONTENT_TYPE);
     let fits = match (types.next(), types.next()) {
-        (Some(line), None) => line.to_str().is_ok_and(|line| is_of(T::NAME, line)),
+        (Some(line), None) => line.to_str().is_ok_and(is_of::<T>),
         _ => false,
     };
     if !fits {
-        return Err(Problem::UnsupportedMediaType { taken: T::NAME, told_in: T::TOLD_IN });
+        return Err(Problem::UnsupportedMediaType { taken: T::TAKEN, told_in: T::TOLD_IN });
     }
     let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     let announced = announced.map(|length| usize::try_from(length).unwrap_or(usize::MAX));
@@ -250,13 +258,19 @@ fn check_head<T: MediaType>(headers: &HeaderMap, limit: usize) -> Result<Option<
     Ok(announced)
 }
 
-/// The media type, with no charset but UTF-8 (RFC 8259, section 8.1).
-fn is_of(media_type: &str, content_type: &str) -> bool {
+/// The names of UTF-8, and of US-ASCII, which is a part of it. To JSON a charset means nothing (RFC 8259, section 11), so
+/// these are no reason to refuse a body. Any other says that the body is in an encoding that would be misread.
+const CHARSETS: [&str; 4] = ["utf-8", "utf8", "us-ascii", "ascii"];
+
+/// Whether the media type is one that is taken, with no charset or one of [`CHARSETS`].
+fn is_of<T: MediaType>(content_type: &str) -> bool {
+    let is_one_of = |names: &[&str], text: &str| names.iter().any(|name| name.eq_ignore_ascii_case(text));
     let mut parts = content_type.split(';').map(str::trim);
-    parts.next().unwrap_or_default().eq_ignore_ascii_case(media_type)
+    let media_type = parts.next().unwrap_or_default();
+    (is_one_of(&[T::NAME], media_type) || is_one_of(T::ALIASES, media_type))
         && parts.all(|parameter| match parameter.split_once('=') {
             Some((name, value)) if name.trim().eq_ignore_ascii_case("charset") => {
-                value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
+                is_one_of(&CHARSETS, value.trim().trim_matches('"'))
             }
             _ => true,
         })
@@ -342,17 +356,45 @@ impl Stream for Reader {
 
 #[cfg(test)]
 mod tests {
-    use super::is_of;
+    use super::*;
 
     #[test]
     fn only_json_in_utf_8_is_json() {
-        for good in ["application/json", "Application/JSON; charset=utf-8", "application/json;charset=\"UTF-8\"; v=1"] {
-            assert!(is_of("application/json", good), "{good}");
+        for good in [
+            "application/json",
+            "Application/JSON; charset=utf-8",
+            "application/json;charset=\"UTF-8\"; v=1",
+            "application/json; charset=utf8",
+            "application/json; Charset=US-ASCII",
+            "application/json; charset=\"ascii\"",
+        ] {
+            assert!(is_of::<Json>(good), "{good}");
         }
-        for bad in
-            ["", "text/json", "application/jsonp", "application/json; charset=latin1", "application/json, text/xml"]
-        {
-            assert!(!is_of("application/json", bad), "{bad}");
+        for bad in [
+            "",
+            "text/json",
+            "application/jsonp",
+            "application/json; charset=latin1",
+            "application/json; charset=utf-16",
+            "application/json; charset=",
+            "application/json; charset=utf-8; charset=latin1",
+            "application/json, text/xml",
+        ] {
+            assert!(!is_of::<Json>(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn every_name_of_a_media_type_is_taken_and_told() {
+        fn holds<T: MediaType>(taken: &[&str], refused: &str) {
+            assert_eq!(T::TAKEN, taken.join(", "));
+            for name in taken {
+                assert!(is_of::<T>(&format!("{name}; charset=utf-8")), "{name}");
+            }
+            assert!(!is_of::<T>(refused), "{refused}");
+        }
+        holds::<Json>(&["application/json"], "application/merge-patch+json");
+        holds::<MergePatch>(&["application/merge-patch+json", "application/json"], "application/json-patch+json");
+        holds::<JsonLines>(&["application/x-ndjson", "application/ndjson"], "application/json");
     }
 }

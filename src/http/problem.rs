@@ -197,7 +197,8 @@ impl Problem {
             Self::BodyBroken => "The connection or its framing broke within the body; nothing was written.".to_owned(),
             Self::BodyTooLarge { limit_bytes } => format!("At most {limit_bytes} bytes are taken."),
             Self::UnsupportedMediaType { taken, .. } => {
-                format!("Send Content-Type: {taken}, in UTF-8 if a charset is named.")
+                let taken = taken.replace(", ", " or ");
+                format!("Send Content-Type: {taken}, in UTF-8. A charset parameter may name UTF-8 or US-ASCII.")
             }
             Self::UnsupportedContentEncoding => "Send the body without Content-Encoding.".to_owned(),
             Self::KeyReused { .. } => {

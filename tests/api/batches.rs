@@ -30,6 +30,21 @@ async fn each_item_is_a_submission_and_meets_those_that_came_alone() {
 }
 
 #[tokio::test]
+async fn a_batch_may_be_called_ndjson_without_the_x() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let send = async |media_type: &str| {
+        let request = server.request("POST", "/jobs/batch").header("content-type", media_type);
+        server.send(request.body([item("a", job(1)), item("b", job(2))].concat())).await
+    };
+    assert_eq!(statuses(&send("application/ndjson").await.items()), [201, 201]);
+    assert_eq!(statuses(&send("application/x-ndjson; charset=utf8").await.items()), [200, 200]);
+    let refused = send("application/json").await;
+    refused.is_problem(415, "unsupported-media-type");
+    assert_eq!(refused.header("accept"), "application/x-ndjson, application/ndjson");
+}
+
+#[tokio::test]
 async fn one_bad_item_costs_the_others_nothing() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__SERVER__BODY_LIMIT_BYTES", "1024")]).await;

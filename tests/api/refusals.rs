@@ -77,6 +77,8 @@ async fn a_media_type_or_an_encoding_that_is_not_taken_is_415() {
         ("content-type: text/plain", "unsupported-media-type"),
         ("content-type: application/x-www-form-urlencoded", "unsupported-media-type"),
         ("content-type: application/json; charset=iso-8859-1", "unsupported-media-type"),
+        ("content-type: application/json; charset=utf-16", "unsupported-media-type"),
+        ("content-type: application/merge-patch+json", "unsupported-media-type"),
         ("x-no-content-type: 1", "unsupported-media-type"),
         ("content-type: application/json\r\ncontent-encoding: gzip", "unsupported-content-encoding"),
         ("content-type: application/json\r\ncontent-encoding: identity", "unsupported-content-encoding"),
@@ -122,6 +124,40 @@ async fn a_body_that_does_not_arrive_is_408_and_the_next_client_is_served() {
     assert_eq!(answer.header("connection"), "close");
     assert_eq!(server.submit("k", job(1)).await.status, 201);
     ledger.is_whole_with(1).await;
+}
+
+#[tokio::test]
+async fn a_charset_that_names_utf_8_or_a_part_of_it_changes_nothing() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let body = r#"{"type":"t","payload":"é"}"#;
+    let length = format!("content-length: {}", body.len());
+    for (number, charset) in ["utf-8", "utf8", "UTF8", "\"UTF-8\"", "us-ascii", "ascii"].into_iter().enumerate() {
+        let media_type = format!("content-type: application/json; charset={charset}");
+        let headers: [&[u8]; 3] = [b"idempotency-key: k", length.as_bytes(), media_type.as_bytes()];
+        let answer = server.raw().await.post_jobs(&headers, body.as_bytes()).await;
+        assert_eq!(answer.status, if number == 0 { 201 } else { 200 }, "{charset}");
+    }
+    ledger.is_whole_with(1).await;
+}
+
+#[tokio::test]
+async fn a_second_60_is_taken_only_where_a_leap_second_can_be() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let at = |moment: &str| format!(r#"{{"type":"t","payload":1,"run_at":"{moment}"}}"#);
+    let leap = server.submit("leap", at("2016-12-31T18:59:60-05:00")).await;
+    assert_eq!((leap.status, &leap.json()["run_at"]), (201, &"2017-01-01T00:00:00.000000Z".into()));
+    for (number, never) in ["2030-01-31T12:00:60Z", "2016-12-31T23:59:60+01:00"].into_iter().enumerate() {
+        let refused = server.submit(&format!("key-{number}"), at(never)).await;
+        refused.is_problem(400, "invalid-job");
+        assert_eq!(refused.json()["pointers"], serde_json::json!(["/run_at"]));
+        server.patch(&leap.job_id(), "*", format!(r#"{{"run_at":"{never}"}}"#)).await.is_problem(400, "invalid-job");
+        for parameter in ["created_after", "created_before"] {
+            let path = format!("/jobs?{parameter}={}", never.replace('+', "%2B"));
+            server.get(&path).await.is_problem(400, "invalid-parameter");
+        }
+    }
 }
 
 async fn raw_request(server: &Server, request: &str) -> (RawConnection, crate::harness::Answer) {

@@ -82,7 +82,8 @@ pub fn request_examples(operation_id: &str) -> Vec<Example> {
     let document = document();
     let (_, _, operation) =
         operations(&document).into_iter().find(|(.., operation)| operation["operationId"] == *operation_id).unwrap();
-    examples("", only_content(&operation["requestBody"]["content"]))
+    // Where several media types are taken, the first is what they all mean, and has the examples.
+    examples("", operation["requestBody"]["content"].as_mapping().unwrap().values().next().unwrap())
 }
 
 /// What is said of the one media type.

@@ -8,7 +8,7 @@ SwaggerUIBundle({
   // Else a host elsewhere is asked whether the document is valid.
   validatorUrl: null,
   requestInterceptor(request) {
-    if (request.headers['Content-Type'] === 'application/x-ndjson') request.body = inOneLine(request.body);
+    if (/^application\/(?:x-)?ndjson/.test(request.headers['Content-Type'])) request.body = inOneLine(request.body);
     return request;
   },
 });

@@ -1,0 +1,13 @@
+'use strict';
+
+// Our own rules for Redocly.
+
+module.exports = () => ({
+  id: 'hapax',
+  rules: {
+    oas3: {
+      'idempotency-key-required': require('./idempotency-key-rule.js'),
+      'scalar-values': require('./scalar-values-rule.js'),
+    },
+  },
+});
