@@ -166,9 +166,9 @@ def after_call(context, case, response):
         if name is not None:
             _meanings[scope][name] = _text(case)
     for made in _made(label, response):
-        _waiting[made] = None
+        _waiting[made["id"]] = f'"{made["version"]}"'
         # Its content as a PUT would have to send it is not known.
-        _meanings[PUT].setdefault(made, None)
+        _meanings[PUT].setdefault(made["id"], None)
     if job in _waiting and status == 200 and "etag" in response.headers:
         _waiting[job] = response.headers["etag"][0]
     if label == DELETE and status == 204:
@@ -179,11 +179,11 @@ def after_call(context, case, response):
 
 
 def _made(label, response):
-    """The ids of the jobs that a request has made."""
+    """The jobs that a request has made."""
     if label in (SUBMIT, PUT) and response.status_code == 201:
         return [response.json()]
     if label == BATCH and response.status_code == 200:
-        return [line["job"]["id"] for line in _lines(response) if line["status"] == 201]
+        return [line["job"] for line in _lines(response) if line["status"] == 201]
     return []
 
 

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::database::{DatabaseError, Lane};
 use crate::idempotency::{Acted, Answer, Engine, Keyed, KeyedError, OnConflict, Outcome, Performed, Terms};
 use crate::ids::{JobId, TenantId};
-use crate::jobs::{self, Current, Found, Job, Patch, State};
+use crate::jobs::{self, Found, Job, Patch, State};
 
 /// The one way to change a job.
 pub struct Changes {
@@ -124,7 +124,7 @@ impl Changes {
         tenant: TenantId,
         id: JobId,
         deadline: Instant,
-    ) -> Result<Option<Found<Current>>, DatabaseError> {
+    ) -> Result<Option<Found<Job>>, DatabaseError> {
         let cancel = async |terms| {
             let write = async |connection: &mut _| queries::cancel(connection, tenant, id, terms).await;
             self.lane().complete(deadline, write).await
@@ -133,7 +133,7 @@ impl Changes {
             self.engine.patiently(deadline, cancel).await?;
             match self.find(tenant, id, deadline).await.map_err(DatabaseError::after_a_write)? {
                 // It came into the queue in between.
-                Some(Found::Job(current)) if current.job.state == State::Queued => {}
+                Some(Found::Job(job)) if job.state == State::Queued => {}
                 found => return Ok(found),
             }
         }
@@ -176,43 +176,37 @@ impl Changes {
     /// Reads the job and makes of it what it shall be. That it does not wait comes before its version: RFC 9110, section
     /// 13.2.1, has conditions ignored where the answer would be an error without them, too.
     async fn next(&self, change: &Change, deadline: Instant) -> Result<Result<Next, Refusal>, DatabaseError> {
-        let Current { mut job, version } = match self.find(change.tenant, change.id, deadline).await? {
+        let mut job = match self.find(change.tenant, change.id, deadline).await? {
             None => return Ok(Err(Refusal::NotFound)),
             Some(Found::Deleted) => return Ok(Err(Refusal::Deleted)),
-            Some(Found::Job(current)) => current,
+            Some(Found::Job(job)) => job,
         };
+        let made_from = job.version;
         if job.state != State::Queued {
             return Ok(Err(Refusal::NotWaiting { id: job.id, state: job.state }));
         }
         if let Condition::OneOf(versions) = &change.condition
-            && !versions.contains(&version)
+            && !versions.contains(&made_from)
         {
-            return Ok(Err(Refusal::Stale { id: job.id, version }));
+            return Ok(Err(Refusal::Stale { id: job.id, version: made_from }));
         }
         change.patch.apply(&mut job);
-        let etag = Some(jobs::etag(version.saturating_add(1)));
+        let etag = Some(jobs::etag(job.version));
         let answer = Answer { job_id: job.id, status: 200, location: None, etag, body: job.to_json() };
-        Ok(Ok(Next { job, made_from: version, answer }))
+        Ok(Ok(Next { job, made_from, answer }))
     }
 
     /// Whether it was ours that made the version that an attempt of ours has met, after one whose acknowledgement was lost.
     /// RFC 9110, section 13.1.1, has a change answered as done where it appears to be.
     async fn was_ours(&self, change: &Change, next: &Next, deadline: Instant) -> Result<bool, DatabaseError> {
         match self.find(change.tenant, change.id, deadline).await.map_err(DatabaseError::after_a_write)? {
-            Some(Found::Job(now)) if now.version == next.made_from.saturating_add(1) => {
-                Ok(now.job.to_json() == next.answer.body)
-            }
+            Some(Found::Job(now)) if now.version == next.job.version => Ok(now.to_json() == next.answer.body),
             // Another change hides whether ours came before it.
             _ => Err(DatabaseError::Unknown),
         }
     }
 
-    async fn find(
-        &self,
-        tenant: TenantId,
-        id: JobId,
-        deadline: Instant,
-    ) -> Result<Option<Found<Current>>, DatabaseError> {
+    async fn find(&self, tenant: TenantId, id: JobId, deadline: Instant) -> Result<Option<Found<Job>>, DatabaseError> {
         let find = async |connection: &mut _| jobs::queries::find_without_payload(connection, tenant, id).await;
         self.lane().read(deadline, find).await
     }

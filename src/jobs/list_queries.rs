@@ -29,6 +29,7 @@ struct Row {
     run_at: Option<DateTime<Utc>>,
     max_attempts: Option<i32>,
     attempt: Option<i32>,
+    version: Option<i32>,
     finished_at: Option<DateTime<Utc>>,
 }
 
@@ -56,6 +57,7 @@ macro_rules! page {
                 coalesce(waiting.run_at, over.run_at) as run_at,
                 coalesce(waiting.max_attempts, over.max_attempts) as max_attempts,
                 coalesce(waiting.attempt, over.attempt) as attempt,
+                coalesce(waiting.version, over.version) as version,
                 over.finished_at as "finished_at?"
             from (
                 select "#
@@ -79,13 +81,13 @@ macro_rules! page {
                 offset 0
             ) as job
             left join lateral (
-                select queue, priority, run_at, max_attempts, attempt
+                select queue, priority, run_at, max_attempts, attempt, version
                 from job_queue
                 where tenant_id = $1 and job_id = looked_at.id
                 offset 0
             ) as waiting on true
             left join lateral (
-                select state, queue, priority, run_at, max_attempts, attempt, finished_at
+                select state, queue, priority, run_at, max_attempts, attempt, version, finished_at
                 from job_outcomes
                 where tenant_id = $1 and job_id = looked_at.id
                 offset 0
@@ -237,6 +239,7 @@ impl Row {
             max_attempts: self.max_attempts?,
             state: State::parse(&self.state?)?,
             attempt: self.attempt?,
+            version: self.version?,
             created_at: self.created_at,
             finished_at: self.finished_at,
             payload: None,

@@ -42,6 +42,8 @@ pub struct Job {
     pub max_attempts: i32,
     pub state: State,
     pub attempt: i32,
+    /// 1 at first, and one more with each change. [`etag`] makes of it what HTTP compares.
+    pub version: i32,
     #[serde(serialize_with = "timestamp")]
     pub created_at: DateTime<Utc>,
     /// Once it is over.
@@ -68,14 +70,6 @@ pub enum State {
     Cancelled,
 }
 
-/// A job as it is now.
-#[derive(Debug)]
-pub struct Current {
-    pub job: Job,
-    /// Grows by one with each change.
-    pub version: i32,
-}
-
 /// What stands under an id that has been given out.
 #[derive(Debug)]
 pub enum Found<T> {
@@ -88,6 +82,8 @@ pub enum Found<T> {
 const PRIORITY_DEFAULT: i16 = 2;
 /// With the usual exponential back-off, about three weeks of trying.
 const MAX_ATTEMPTS_DEFAULT: i32 = 25;
+/// As `job_queue.version` has it by default.
+const VERSION_FIRST: i32 = 1;
 
 impl State {
     pub const ALL: [Self; 5] = [Self::Queued, Self::Running, Self::Succeeded, Self::Failed, Self::Cancelled];
@@ -119,6 +115,7 @@ impl Job {
             max_attempts: new.max_attempts_or_default(),
             state: State::Queued,
             attempt: 0,
+            version: VERSION_FIRST,
             created_at,
             finished_at: None,
             payload: None,
@@ -128,7 +125,7 @@ impl Job {
     /// The JSON text of the answer, with a newline at its end for whoever reads it at a terminal.
     pub fn to_json(&self) -> Bytes {
         /// Of most answers, which are kept: what a buffer has to spare is kept with them.
-        const LENGTH: usize = 320;
+        const LENGTH: usize = 336;
         let mut text = Vec::with_capacity(LENGTH);
         serde_json::to_writer(&mut text, self).expect("a job's members all have a JSON form");
         text.push(b'\n');

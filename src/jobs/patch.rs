@@ -50,6 +50,7 @@ impl Patch {
         set(&mut job.priority, self.priority, PRIORITY_DEFAULT);
         set(&mut job.run_at, self.run_at, created_at);
         set(&mut job.max_attempts, self.max_attempts, MAX_ATTEMPTS_DEFAULT);
+        job.version = job.version.saturating_add(1);
     }
 }
 
@@ -115,7 +116,7 @@ mod tests {
         let at = crate::jobs::now();
         let mut job = Job::submitted(JobId::mint(at), at, &new);
         parse(r#"{"priority":4}"#).unwrap().apply(&mut job);
-        assert_eq!((job.priority, job.max_attempts), (4, 3));
+        assert_eq!((job.priority, job.max_attempts, job.version), (4, 3, 2));
         parse(r#"{"priority":null,"run_at":null,"max_attempts":null}"#).unwrap().apply(&mut job);
         assert_eq!((job.priority, job.run_at, job.max_attempts), (2, at, 25));
     }

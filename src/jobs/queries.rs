@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::{Current, Found, Job, NewJob, State};
+use super::{Found, Job, NewJob, State};
 use crate::ids::{JobId, TenantId};
 
 /// A job in all the tables that it may be in.
@@ -60,7 +60,7 @@ macro_rules! current {
 }
 
 /// The job as it is now.
-pub async fn find(connection: &mut PgConnection, tenant: TenantId, id: JobId) -> sqlx::Result<Option<Found<Current>>> {
+pub async fn find(connection: &mut PgConnection, tenant: TenantId, id: JobId) -> sqlx::Result<Option<Found<Job>>> {
     current!("jobs.payload", tenant, id).fetch_optional(connection).await?.map(Row::read).transpose()
 }
 
@@ -69,34 +69,32 @@ pub async fn find_without_payload(
     connection: &mut PgConnection,
     tenant: TenantId,
     id: JobId,
-) -> sqlx::Result<Option<Found<Current>>> {
+) -> sqlx::Result<Option<Found<Job>>> {
     current!("null::json", tenant, id).fetch_optional(connection).await?.map(Row::read).transpose()
 }
 
 impl Row {
-    fn read(self) -> sqlx::Result<Found<Current>> {
+    fn read(self) -> sqlx::Result<Found<Job>> {
         if self.deleted {
             return Ok(Found::Deleted);
         }
-        self.current().map(Found::Job).ok_or_else(|| sqlx::Error::Decode("the job is in no state".into()))
+        self.job().map(Found::Job).ok_or_else(|| sqlx::Error::Decode("the job is in no state".into()))
     }
 
-    fn current(self) -> Option<Current> {
-        Some(Current {
+    fn job(self) -> Option<Job> {
+        Some(Job {
+            id: JobId(self.id),
+            kind: self.kind,
+            queue: self.queue?,
+            priority: self.priority?,
+            run_at: self.run_at?,
+            max_attempts: self.max_attempts?,
+            state: State::parse(&self.state?)?,
+            attempt: self.attempt?,
             version: self.version?,
-            job: Job {
-                id: JobId(self.id),
-                kind: self.kind,
-                queue: self.queue?,
-                priority: self.priority?,
-                run_at: self.run_at?,
-                max_attempts: self.max_attempts?,
-                state: State::parse(&self.state?)?,
-                attempt: self.attempt?,
-                created_at: self.created_at,
-                finished_at: self.finished_at,
-                payload: self.payload.map(|payload| payload.0),
-            },
+            created_at: self.created_at,
+            finished_at: self.finished_at,
+            payload: self.payload.map(|payload| payload.0),
         })
     }
 }

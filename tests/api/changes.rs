@@ -26,7 +26,7 @@ async fn a_change_makes_a_new_version_of_a_job_that_waits() {
     let after = show(&server, &id).await;
     assert_eq!(after.header("etag"), changed.header("etag"));
     let mut expected = before.json();
-    let changes = json!({ "priority": 1, "run_at": "2031-01-01T00:00:00.000000Z", "max_attempts": 3 });
+    let changes = json!({ "priority": 1, "run_at": "2031-01-01T00:00:00.000000Z", "max_attempts": 3, "version": 2 });
     expected.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
     assert_eq!(after.json(), expected);
     expected.as_object_mut().unwrap().remove("payload");
@@ -35,7 +35,76 @@ async fn a_change_makes_a_new_version_of_a_job_that_waits() {
     let back = server.patch(&id, "*", r#"{"priority":null,"run_at":null,"max_attempts":null}"#).await.json();
     let mut expected = before.json();
     expected.as_object_mut().unwrap().remove("payload");
+    expected["version"] = json!(3);
     assert_eq!(back, expected);
+}
+
+/// The version that a job is shown with, as `If-Match` wants it.
+fn shown_version(job: &serde_json::Value) -> String {
+    format!("\"{}\"", job["version"])
+}
+
+#[tokio::test]
+async fn every_answer_with_a_job_shows_the_version_that_a_change_needs() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let submitted = server.submit("key-1", job(1)).await;
+    let replayed = server.submit("key-1", job(1)).await;
+    let line = json!({ "idempotency_key": "key-2", "job": job(2) });
+    let item = server.submit_batch(line).await.items().remove(0);
+    let put = server.put(uuid::Uuid::new_v4(), job(3)).await;
+    for answer in [&submitted, &replayed, &item, &put] {
+        assert_eq!(answer.json()["version"], 1, "{answer:?}");
+        // It goes with the representation as it is now, which none of these claims to show.
+        assert!(!answer.headers.contains_key("etag"), "{answer:?}");
+    }
+    for made in [&submitted, &item, &put] {
+        let changed = server.patch(&made.job_id(), &shown_version(&made.json()), r#"{"priority":1}"#).await;
+        assert_eq!((changed.status, changed.header("etag")), (200, shown_version(&changed.json()).as_str()));
+        let shown = show(&server, &made.job_id()).await;
+        assert_eq!(shown.header("etag"), shown_version(&shown.json()));
+    }
+    for listed in server.get("/jobs").await.json()["jobs"].as_array().unwrap() {
+        let id = listed["id"].as_str().unwrap();
+        assert_eq!(server.patch(id, &shown_version(listed), r#"{"priority":3}"#).await.status, 200);
+        let cancelled = server.cancel(id).await;
+        assert_eq!((cancelled.json()["version"].as_i64(), cancelled.header("etag")), (Some(4), "\"4\""));
+    }
+    // A replay shows the job as it was made, with the version of then.
+    let replayed = server.submit("key-1", job(1)).await;
+    assert_eq!(replayed.body, submitted.body);
+}
+
+#[tokio::test]
+async fn a_patch_may_be_called_plain_json_and_is_the_same_patch() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let id = queued(&server).await;
+    let send = async |media_type: &str| {
+        let request = server.request("PATCH", &format!("/jobs/{id}")).header("if-match", "\"1\"");
+        let request = request.header("idempotency-key", "k").header("content-type", media_type);
+        server.send(request.body(r#"{"priority":1,"run_at":null}"#)).await
+    };
+    let first = send("application/json; charset=utf-8").await;
+    assert_eq!((first.status, &first.json()["priority"]), (200, &json!(1)));
+    let same = send("application/merge-patch+json").await;
+    assert_eq!((same.status, same.body), (200, first.body));
+    let refused = send("application/json-patch+json").await;
+    refused.is_problem(415, "unsupported-media-type");
+    assert_eq!(refused.header("accept-patch"), "application/merge-patch+json, application/json");
+}
+
+#[tokio::test]
+async fn a_change_under_a_key_is_the_same_however_its_time_is_written() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let id = queued(&server).await;
+    let change = |body: &str| server.send(server.patch_job(&id, "*", body).header("idempotency-key", "k"));
+    let first = change(r#"{"run_at":"2030-01-01T00:00:00Z"}"#).await;
+    let same = change(r#"{"run_at":"2030-01-01T01:00:00+01:00"}"#).await;
+    assert_eq!((same.status, same.body), (200, first.body));
+    // A default that is sent is a change, and silence is none.
+    change(r#"{"run_at":"2030-01-01T00:00:00Z","priority":2}"#).await.is_problem(422, "idempotency-key-reused");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use crate::http::keyed::{charge_key, finish, only_replayed, scope, write};
 use crate::http::{App, CHANGE, JOBS, Problem};
 use crate::idempotency::{Fingerprint, Keyed};
 use crate::ids::RequestId;
-use crate::jobs::{self, Current, Found, Patch};
+use crate::jobs::{self, Found, Job, Patch};
 use crate::json::Document;
 use crate::telemetry::Facts;
 
@@ -27,11 +27,11 @@ pub async fn show(
     known: IfNoneMatch,
 ) -> Result<HttpResponse, Problem> {
     let find = async |connection: &mut _| jobs::queries::find(connection, caller.tenant, id.0).await;
-    let current = there(app.reads.read(Deadline::of(&request), find).await?)?;
-    if known.has(current.version) {
-        return Ok(HttpResponse::NotModified().insert_header((ETAG, jobs::etag(current.version))).finish());
+    let job = there(app.reads.read(Deadline::of(&request), find).await?)?;
+    if known.has(job.version) {
+        return Ok(HttpResponse::NotModified().insert_header((ETAG, jobs::etag(job.version))).finish());
     }
-    Ok(answer(&current))
+    Ok(answer(&job))
 }
 
 /// `PATCH /jobs/{id}`: changes a job that waits, if it is the one that the client has seen.
@@ -83,8 +83,8 @@ pub async fn cancel(
     id: PathId,
 ) -> Result<HttpResponse, Problem> {
     Facts::current().note_value("job_id", id.0);
-    let current = there(app.changes.cancel(caller.tenant, id.0, Deadline::of(&request)).await?)?;
-    Ok(answer(&current))
+    let job = there(app.changes.cancel(caller.tenant, id.0, Deadline::of(&request)).await?)?;
+    Ok(answer(&job))
 }
 
 /// `DELETE /jobs/{id}`: the job is gone, whether or not it was there.
@@ -101,17 +101,17 @@ pub async fn delete(
     Ok(HttpResponse::NoContent().finish())
 }
 
-fn there(found: Option<Found<Current>>) -> Result<Current, Problem> {
+fn there(found: Option<Found<Job>>) -> Result<Job, Problem> {
     match found {
-        Some(Found::Job(current)) => Ok(current),
+        Some(Found::Job(job)) => Ok(job),
         Some(Found::Deleted) => Err(Problem::JobDeleted),
         None => Err(Problem::JobNotFound),
     }
 }
 
-fn answer(current: &Current) -> HttpResponse {
+fn answer(job: &Job) -> HttpResponse {
     HttpResponse::Ok()
         .insert_header((CONTENT_TYPE, "application/json"))
-        .insert_header((ETAG, jobs::etag(current.version)))
-        .body(current.job.to_json())
+        .insert_header((ETAG, jobs::etag(job.version)))
+        .body(job.to_json())
 }
