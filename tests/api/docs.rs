@@ -82,6 +82,29 @@ async fn everything_that_the_page_loads_is_served_with_its_type() {
     assert!(library.contains(&format!("\"{version}\"")), "{version}");
 }
 
+/// As far as it can be told without a browser: what stands above "Authorize" is folded, and "Submit a job" is among the
+/// first operations below it. ADR 0011 has what a browser showed.
+#[tokio::test]
+async fn the_first_screen_has_room_for_authorize_and_submit_a_job() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let (library, start) = (text(&server, "/docs/swagger-ui-bundle.js").await, text(&server, "/docs/page.js").await);
+    // Above the button, the library shows this component and no other with more than a line.
+    assert!(library.contains("class InfoContainer extends") && library.contains("wrapComponents"));
+    assert!(start.contains("plugins: [foldedDescription]") && start.contains("InfoContainer: (Original,"));
+    let (folded, shown) = start.split_once("'details'").unwrap().1.split_once("'summary'").unwrap();
+    assert!(!folded.contains("open"), "{folded}");
+    assert!(shown.contains("React.createElement(Original, props)"));
+    // In the order in which they stand there.
+    let contract: yaml_serde::Value = yaml_serde::from_str(&text(&server, "/openapi.yaml").await).unwrap();
+    assert_eq!(contract["tags"][0]["name"], *"jobs");
+    let paths = contract["paths"].as_mapping().unwrap().values();
+    let operations = paths.flat_map(|path| path.as_mapping().unwrap().values());
+    let of_jobs = operations.filter(|it| it.get("tags").is_some_and(|tags| tags[0] == *"jobs"));
+    let first: Vec<_> = of_jobs.take(2).map(|operation| operation["summary"].as_str().unwrap()).collect();
+    assert!(first.contains(&"Submit a job"), "{first:?}");
+}
+
 #[tokio::test]
 async fn the_large_files_come_compressed_to_whoever_takes_that() {
     let ledger = Ledger::new().await;
