@@ -5,7 +5,7 @@
 use serde::Serialize;
 use sqlx::PgConnection;
 
-use super::depth_queries;
+use super::depth_queries::{self, Counted};
 use crate::ids::TenantId;
 
 /// A queue as the API shows it.
@@ -19,7 +19,7 @@ pub struct Depth {
     pub oldest_age_seconds: f64,
 }
 
-/// Some queues, in the order of their names.
+/// Some queues, in the order of their names. A page that would cost too many rows ends before the limit.
 #[derive(Debug)]
 pub struct Depths {
     pub queues: Vec<Depth>,
@@ -38,9 +38,18 @@ impl Depths {
         from: Option<&str>,
         limit: u16,
     ) -> sqlx::Result<Self> {
-        let limit = usize::from(limit);
-        let mut queues = depth_queries::depths(connection, tenant, from.unwrap_or_default(), limit as i64 + 1).await?;
-        let next = (queues.len() > limit).then(|| queues.remove(limit).queue);
+        let from = from.unwrap_or_default();
+        let (mut queues, mut next) = (Vec::new(), None);
+        for counted in depth_queries::depths(connection, tenant, from, i64::from(limit)).await? {
+            let Counted { queue, depth, depth_capped, oldest_age_seconds } = counted;
+            match depth {
+                Some(depth) => queues.push(Depth { queue, depth, depth_capped, oldest_age_seconds }),
+                None => {
+                    next = Some(queue);
+                    break;
+                }
+            }
+        }
         Ok(Self { queues, next })
     }
 }

@@ -2,21 +2,30 @@
 
 use sqlx::PgConnection;
 
-use super::Depth;
 use crate::ids::TenantId;
 
-/// What waits in the queues from this name on, and in up to `limit` of them.
+/// A queue in which jobs wait, and what was counted of them.
+pub struct Counted {
+    pub queue: String,
+    /// `None` if the page ended before this queue.
+    pub depth: Option<i64>,
+    pub depth_capped: bool,
+    pub oldest_age_seconds: f64,
+}
+
+/// The queues from this name on, up to `limit` of them and the next one. They are counted in this order until `limit` are
+/// counted, or more than 10,000 jobs are.
 ///
-/// The names are found by one look into the index each, from one to the next; of each queue, 10,001 jobs are counted at the
-/// most, to see whether there are more than 10,000.
+/// The names are found by one look into the index each, from one to the next. Of each queue, 10,001 jobs are counted at the
+/// most, to see whether there are more than 10,000; so one statement reads 20,001 at the most.
 pub async fn depths(
     connection: &mut PgConnection,
     tenant: TenantId,
     from: &str,
     limit: i64,
-) -> sqlx::Result<Vec<Depth>> {
+) -> sqlx::Result<Vec<Counted>> {
     sqlx::query_as!(
-        Depth,
+        Counted,
         r#"
         with recursive names as (
             (
@@ -36,30 +45,43 @@ pub async fn depths(
             )
             from names
             where names.queue is not null
+        ),
+        named as (
+            select queue, row_number() over (order by queue) as place
+            from (
+                select queue
+                from names
+                where queue is not null
+                limit $3::bigint + 1
+            ) as first_names
+        ),
+        counted as (
+            select 0::bigint as place, 0::bigint as depth, null::timestamptz as oldest, 0::numeric as rows_read
+            union all
+            select named.place, waiting.depth, waiting.oldest, counted.rows_read + waiting.depth
+            from counted
+            join named on named.place = counted.place + 1
+            cross join lateral (
+                select count(*) as depth, min(created_at) as oldest
+                from (
+                    select created_at
+                    from job_queue
+                    where tenant_id = $1 and queue between named.queue and named.queue
+                    order by queue, job_id
+                    limit 10001
+                ) as first_of_them
+            ) as waiting
+            where counted.place < $3::bigint and counted.rows_read <= 10000
         )
         select
             named.queue as "queue!",
-            least(counted.depth, 10000) as "depth!",
-            counted.depth > 10000 as "depth_capped!",
+            case when counted.depth > 10000 then 10000 else counted.depth end as depth,
+            coalesce(counted.depth > 10000, false) as "depth_capped!",
             round(greatest(0, extract(epoch from clock_timestamp() - counted.oldest)), 3)::double precision
                 as "oldest_age_seconds!"
-        from (
-            select queue
-            from names
-            where queue is not null
-            limit $3
-        ) as named
-        cross join lateral (
-            select count(*) as depth, min(created_at) as oldest
-            from (
-                select created_at
-                from job_queue
-                where tenant_id = $1 and queue between named.queue and named.queue
-                order by queue, job_id
-                limit 10001
-            ) as waiting
-        ) as counted
-        order by named.queue
+        from named
+        left join counted on counted.place = named.place
+        order by named.place
         "#,
         tenant.0,
         from,
