@@ -10,9 +10,9 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
 
-use crate::access::Shares;
 use crate::ids::TenantId;
 use crate::metrics::Shed;
+use crate::shares::Shares;
 
 /// Runs work on large texts on threads of its own.
 pub struct Offload {

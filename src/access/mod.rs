@@ -1,19 +1,18 @@
 //! Access: who may call, and for what.
 //!
-//! Owns tenants, tokens, scopes, the verifier, quotas and each tenant's share of what is scarce. It stores no token, only digests.
+//! Owns tenants, tokens, scopes, the verifier and quotas. It stores no token, only digests.
 
+mod lookups;
 pub mod queries;
 mod quota;
-mod shares;
 mod token;
 pub mod use_times;
 mod verifier;
 
 pub use quota::{Charge, Policy, Quota, Rate, Standing};
-pub use shares::Shares;
 pub use token::{InvalidTokenName, Scope, Scopes, Token, TokenDigest, TokenName, UnknownScope};
 pub use use_times::UseTimes;
-pub use verifier::{Rejection, Verifier};
+pub use verifier::{Lives, Recalled, Rejection, Verifier};
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;

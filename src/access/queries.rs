@@ -1,5 +1,6 @@
 //! The SQL of access. Whoever calls brings the connection.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -42,32 +43,40 @@ pub struct NewToken<'a> {
     pub life: Option<Duration>,
 }
 
-/// Whom a token that is neither revoked nor expired speaks for.
-pub async fn find_caller(connection: &mut PgConnection, digest: &TokenDigest) -> sqlx::Result<Option<Caller>> {
-    let row = sqlx::query!(
+/// Whom those of the tokens that are known and neither revoked nor expired speak for.
+pub async fn find_callers(
+    connection: &mut PgConnection,
+    digests: &[TokenDigest],
+) -> sqlx::Result<HashMap<TokenDigest, Caller>> {
+    let digests: Vec<&[u8]> = digests.iter().map(TokenDigest::as_bytes).collect();
+    let rows = sqlx::query!(
         "
         select
-            tenants.id, tenants.name, tenants.key_time_to_live_seconds, access_tokens.scopes,
+            access_tokens.digest, tenants.id, tenants.name, tenants.key_time_to_live_seconds, access_tokens.scopes,
             extract(epoch from access_tokens.expires_at - clock_timestamp())::double precision as life_seconds
         from access_tokens
         join tenants on tenants.id = access_tokens.tenant_id
         where
-            access_tokens.digest = $1
+            access_tokens.digest = any($1)
             and access_tokens.revoked_at is null
             and (access_tokens.expires_at > clock_timestamp()) is not false
         ",
-        digest.as_bytes(),
+        &digests as &[&[u8]],
     )
-    .fetch_optional(connection)
+    .fetch_all(connection)
     .await?;
-    Ok(row.map(|row| Caller {
-        tenant: TenantId(row.id),
-        tenant_name: row.name.into(),
-        scopes: Scopes::stored(&row.scopes),
-        key_time_to_live: row.key_time_to_live_seconds.map(duration),
-        // Between the two looks at its clock the last moment may have passed.
-        token_life: row.life_seconds.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()),
-    }))
+    let callers = rows.into_iter().filter_map(|row| {
+        let caller = Caller {
+            tenant: TenantId(row.id),
+            tenant_name: row.name.into(),
+            scopes: Scopes::stored(&row.scopes),
+            key_time_to_live: row.key_time_to_live_seconds.map(duration),
+            // Between the two looks at its clock the last moment may have passed.
+            token_life: row.life_seconds.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()),
+        };
+        Some((TokenDigest::stored(&row.digest)?, caller))
+    });
+    Ok(callers.collect())
 }
 
 /// A column of seconds, which a constraint keeps positive.

@@ -101,6 +101,11 @@ impl TokenDigest {
         Token::is_well_formed(text).then(|| Self(Sha256::digest(text).into()))
     }
 
+    /// As it stands in the database; `None` if that is no digest.
+    pub(super) fn stored(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }

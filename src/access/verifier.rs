@@ -1,7 +1,5 @@
 //! From a token to a caller, without a database round trip per request.
 
-use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
 use quick_cache::sync::Cache;
@@ -9,36 +7,61 @@ use thiserror::Error;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
+use super::lookups::{Answer, Lookups};
 use super::{Caller, TokenDigest, UseTimes, queries};
 use crate::database::{DatabaseError, Lane};
 use crate::metrics::{Metrics, Shed, TokenLookup};
 
 /// Why a token admits nobody.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, Error)]
 pub enum Rejection {
     #[error("the token is unknown, expired or revoked")]
     Unknown,
-    /// Nobody could be asked.
+    /// The database did not say.
     #[error("the token could not be verified: {0}")]
     Unavailable(String),
-    /// Nobody was asked, to keep the rest going.
+    /// The database was not asked, to keep the rest going.
     #[error("{0}")]
     Shed(Shed),
+    /// The look-up failed, and would again.
+    #[error("the token could not be verified: {0}")]
+    Failed(String),
 }
 
-/// Answers from memory for [`Verifier::new`]'s `life`, within which a revocation takes effect.
+/// What is known of a token without the database.
+pub enum Recalled {
+    /// It was verified a short while ago.
+    Verified(Caller),
+    /// It was verified once, of this caller, and must be verified anew: [`Verifier::renew`].
+    Known(Caller),
+    /// It was unknown a short while ago.
+    Unknown,
+    /// Nothing: [`Verifier::verify`].
+    Nothing,
+}
+
+/// How long what the database said of a token is relied on.
+#[derive(Clone, Copy, Debug)]
+pub struct Lives {
+    /// Without asking again. A revocation takes effect within this time.
+    pub cache: Duration,
+    /// Of a token that is valid, while the database does not answer. A revocation cannot be seen then.
+    pub outage: Duration,
+}
+
+/// Remembers what the database said of tokens, and asks it in batches.
 ///
-/// Unknown digests are remembered apart from known ones and looked up one at a time, so that a flood of garbage neither
-/// evicts a caller nor keeps one waiting: a known digest whose entry has grown old does not queue with it.
+/// Tokens that were valid once are looked up apart from those that were never seen, on a connection of their own, and
+/// unknown digests are remembered apart: so a flood of random tokens neither evicts a caller nor delays one.
 pub struct Verifier {
     lane: Lane,
-    life: Duration,
+    lives: Lives,
     known: Cache<TokenDigest, Verified>,
     unknown: Cache<TokenDigest, Instant>,
-    /// For each digest, whose turn it is to ask; the others wait for that answer.
-    turns: Cache<TokenDigest, Arc<tokio::sync::Mutex<()>>>,
-    unknown_lookups: Semaphore,
-    unknown_waiting: Semaphore,
+    renewals: Lookups,
+    first_lookups: Lookups,
+    /// Requests whose token was never seen.
+    unverified: Semaphore,
     use_times: UseTimes,
     metrics: Metrics,
 }
@@ -47,91 +70,148 @@ pub struct Verifier {
 struct Verified {
     caller: Caller,
     since: Instant,
+    /// When the database last failed to say whether it is still valid.
+    renewal_failed: Option<Instant>,
 }
 
-/// For a row that is found by its index; a database that takes longer would not do the request's own work either.
+/// For rows that are found by their index; a database that takes longer would not do the request's own work either.
 const LOOK_UP_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a failed renewal counts: meanwhile requests do not wait for the next one.
+const FAILURE_LIFE: Duration = Duration::from_secs(5);
 /// More tokens than one replica meets within their life.
 const KNOWN_MAX: usize = 100_000;
 /// Garbage remembered; what is older costs another look-up.
 const UNKNOWN_MAX: usize = 100_000;
-/// Look-ups of digests never seen before, at once: fewer than [`Verifier::CONNECTIONS`].
-const UNKNOWN_LOOKUPS: usize = 1;
-/// Who may wait for that: what is looked up in a fraction of a second.
-const UNKNOWN_WAITING: usize = 100;
+/// Requests that may wait for the look-up of a token that was never seen. They hold no place among the requests in
+/// flight, and no body has been read for them.
+const UNVERIFIED_MAX: usize = 1000;
 
 impl Verifier {
-    /// What its lane should have: one connection for digests that were known, one for those never seen.
+    /// What its lane should have: one connection for tokens that were known, one for those never seen.
     pub const CONNECTIONS: usize = 2;
 
-    /// `lane` is for the verifier alone.
-    pub fn new(lane: Lane, life: Duration, use_times: UseTimes, metrics: Metrics) -> Self {
+    /// `lane` is for the verifier alone. Nothing is looked up until [`Verifier::run`] runs.
+    pub fn new(lane: Lane, lives: Lives, use_times: UseTimes, metrics: Metrics) -> Self {
         Self {
             lane,
-            life,
+            lives,
             known: Cache::new(KNOWN_MAX),
             unknown: Cache::new(UNKNOWN_MAX),
-            turns: Cache::new(KNOWN_MAX),
-            unknown_lookups: Semaphore::new(UNKNOWN_LOOKUPS),
-            unknown_waiting: Semaphore::new(UNKNOWN_WAITING),
+            renewals: Lookups::default(),
+            first_lookups: Lookups::default(),
+            unverified: Semaphore::new(UNVERIFIED_MAX),
             use_times,
             metrics,
         }
     }
 
+    /// Sends the look-ups until [`Verifier::close`].
+    pub async fn run(&self) {
+        tokio::join!(self.send(&self.renewals), self.send(&self.first_lookups));
+    }
+
+    /// Takes no more look-ups; what was taken is answered.
+    pub fn close(&self) {
+        self.renewals.close();
+        self.first_lookups.close();
+    }
+
+    pub fn recall(&self, digest: &TokenDigest) -> Recalled {
+        if let Some(verified) = self.known.get(digest) {
+            return if verified.age() < self.lives.cache {
+                Recalled::Verified(verified.caller)
+            } else {
+                Recalled::Known(verified.caller)
+            };
+        }
+        match self.unknown.get(digest).is_some_and(|since| since.elapsed() < self.lives.cache) {
+            true => Recalled::Unknown,
+            false => Recalled::Nothing,
+        }
+    }
+
+    /// Verifies a token that was verified before. If the database does not answer, the token stays valid for a longer time,
+    /// and requests do not wait for the answer to each renewal.
+    ///
     /// # Errors
-    /// [`Rejection`], at `deadline` at the latest, and much sooner if the database is slow.
-    pub async fn verify(&self, digest: TokenDigest, deadline: Instant) -> Result<Caller, Rejection> {
-        if let Some(answer) = self.remembered(&digest) {
-            return answer;
+    /// [`Rejection`], at `deadline` at the latest.
+    pub async fn renew(&self, digest: TokenDigest, deadline: Instant) -> Answer {
+        let honoured = self.known.peek(&digest).filter(|known| known.age() < self.lives.outage);
+        let answer = self.renewals.ask(digest);
+        if let Some(known) = &honoured {
+            let failed = known.renewal_failed.is_some_and(|at| at.elapsed() < FAILURE_LIFE);
+            if failed || self.lane.refuses() {
+                return Ok(known.caller.clone());
+            }
         }
-        let deadline = deadline.min(Instant::now() + LOOK_UP_DEADLINE);
-        let Ok(turn) = self.turns.get_or_insert_with(&digest, || Ok::<_, Infallible>(Arc::default()));
-        let _turn = timeout_at(deadline, turn.lock()).await.map_err(|_| out_of_time())?;
-        if let Some(answer) = self.remembered(&digest) {
-            return answer;
+        match (wait(answer, deadline).await, honoured) {
+            (Err(Rejection::Unavailable(_) | Rejection::Shed(_)), Some(known)) => Ok(known.caller),
+            (answer, _) => answer,
         }
-        if self.known.peek(&digest).is_some() {
-            return self.look_up(digest, deadline).await;
-        }
-        // Never seen: it queues with garbage.
-        let _waiting = self.unknown_waiting.try_acquire().map_err(|_| Rejection::Shed(Shed::UnknownTokens))?;
-        let place = timeout_at(deadline, self.unknown_lookups.acquire()).await;
-        let _place = place.map_err(|_| out_of_time())?;
-        self.look_up(digest, deadline).await
     }
 
-    fn remembered(&self, digest: &TokenDigest) -> Option<Result<Caller, Rejection>> {
-        if let Some(verified) = self.known.get(digest).filter(|verified| verified.age() < self.life) {
-            return Some(Ok(verified.caller));
+    /// Verifies a token that was never seen.
+    ///
+    /// # Errors
+    /// [`Rejection`], at `deadline` at the latest; at once if too many requests wait for such a look-up, or if the database
+    /// has been away for long and another request is looking for it.
+    pub async fn verify(&self, digest: TokenDigest, deadline: Instant) -> Answer {
+        if self.lane.refuses() && self.first_lookups.is_busy() {
+            return Err(Rejection::Shed(Shed::Outage));
         }
-        let unknown = self.unknown.get(digest).is_some_and(|since| since.elapsed() < self.life);
-        unknown.then_some(Err(Rejection::Unknown))
+        let _place = self.unverified.try_acquire().map_err(|_| Rejection::Shed(Shed::UnknownTokens))?;
+        wait(self.first_lookups.ask(digest), deadline).await
     }
 
-    async fn look_up(&self, digest: TokenDigest, deadline: Instant) -> Result<Caller, Rejection> {
+    async fn send(&self, lookups: &Lookups) {
+        while let Some(digests) = lookups.next_batch().await {
+            self.look_up(&digests, lookups).await;
+        }
+    }
+
+    async fn look_up(&self, digests: &[TokenDigest], lookups: &Lookups) {
         // Taken before the question is asked: the answer may be as old as that.
         let since = Instant::now();
-        let found = self.lane.read(deadline, async |connection| queries::find_caller(connection, &digest).await).await;
-        match found {
-            Ok(Some(caller)) => {
-                self.metrics.count_token_lookup(TokenLookup::Known);
-                self.use_times.note(digest);
-                self.known.insert(digest, Verified { caller: caller.clone(), since });
-                Ok(caller)
-            }
-            Ok(None) => {
-                self.metrics.count_token_lookup(TokenLookup::Unknown);
-                self.known.remove(&digest);
-                self.unknown.insert(digest, since);
-                Err(Rejection::Unknown)
+        let asked = digests.to_vec();
+        let find = async move |connection: &mut _| queries::find_callers(connection, &asked).await;
+        match self.lane.read(since + LOOK_UP_DEADLINE, find).await {
+            Ok(mut callers) => {
+                for digest in digests {
+                    let answer = callers.remove(digest).ok_or(Rejection::Unknown);
+                    self.remember(digest, &answer, since);
+                    lookups.tell(digest, &answer);
+                }
             }
             Err(error) => {
-                self.metrics.count_token_lookup(TokenLookup::Failed);
-                Err(match error {
+                let answer = Err(match error {
                     DatabaseError::Shed(reason) => Rejection::Shed(reason),
-                    _ => Rejection::Unavailable(reason(&error)),
-                })
+                    DatabaseError::Statement(source) => Rejection::Failed(source.to_string()),
+                    _ => Rejection::Unavailable(error.to_string()),
+                });
+                for digest in digests {
+                    self.metrics.count_token_lookup(TokenLookup::Failed);
+                    if let (Some(known), Err(Rejection::Unavailable(_) | Rejection::Shed(_))) =
+                        (self.known.peek(digest), &answer)
+                    {
+                        self.known.insert(*digest, Verified { renewal_failed: Some(Instant::now()), ..known });
+                    }
+                    lookups.tell(digest, &answer);
+                }
+            }
+        }
+    }
+
+    fn remember(&self, digest: &TokenDigest, answer: &Answer, since: Instant) {
+        match answer {
+            Ok(caller) => {
+                self.metrics.count_token_lookup(TokenLookup::Known);
+                self.use_times.note(*digest);
+                self.known.insert(*digest, Verified { caller: caller.clone(), since, renewal_failed: None });
+            }
+            Err(_) => {
+                self.metrics.count_token_lookup(TokenLookup::Unknown);
+                self.known.remove(digest);
+                self.unknown.insert(*digest, since);
             }
         }
     }
@@ -145,14 +225,11 @@ impl Verified {
     }
 }
 
-fn out_of_time() -> Rejection {
-    Rejection::Unavailable("no answer came in time".to_owned())
-}
-
-fn reason(error: &DatabaseError) -> String {
-    match error {
-        DatabaseError::Statement(source) => format!("{error}: {source}"),
-        _ => error.to_string(),
+async fn wait(answer: tokio::sync::oneshot::Receiver<Answer>, deadline: Instant) -> Answer {
+    match timeout_at(deadline.min(Instant::now() + LOOK_UP_DEADLINE), answer).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(_)) => Err(Rejection::Unavailable("the service is shutting down".to_owned())),
+        Err(_) => Err(Rejection::Unavailable("no answer came in time".to_owned())),
     }
 }
 
@@ -168,7 +245,7 @@ mod tests {
             let tenant = TenantId(uuid::Uuid::nil());
             let (tenant_name, scopes) = ("acme".into(), Scopes::all());
             let caller = Caller { tenant, tenant_name, scopes, key_time_to_live: None, token_life };
-            let verified = Verified { caller, since: Instant::now() };
+            let verified = Verified { caller, since: Instant::now(), renewal_failed: None };
             tokio::time::advance(Duration::from_secs(4)).await;
             assert_eq!(verified.age(), Duration::from_secs(4));
             tokio::time::advance(Duration::from_secs(1)).await;

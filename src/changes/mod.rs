@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::database::{DatabaseError, Lane};
+use crate::database::{DatabaseError, SharedPool};
 use crate::idempotency::{Acted, Answer, Engine, Keyed, KeyedError, OnConflict, Outcome, Performed, Terms};
 use crate::ids::{JobId, TenantId};
 use crate::jobs::{self, Found, Job, Patch, State};
@@ -104,11 +104,11 @@ impl Changes {
                     attempts += 1;
                     queries::patch(connection, change.tenant, &next, terms).await
                 };
-                let written = self.lane().complete(deadline, write).await;
+                let written = self.pool().complete(change.tenant, deadline, write).await;
                 repeated |= attempts > 1;
                 written
             };
-            let made = self.engine.patiently(deadline, patch).await?;
+            let made = self.engine.patiently(change.tenant, deadline, patch).await?;
             if made || (repeated && self.was_ours(change, &next, deadline).await?) {
                 return Ok(Ok(next.answer));
             }
@@ -127,10 +127,10 @@ impl Changes {
     ) -> Result<Option<Found<Job>>, DatabaseError> {
         let cancel = async |terms| {
             let write = async |connection: &mut _| queries::cancel(connection, tenant, id, terms).await;
-            self.lane().complete(deadline, write).await
+            self.pool().complete(tenant, deadline, write).await
         };
         loop {
-            self.engine.patiently(deadline, cancel).await?;
+            self.engine.patiently(tenant, deadline, cancel).await?;
             match self.find(tenant, id, deadline).await.map_err(DatabaseError::after_a_write)? {
                 // It came into the queue in between.
                 Some(Found::Job(job)) if job.state == State::Queued => {}
@@ -146,12 +146,12 @@ impl Changes {
     pub async fn delete(&self, tenant: TenantId, id: JobId, deadline: Instant) -> Result<(), DatabaseError> {
         let delete = async |terms| {
             let write = async |connection: &mut _| queries::delete(connection, tenant, id, terms).await;
-            self.lane().complete(deadline, write).await
+            self.pool().complete(tenant, deadline, write).await
         };
-        let deletion = self.engine.patiently(deadline, delete).await?;
+        let deletion = self.engine.patiently(tenant, deadline, delete).await?;
         if deletion.emptied && !deletion.removed {
             // It was being moved from one table to another, where that statement could not see it. The next one can.
-            self.engine.patiently(deadline, delete).await.map_err(DatabaseError::after_a_write)?;
+            self.engine.patiently(tenant, deadline, delete).await.map_err(DatabaseError::after_a_write)?;
         }
         Ok(())
     }
@@ -169,7 +169,7 @@ impl Changes {
             Err(refusal) => return Ok(Acted::Refused(refusal)),
         };
         let write = async |connection: &mut _| queries::patch_keyed(connection, keyed, &next, on_conflict, terms).await;
-        let written = self.lane().complete(deadline, write).await?;
+        let written = self.pool().complete(change.tenant, deadline, write).await?;
         Ok(written.map_or(Acted::Not, |expires_at| Acted::Done(next.answer, expires_at)))
     }
 
@@ -208,10 +208,10 @@ impl Changes {
 
     async fn find(&self, tenant: TenantId, id: JobId, deadline: Instant) -> Result<Option<Found<Job>>, DatabaseError> {
         let find = async |connection: &mut _| jobs::queries::find_without_payload(connection, tenant, id).await;
-        self.lane().read(deadline, find).await
+        self.pool().read(tenant, deadline, find).await
     }
 
-    fn lane(&self) -> &Lane {
-        self.engine.lane()
+    fn pool(&self) -> &SharedPool {
+        self.engine.pool()
     }
 }

@@ -149,6 +149,9 @@ pub struct Access {
     /// How long a verified token is remembered, and so how long a revocation may take.
     #[serde(with = "humantime_serde")]
     pub cache_life: Duration,
+    /// How long a verified token stays valid while the database does not answer. A revocation cannot be seen then.
+    #[serde(with = "humantime_serde")]
+    pub outage_life: Duration,
 }
 
 /// Each for one replica. A rate of 0 is no limit; a burst is what may come at once.
@@ -253,7 +256,7 @@ impl Default for Purge {
 
 impl Default for Access {
     fn default() -> Self {
-        Self { cache_life: Duration::from_secs(10) }
+        Self { cache_life: Duration::from_secs(10), outage_life: Duration::from_secs(60 * 60) }
     }
 }
 
@@ -395,7 +398,8 @@ impl Configuration {
                 rates.iter().all(|(rate, burst)| *rate == 0 || (1..=RATE_MAX).contains(burst)),
                 "quota: a burst from 1 to 1000000; a rate of 0 is no limit",
             ),
-            (self.access.cache_life <= Duration::from_secs(3600), "access.cache_life: at most 1h"),
+            (self.access.cache_life <= hour, "access.cache_life: at most 1h"),
+            (self.access.outage_life <= hour * 24, "access.outage_life: at most 24h"),
         ];
         for (holds, rule) in rules {
             if !holds {

@@ -16,6 +16,9 @@ pub enum DatabaseError {
     /// It was not executed, or was rolled back: nothing has changed.
     #[error("the database did not take the statement: {0}")]
     Unavailable(String),
+    /// The server cancelled it, as a rule because it took longer than `Settings::statement_timeout`. It was rolled back.
+    #[error("the statement took too long and was cancelled")]
+    TimedOut,
     /// Nothing was sent, to keep the rest going.
     #[error("{0}")]
     Shed(Shed),

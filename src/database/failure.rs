@@ -16,8 +16,10 @@ pub enum Failure {
     /// A deadlock or a serialization failure: rolled back, worth trying again.
     Collided,
     Locked,
-    /// The server has no room or no time. Rolled back.
+    /// The server has no room. Rolled back.
     Refused,
+    /// The statement took longer than `statement_timeout`, or somebody cancelled it. Rolled back.
+    Cancelled,
     /// A unique constraint was in the way. Rolled back.
     Violation,
     Other,
@@ -52,7 +54,7 @@ impl Failure {
             "40P01" | "40001" => Self::Collided,
             "40003" => Self::Lost,
             "23505" => Self::Violation,
-            "57014" => Self::Refused,
+            "57014" => Self::Cancelled,
             class if class.starts_with("08") => Self::Lost,
             class if class.starts_with("53") => Self::Refused,
             _ => Self::Other,

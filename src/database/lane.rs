@@ -78,7 +78,7 @@ impl Lane {
         deadline: Instant,
         work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
     ) -> Result<T, DatabaseError> {
-        self.run(Course::of(Loss::MustBecomeKnown, deadline, self.shared.settings.patience), work).await
+        self.run(self.course(Loss::MustBecomeKnown, deadline), work).await
     }
 
     /// The same for what only reads, several statements maybe: an attempt that is lost leaves nothing unknown.
@@ -90,10 +90,14 @@ impl Lane {
         deadline: Instant,
         work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
     ) -> Result<T, DatabaseError> {
-        self.run(Course::of(Loss::ChangesNothing, deadline, self.shared.settings.patience), work).await
+        self.run(self.course(Loss::ChangesNothing, deadline), work).await
     }
 
-    async fn run<T>(
+    pub(super) fn course(&self, loss: Loss, deadline: Instant) -> Course {
+        Course::of(loss, deadline, self.shared.settings.patience)
+    }
+
+    pub(super) async fn run<T>(
         &self,
         mut course: Course,
         mut work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
@@ -149,6 +153,7 @@ impl Lane {
                 Failure::Locked => return Err(course.locked()),
                 Failure::Violation => return Err(DatabaseError::Violation(Arc::new(error))),
                 Failure::Refused => return Err(course.refuse(DatabaseError::Unavailable(words(&error)))),
+                Failure::Cancelled => return Err(course.refuse(DatabaseError::TimedOut)),
                 Failure::Other => return Err(course.refuse(DatabaseError::Statement(Arc::new(error)))),
             }
             course.pause_after(&error).await;
@@ -163,6 +168,11 @@ impl Lane {
     /// Whether the last that was seen of the database is that it is not there.
     pub fn is_away(&self) -> bool {
         self.shared.outage.is_on()
+    }
+
+    /// Whether the database has been away for so long that requests are refused at once, but for one now and then.
+    pub fn refuses(&self) -> bool {
+        self.shared.outage.has_lasted()
     }
 
     /// Connections at work and at rest, and how many there may be.
@@ -235,7 +245,9 @@ impl Lane {
             Failure::Away => Retry::Connect,
             Failure::Stale | Failure::ReadOnly => Retry::Stale,
             Failure::Collided => Retry::Collided,
-            Failure::Locked | Failure::Refused | Failure::Violation | Failure::Other => return lease.give_back(),
+            Failure::Locked | Failure::Refused | Failure::Cancelled | Failure::Violation | Failure::Other => {
+                return lease.give_back();
+            }
         };
         self.shared.metrics.count_database_retry(retry);
         if *failure == Failure::Collided {

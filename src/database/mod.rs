@@ -1,6 +1,6 @@
 //! Connections, and what an error on one means.
 //!
-//! Owns the [`Lane`], the classification of PostgreSQL's errors, and the checks of a server's schema and durability and
+//! Owns the [`Lane`] and the [`SharedPool`] of which each tenant has a share, the classification of PostgreSQL's errors, and the checks of a server's schema and durability and
 //! of the sessions that a pooler gives.
 //! It never begins a transaction: every statement of Hapax is one of its own, so nothing is ever held open across a
 //! network round trip.
@@ -12,12 +12,14 @@ mod outage;
 pub mod queries;
 mod schema;
 mod session;
+mod shared_pool;
 
 pub use course::DatabaseError;
 pub use failure::{may_pass, violates};
 pub use lane::Lane;
 pub use schema::{Durability, Schema, create_if_missing, durability, migrate, schema};
 pub use session::{Pooler, Sessions, is_refused_by_pooler, sessions, statement_timeout};
+pub use shared_pool::SharedPool;
 
 use std::time::Duration;
 

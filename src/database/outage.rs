@@ -25,6 +25,12 @@ struct Course {
     announced: bool,
 }
 
+impl Course {
+    fn has_lasted(&self, patience: Duration, memory: Duration) -> bool {
+        self.since.elapsed() > patience && self.last_failure.elapsed() <= memory
+    }
+}
+
 /// How often one may try: soon enough for the return to be seen within a second, with room for a slow connection.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -61,6 +67,11 @@ impl Outage {
         self.on.load(Ordering::Acquire)
     }
 
+    /// Whether [`Outage::admits`] would refuse all but one request in a while. Unlike it, this takes nobody's turn.
+    pub fn has_lasted(&self) -> bool {
+        self.is_on() && self.course().as_ref().is_some_and(|course| course.has_lasted(self.patience, self.memory))
+    }
+
     /// Whether a request may try: always while the outage is young, or has not been looked at for long; else one each
     /// [`LOOK_INTERVAL`].
     pub fn admits(&self) -> bool {
@@ -69,7 +80,7 @@ impl Outage {
         }
         let mut course = self.course();
         let Some(course) = &mut *course else { return true };
-        if course.since.elapsed() <= self.patience || course.last_failure.elapsed() > self.memory {
+        if !course.has_lasted(self.patience, self.memory) {
             return true;
         }
         if !course.announced {
@@ -112,6 +123,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn when_it_has_lasted_one_in_a_while_looks_and_the_others_do_not_wait() {
         let outage = that_has_lasted().await;
+        assert!(outage.has_lasted());
         assert_eq!((0..9).filter(|_| outage.admits()).count(), 1);
         advance(LOOK_INTERVAL).await;
         assert!(outage.admits() && !outage.admits());
@@ -123,7 +135,7 @@ mod tests {
     async fn when_nobody_has_looked_for_long_nobody_is_refused() {
         let outage = that_has_lasted().await;
         advance(Duration::from_secs(60)).await;
-        assert!((0..9).all(|_| outage.admits()), "it may have ended long ago");
+        assert!((0..9).all(|_| outage.admits()) && !outage.has_lasted(), "it may have ended long ago");
         outage.note_failure();
         assert!((0..9).all(|_| outage.admits()), "and if not, it is a young one");
     }

@@ -3,9 +3,9 @@
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use super::Problem;
-use crate::access::Shares;
 use crate::ids::TenantId;
 use crate::metrics::{Level, Shed};
+use crate::shares::Shares;
 
 /// A place for each request that may be worked on; one more is told so at once. A tenant has a share of them, so that one
 /// whose bodies take their time does not take everybody's.
@@ -15,6 +15,12 @@ pub struct Admission {
     shares: Shares,
 }
 
+/// Places that a request holds until this is dropped.
+pub struct Places<'a> {
+    _place: SemaphorePermit<'a>,
+    _share: OwnedSemaphorePermit,
+}
+
 impl Admission {
     pub fn new(limit: usize, tenant_limit: usize) -> Self {
         let limit = limit.min(Semaphore::MAX_PERMITS);
@@ -22,15 +28,11 @@ impl Admission {
     }
 
     /// # Errors
-    /// [`Problem::Shed`] if the places are taken.
-    pub fn enter(&self) -> Result<SemaphorePermit<'_>, Problem> {
-        self.places.try_acquire().map_err(|_| Problem::Shed(Shed::InFlight))
-    }
-
-    /// # Errors
-    /// [`Problem::Shed`] if the tenant has its share already.
-    pub fn enter_as(&self, tenant: TenantId) -> Result<OwnedSemaphorePermit, Problem> {
-        self.shares.try_acquire(tenant, 1).ok_or(Problem::Shed(Shed::TenantInFlight))
+    /// [`Problem::Shed`] if the tenant has its share already, or the places are taken.
+    pub fn enter(&self, tenant: TenantId) -> Result<Places<'_>, Problem> {
+        let share = self.shares.try_acquire(tenant, 1).ok_or(Problem::Shed(Shed::TenantInFlight))?;
+        let place = self.places.try_acquire().map_err(|_| Problem::Shed(Shed::InFlight))?;
+        Ok(Places { _place: place, _share: share })
     }
 
     pub fn level(&self) -> Level {

@@ -7,12 +7,12 @@ use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
 use actix_web::http::header::{AUTHORIZATION, HeaderMap};
 use actix_web::middleware::Next;
 use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
-use tokio::sync::{OwnedSemaphorePermit, SemaphorePermit};
 
+use super::admission::Places;
 use super::extractors::Deadline;
 use super::quotas::{charge, charge_many};
 use super::{App, Problem, Unauthenticated};
-use crate::access::{Caller, Scope, TokenDigest};
+use crate::access::{Caller, Recalled, Scope, TokenDigest};
 use crate::telemetry::Facts;
 
 /// Lets a request through if its token is valid and has `scope`, and there is room for it; the handler then finds the
@@ -32,22 +32,28 @@ pub async fn authorize<B: MessageBody + 'static>(
     }
 }
 
-/// The caller, and the places among the requests in flight: taken before anything is waited for.
-async fn admit<'a>(
-    app: &'a App,
-    scope: Scope,
-    request: &ServiceRequest,
-) -> Result<(Caller, (SemaphorePermit<'a>, OwnedSemaphorePermit)), Problem> {
+/// The caller, and the places among the requests in flight. A place is the caller's, so a request whose token was never
+/// seen takes none before the token is verified.
+async fn admit<'a>(app: &'a App, scope: Scope, request: &ServiceRequest) -> Result<(Caller, Places<'a>), Problem> {
     let digest = bearer(request.headers()).map_err(Problem::Unauthenticated)?;
-    let place = app.admission.enter()?;
-    let caller = app.verifier.verify(digest, Deadline::of(request)).await?;
+    let deadline = Deadline::of(request);
+    let (caller, entered) = match app.verifier.recall(&digest) {
+        Recalled::Verified(caller) => (caller, None),
+        Recalled::Known(caller) => {
+            // A request that waits for a renewal waits in its tenant's own share.
+            let entered = app.admission.enter(caller.tenant)?;
+            (app.verifier.renew(digest, deadline).await?, Some(entered))
+        }
+        Recalled::Unknown => return Err(Problem::Unauthenticated(Unauthenticated::Unknown)),
+        Recalled::Nothing => (app.verifier.verify(digest, deadline).await?, None),
+    };
     Facts::current().note("tenant", &caller.tenant_name);
     if !caller.scopes.contains(scope) {
         return Err(Problem::MissingScope(scope));
     }
     charge(&app.quotas.requests, &digest, request)?;
-    let places = (place, app.admission.enter_as(caller.tenant)?);
-    Ok((caller, places))
+    let entered = entered.map_or_else(|| app.admission.enter(caller.tenant), Ok)?;
+    Ok((caller, entered))
 }
 
 /// A body costs its caller's quota a unit for each so many bytes, in which a small one has no part.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Problem;
-use crate::access::Shares;
 use crate::ids::TenantId;
 use crate::metrics::{Level, Shed};
+use crate::shares::Shares;
 
 /// A budget of bytes. What does not fit is refused at once, so that a process in a container is not killed with
 /// everybody's requests in it.

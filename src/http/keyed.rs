@@ -125,7 +125,8 @@ pub fn outcome<R>(performed: &Result<Performed<R>, KeyedError>) -> KeyedOutcome 
         Err(KeyedError::KeyReused { .. }) => KeyedOutcome::Mismatch,
         Err(KeyedError::InFlight) => KeyedOutcome::InFlight,
         Err(KeyedError::OutcomeUnknown) => KeyedOutcome::Unknown,
-        Ok(Performed::Refused(_)) | Err(KeyedError::Unavailable(_) | KeyedError::Shed(_) | KeyedError::Failed(_)) => {
+        Ok(Performed::Refused(_))
+        | Err(KeyedError::Unavailable(_) | KeyedError::TimedOut | KeyedError::Shed(_) | KeyedError::Failed(_)) => {
             KeyedOutcome::Refused
         }
     }

@@ -38,7 +38,7 @@ use actix_web::{Resource, guard, middleware::from_fn};
 
 use crate::access::{Caller, Quota, Scope, TokenDigest, Verifier};
 use crate::changes::Changes;
-use crate::database::Lane;
+use crate::database::SharedPool;
 use crate::idempotency::{Replays, Route, ScopedKey};
 use crate::ids::TenantId;
 use crate::intake::Intake;
@@ -54,7 +54,7 @@ pub struct App {
     pub changes: Changes,
     pub replays: Arc<Replays>,
     /// For everything that only reads.
-    pub reads: Lane,
+    pub reads: SharedPool,
     pub verifier: Verifier,
     pub quotas: Quotas,
     pub readiness: Readiness,

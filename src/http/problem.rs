@@ -80,6 +80,8 @@ pub enum Problem {
     /// Refused to keep the rest going.
     Shed(Shed),
     Unavailable(String),
+    /// The database took longer for a statement than `database.statement_timeout`.
+    StatementTimeout,
     OutcomeUnknown,
     NotReady(String),
     /// It came on a connection behind the last request.
@@ -163,6 +165,7 @@ impl Problem {
                 (503, "database-unavailable", "The database is not available", true)
             }
             Self::Shed(_) => (503, "overloaded", "The service has as much to do as it can", true),
+            Self::StatementTimeout => (503, "statement-timeout", "The database took too long", true),
             Self::OutcomeUnknown => (503, "outcome-unknown", "The outcome is unknown", true),
             Self::NotReady(_) | Self::ShuttingDown => (503, "not-ready", "The service is not ready", true),
             Self::BehindClose => return Self::Framework(StatusCode::BAD_REQUEST).entry(),
@@ -257,6 +260,11 @@ impl Problem {
                 "The database did not take it, and nothing was written. Send the same request again.".to_owned()
             }
             Self::Shed(_) => "Nothing was written. Send the same request again, a little later.".to_owned(),
+            Self::StatementTimeout => {
+                "The database did not finish in the time that it is given, and nothing was written. Send the same request \
+                 again after Retry-After."
+                    .to_owned()
+            }
             Self::OutcomeUnknown => {
                 "The database did not say in time whether it was done. Send the same again, with the same \
                  Idempotency-Key if there was one, to know."
@@ -322,6 +330,7 @@ impl Problem {
         self.entry().retryable.then(|| match self {
             Self::RequestInFlight => 1,
             Self::QuotaExceeded(standing) => whole_seconds(standing.retry_after.unwrap_or(standing.reset)),
+            Self::StatementTimeout => rand::random_range(RETRY_AFTER_TIMEOUT_SECONDS),
             _ => rand::random_range(RETRY_AFTER_SECONDS),
         })
     }
@@ -376,6 +385,7 @@ impl Problem {
         match self {
             Self::Internal(error) => tracing::error!(error = format!("{error:#}"), "the request failed"),
             Self::Unavailable(reason) => tracing::error!(%reason, "the database is not available"),
+            Self::StatementTimeout => tracing::warn!("a statement took too long and was cancelled"),
             Self::OutcomeUnknown => tracing::error!("the database did not answer in time; the outcome is unknown"),
             Self::NotReady(reason) => tracing::warn!(%reason, "the service is not ready"),
             _ => {}
@@ -385,6 +395,8 @@ impl Problem {
 
 /// Drawn anew for each answer: whoever was refused together shall not come back together.
 const RETRY_AFTER_SECONDS: std::ops::RangeInclusive<u64> = 1..=3;
+/// Longer: the same statement would cost a database that is slow as much again.
+const RETRY_AFTER_TIMEOUT_SECONDS: std::ops::RangeInclusive<u64> = 5..=10;
 
 /// An error's words as a sentence of their own.
 fn sentence(words: &impl fmt::Display) -> String {
@@ -459,7 +471,7 @@ impl From<Rejection> for Problem {
     fn from(rejection: Rejection) -> Self {
         match rejection {
             Rejection::Unknown => Self::Unauthenticated(Unauthenticated::Unknown),
-            Rejection::Unavailable(reason) => Self::Unavailable(reason),
+            Rejection::Unavailable(reason) | Rejection::Failed(reason) => Self::Unavailable(reason),
             Rejection::Shed(reason) => Self::Shed(reason),
         }
     }
@@ -471,6 +483,7 @@ impl From<KeyedError> for Problem {
             KeyedError::KeyReused { first, pointers } => Self::KeyReused { job_id: first.answer.job_id, pointers },
             KeyedError::InFlight => Self::RequestInFlight,
             KeyedError::Unavailable(reason) => Self::Unavailable(reason),
+            KeyedError::TimedOut => Self::StatementTimeout,
             KeyedError::Shed(reason) => Self::Shed(reason),
             KeyedError::OutcomeUnknown => Self::OutcomeUnknown,
             KeyedError::Failed(_) => Self::Internal(error.into()),

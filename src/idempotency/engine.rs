@@ -14,9 +14,10 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::clock::Moment;
 use super::replays::{Known, Replays};
 use super::{Answer, Fingerprint, Outcome, ScopedKey, queries};
-use crate::database::{DatabaseError, Lane};
-use crate::ids::{JobId, RequestId};
+use crate::database::{DatabaseError, SharedPool};
+use crate::ids::{JobId, RequestId, TenantId};
 use crate::metrics::Shed;
+use crate::shares::{Shares, half};
 
 /// A request under a key. Minted once: however often its act is tried, it is the same request, so what is stored tells
 /// whether an attempt of ours was committed.
@@ -96,6 +97,8 @@ pub enum KeyedError {
     InFlight,
     #[error("nothing was written: {0}")]
     Unavailable(String),
+    #[error("nothing was written: the statement took too long and was cancelled")]
+    TimedOut,
     #[error("nothing was written: {0}")]
     Shed(Shed),
     /// The statement was sent and may have been committed. The same key will tell.
@@ -108,10 +111,12 @@ pub enum KeyedError {
 /// The way of every keyed request: look into memory, act, and if nothing was written, look who has the key.
 #[derive(Clone)]
 pub struct Engine {
-    lane: Lane,
+    pool: SharedPool,
     terms: Terms,
     /// Places for those who wait out a lock, so that one held key cannot take every connection.
     patient: Arc<Semaphore>,
+    /// One tenant's part of these places.
+    patient_shares: Arc<Shares>,
     replays: Arc<Replays>,
 }
 
@@ -125,11 +130,11 @@ const PAUSE_LONGEST: Duration = Duration::from_millis(100);
 const CREATED: i16 = 201;
 
 impl Engine {
-    /// `lane` is for writes alone, of `connections` at the most; `terms.lock_wait` is the longest that a request waits
-    /// for another that holds its key.
-    pub fn new(lane: Lane, connections: usize, terms: Terms, replays: Arc<Replays>) -> Self {
-        let patient = Arc::new(Semaphore::new((connections / 2).max(1)));
-        Self { lane, terms, patient, replays }
+    /// `pool` is for writes alone; `terms.lock_wait` is the longest that a request waits for another that holds its key.
+    pub fn new(pool: SharedPool, terms: Terms, replays: Arc<Replays>) -> Self {
+        let places = (pool.count().limit / 2).max(1);
+        let (patient, patient_shares) = (Arc::new(Semaphore::new(places)), Arc::new(Shares::new(half(places))));
+        Self { pool, terms, patient, patient_shares, replays }
     }
 
     /// On what terms an act is tried at first.
@@ -138,17 +143,19 @@ impl Engine {
     }
 
     /// What the acts are sent on.
-    pub fn lane(&self) -> &Lane {
-        &self.lane
+    pub fn pool(&self) -> &SharedPool {
+        &self.pool
     }
 
     /// Sends a statement without a key by `act`, with a short wait for locks, and where that is not enough once more with
-    /// the whole of it, on one of a few places: whoever holds a row must not take every connection from the others.
+    /// the whole of it, on one of a few places: whoever holds a row must not take every connection from the others. One
+    /// tenant has at most half of these places.
     ///
     /// # Errors
     /// [`DatabaseError`], at `deadline` at the latest.
     pub async fn patiently<T>(
         &self,
+        tenant: TenantId,
         deadline: Instant,
         mut act: impl AsyncFnMut(Terms) -> Result<T, DatabaseError>,
     ) -> Result<T, DatabaseError> {
@@ -158,7 +165,11 @@ impl Engine {
             done => return done,
         };
         let patience_ends = deadline.min(began + self.terms.lock_wait);
-        let Ok(Ok(_place)) = timeout_at(patience_ends, self.patient.acquire()).await else {
+        let places = async {
+            let share = self.patient_shares.acquire(tenant, 1).await;
+            self.patient.acquire().await.map(|place| (share, place))
+        };
+        let Ok(Ok(_places)) = timeout_at(patience_ends, places).await else {
             return Err(DatabaseError::Locked { after_loss });
         };
         let wait = patience_ends.saturating_duration_since(Instant::now());
@@ -184,7 +195,7 @@ impl Engine {
     /// Carries a request out, or finds the outcome of the earlier one that did. Copies that come meanwhile wait for it, as
     /// long as they would wait for another replica's.
     ///
-    /// `act` writes the key with all that belongs to it in one statement, by [`Lane::complete`], and may be called again
+    /// `act` writes the key with all that belongs to it in one statement, by [`SharedPool::complete`], and may be called again
     /// after any answer but [`Acted::Done`].
     ///
     /// # Errors
@@ -206,7 +217,8 @@ impl Engine {
         let mut pause = Duration::ZERO;
         loop {
             let asked = Moment::now();
-            let acted = self.patiently(deadline, async |terms| act(on_conflict, terms).await).await?;
+            let acted =
+                self.patiently(request.key.tenant, deadline, async |terms| act(on_conflict, terms).await).await?;
             let (stored, refusal) = match acted {
                 Acted::Done(answer, expires_at) => {
                     let outcome = Arc::new(request.outcome(answer, expires_at));
@@ -250,14 +262,15 @@ impl Engine {
     /// Reads what stands under the key for a request that has written nothing.
     async fn look(&self, request: &Keyed, deadline: Instant) -> Result<Option<queries::Stored>, KeyedError> {
         let key = &request.key;
-        Ok(self.lane.read(deadline, async |connection| queries::find(connection, key).await).await?)
+        Ok(self.pool.read(key.tenant, deadline, async |connection| queries::find(connection, key).await).await?)
     }
 
     /// The same for one that came too late, maybe behind itself. There may be an outcome, if not of this attempt then of
     /// another, so not being able to read it means that it is unknown.
     async fn find(&self, request: &Keyed, deadline: Instant) -> Result<Option<queries::Stored>, KeyedError> {
         let key = &request.key;
-        let found = self.lane.complete(deadline, async |connection| queries::find(connection, key).await).await;
+        let find = async |connection: &mut _| queries::find(connection, key).await;
+        let found = self.pool.complete(key.tenant, deadline, find).await;
         Ok(found.map_err(DatabaseError::after_a_write)?)
     }
 }
@@ -299,6 +312,7 @@ impl From<DatabaseError> for KeyedError {
         match error {
             DatabaseError::Locked { after_loss: false } => Self::InFlight,
             DatabaseError::Unavailable(reason) => Self::Unavailable(reason),
+            DatabaseError::TimedOut => Self::TimedOut,
             DatabaseError::Shed(reason) => Self::Shed(reason),
             // The lost attempt may have been committed, and may be what holds the lock.
             DatabaseError::Unknown | DatabaseError::Locked { after_loss: true } => Self::OutcomeUnknown,
@@ -315,13 +329,16 @@ mod tests {
     use tokio::time::sleep;
 
     use super::*;
+    use crate::database::Lane;
     use crate::idempotency::{Key, Route};
     use crate::ids::TenantId;
     use crate::metrics::Metrics;
 
+    const TENANT: TenantId = TenantId(uuid::Uuid::nil());
+
     fn engine(lock_wait: Duration) -> Engine {
         let terms = Terms { lock_wait, insist_on_durability: true };
-        Engine::new(Lane::to_nowhere(), 2, terms, Arc::new(Replays::new(0, Metrics::new())))
+        Engine::new(SharedPool::new(Lane::to_nowhere()), terms, Arc::new(Replays::new(0, Metrics::new())))
     }
 
     fn in_a_minute() -> Instant {
@@ -337,7 +354,7 @@ mod tests {
                 sleep(terms.lock_wait).await;
                 Err::<(), _>(DatabaseError::Locked { after_loss: false })
             };
-            let acted = engine(Duration::from_millis(lock_wait)).patiently(in_a_minute(), act).await;
+            let acted = engine(Duration::from_millis(lock_wait)).patiently(TENANT, in_a_minute(), act).await;
             assert!(matches!(acted, Err(DatabaseError::Locked { .. })), "{acted:?}");
             assert!(waits[0].is_brief());
             let patient: Vec<_> =
@@ -353,7 +370,7 @@ mod tests {
             let act = async |terms: Terms| {
                 Err::<(), _>(if terms.is_brief() { DatabaseError::Locked { after_loss } } else { unavailable() })
             };
-            let acted = engine(Duration::from_secs(2)).patiently(in_a_minute(), act).await;
+            let acted = engine(Duration::from_secs(2)).patiently(TENANT, in_a_minute(), act).await;
             assert_eq!(matches!(acted, Err(DatabaseError::Unknown)), after_loss, "{acted:?}");
         }
     }
@@ -364,7 +381,7 @@ mod tests {
             let act = async |terms: Terms| {
                 Err::<(), _>(DatabaseError::Locked { after_loss: if terms.is_brief() { first } else { second } })
             };
-            let acted = engine(Duration::from_secs(2)).patiently(in_a_minute(), act).await;
+            let acted = engine(Duration::from_secs(2)).patiently(TENANT, in_a_minute(), act).await;
             assert!(matches!(acted, Err(DatabaseError::Locked { after_loss }) if after_loss == (first || second)));
         }
     }
@@ -375,7 +392,7 @@ mod tests {
         let engine = engine(lock_wait);
         let key: Key = "k".parse().unwrap();
         let request = Keyed {
-            key: ScopedKey { tenant: TenantId(uuid::Uuid::nil()), route: Route("POST /jobs"), key },
+            key: ScopedKey { tenant: TENANT, route: Route("POST /jobs"), key },
             fingerprint: Fingerprint::of("/jobs", "{}"),
             request_id: RequestId::mint(),
             created_at: Utc::now(),

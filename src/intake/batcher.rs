@@ -14,7 +14,9 @@ use tokio::time::{Instant, timeout_at};
 use super::Submission;
 use crate::database::DatabaseError;
 use crate::idempotency::queries::Stored;
+use crate::ids::TenantId;
 use crate::metrics::{Level, Shed};
+use crate::shares::{Shares, half};
 
 /// How much may wait, and how much one statement may carry. A submission that is larger than either limit of bytes is
 /// taken all the same, alone.
@@ -48,6 +50,9 @@ pub struct Batcher {
     bounds: Bounds,
     jobs: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
+    /// One tenant's part of either: half of it, so that a slow database does not make one tenant's jobs fill the queue.
+    job_shares: Shares,
+    byte_shares: Shares,
 }
 
 #[derive(Default)]
@@ -83,7 +88,7 @@ enum Rider {
 struct Load {
     submission: Arc<Submission>,
     answer: oneshot::Sender<Answer>,
-    _room: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    _room: [OwnedSemaphorePermit; 4],
 }
 
 /// What a row has besides the client's own texts.
@@ -97,6 +102,8 @@ impl Batcher {
             arrived: Notify::new(),
             jobs: semaphore(bounds.queue_jobs),
             bytes: semaphore(bounds.queue_bytes),
+            job_shares: Shares::new(half(bounds.queue_jobs)),
+            byte_shares: Shares::new(half(bounds.queue_bytes)),
             bounds,
         }
     }
@@ -155,12 +162,9 @@ impl Batcher {
         deadline: Instant,
     ) -> Result<(Ride, oneshot::Receiver<Answer>), DatabaseError> {
         let bytes = ROW_BYTES + submission.bytes();
-        let full = |_| DatabaseError::Shed(Shed::QueueFull);
-        let job = Arc::clone(&self.jobs).try_acquire_owned().map_err(full)?;
-        let room = u32::try_from(bytes.min(self.bounds.queue_bytes)).unwrap_or(u32::MAX);
-        let room = Arc::clone(&self.bytes).try_acquire_many_owned(room).map_err(full)?;
+        let room = self.room(submission.draft.tenant, bytes).map_err(DatabaseError::Shed)?;
         let (answer, answered) = oneshot::channel();
-        let rider = Rider::Waiting(Load { submission, answer, _room: (job, room) });
+        let rider = Rider::Waiting(Load { submission, answer, _room: room });
         let ticket = Arc::new(Ticket { since: Instant::now(), deadline, bytes, rider: Mutex::new(rider) });
         let mut queue = self.queue();
         if queue.closed {
@@ -174,6 +178,17 @@ impl Batcher {
         drop(queue);
         self.arrived.notify_one();
         Ok((Ride { ticket }, answered))
+    }
+
+    /// Room for one submission: in its tenant's share first, then in the queue.
+    fn room(&self, tenant: TenantId, bytes: usize) -> Result<[OwnedSemaphorePermit; 4], Shed> {
+        let own_job = self.job_shares.try_acquire(tenant, 1).ok_or(Shed::TenantQueueFull)?;
+        let own_bytes = self.byte_shares.try_acquire(tenant, bytes).ok_or(Shed::TenantQueueFull)?;
+        let full = |_| Shed::QueueFull;
+        let job = Arc::clone(&self.jobs).try_acquire_owned().map_err(full)?;
+        let bytes = u32::try_from(bytes.min(self.bounds.queue_bytes)).unwrap_or(u32::MAX);
+        let bytes = Arc::clone(&self.bytes).try_acquire_many_owned(bytes).map_err(full)?;
+        Ok([own_job, own_bytes, job, bytes])
     }
 
     /// As much as one statement may carry, and whether there will never be any more.
@@ -272,7 +287,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::idempotency::{Fingerprint, Key, Route, ScopedKey};
-    use crate::ids::{RequestId, TenantId};
+    use crate::ids::RequestId;
     use crate::jobs::NewJob;
     use crate::json::Document;
 
@@ -285,10 +300,14 @@ pub(super) mod tests {
     };
 
     pub fn submission(payload_bytes: usize) -> Arc<Submission> {
+        submission_of(0, payload_bytes)
+    }
+
+    fn submission_of(tenant: u128, payload_bytes: usize) -> Arc<Submission> {
         let body = format!(r#"{{"type":"t","payload":"{}"}}"#, "x".repeat(payload_bytes));
         let document = Document::parse(body.as_bytes()).unwrap();
         let key: Key = "k".parse().unwrap();
-        let key = ScopedKey { tenant: TenantId(uuid::Uuid::nil()), route: Route("POST /jobs"), key };
+        let key = ScopedKey { tenant: TenantId(uuid::Uuid::from_u128(tenant)), route: Route("POST /jobs"), key };
         let job = NewJob::parse(document.root()).unwrap();
         Arc::new(Submission::mint(
             key,
@@ -304,8 +323,11 @@ pub(super) mod tests {
     }
 
     macro_rules! riding {
-        ($batcher:expr, $bytes:expr) => {{
-            let mut ride = Box::pin($batcher.ride(submission($bytes), in_a_minute()));
+        ($batcher:expr, $bytes:expr) => {
+            riding!($batcher, $bytes, 0)
+        };
+        ($batcher:expr, $bytes:expr, $tenant:expr) => {{
+            let mut ride = Box::pin($batcher.ride(submission_of($tenant, $bytes), in_a_minute()));
             assert!(poll!(&mut ride).is_pending());
             ride
         }};
@@ -319,8 +341,8 @@ pub(super) mod tests {
     async fn a_batch_is_what_has_come_up_to_its_bounds() {
         let batcher = Batcher::new(BOUNDS);
         let mut rides = Vec::new();
-        for bytes in [10, 10, 10, 6000, 6000] {
-            rides.push(riding!(batcher, bytes));
+        for (bytes, tenant) in [(10, 0), (10, 1), (10, 0), (6000, 1), (6000, 0)] {
+            rides.push(riding!(batcher, bytes, tenant));
         }
         let mut sizes = Vec::new();
         for _ in 0..3 {
@@ -340,16 +362,27 @@ pub(super) mod tests {
         for (bytes, fit) in [(10, 5), (5000, 2)] {
             let batcher = Batcher::new(BOUNDS);
             let mut rides = Vec::new();
-            for _ in 0..fit {
-                rides.push(riding!(batcher, bytes));
+            for tenant in 0..fit {
+                rides.push(riding!(batcher, bytes, tenant));
             }
-            let refused = batcher.ride(submission(bytes), in_a_minute()).await;
+            let refused = batcher.ride(submission_of(fit, bytes), in_a_minute()).await;
             assert!(matches!(refused, Err(DatabaseError::Shed(Shed::QueueFull))), "{refused:?}");
             let batch = batcher.next_batch().await.unwrap();
-            let refused = batcher.ride(submission(bytes), in_a_minute()).await;
+            let refused = batcher.ride(submission_of(fit, bytes), in_a_minute()).await;
             assert!(matches!(refused, Err(DatabaseError::Shed(Shed::QueueFull))), "what is under way counts");
             tell_all(batch);
             let _ride = riding!(batcher, bytes);
+        }
+    }
+
+    #[tokio::test]
+    async fn one_tenant_has_half_of_the_queue() {
+        for (bytes, fit) in [(10, 3), (5000, 1)] {
+            let batcher = Batcher::new(BOUNDS);
+            let _rides: Vec<_> = (0..fit).map(|_| batcher.enter(submission(bytes), in_a_minute()).unwrap()).collect();
+            let refused = batcher.ride(submission(bytes), in_a_minute()).await;
+            assert!(matches!(refused, Err(DatabaseError::Shed(Shed::TenantQueueFull))), "{refused:?}");
+            let _other = riding!(batcher, bytes, 1);
         }
     }
 
@@ -406,7 +439,7 @@ pub(super) mod tests {
         let batcher = Batcher::new(BOUNDS);
         let rides: Vec<_> = vec![riding!(batcher, 10), riding!(batcher, 10), riding!(batcher, 6000)];
         batcher.close();
-        let refused = batcher.ride(submission(10), in_a_minute()).await;
+        let refused = batcher.ride(submission_of(1, 10), in_a_minute()).await;
         assert!(matches!(refused, Err(DatabaseError::Unavailable(_))), "{refused:?}");
         let mut sent = 0;
         while let Some(batch) = batcher.next_batch().await {

@@ -92,10 +92,10 @@ impl Intake {
         self.batcher.level()
     }
 
-    /// How many submissions one request may have under way at once: a part of what there is room for.
+    /// How many submissions one request may have under way at once: a part of what its tenant has room for.
     pub fn share(&self) -> Share {
         let Level { limit, .. } = self.batcher.level();
-        Share { in_batches: (limit / 16).max(1), one_by_one: (self.engine.lane().count().limit / 2).max(1) }
+        Share { in_batches: (limit / 16).max(1), one_by_one: (self.engine.pool().share() / 2).max(1) }
     }
 
     /// The outcome of an earlier copy of a request, if this replica remembers it.
@@ -169,10 +169,10 @@ impl Intake {
     pub async fn put(&self, draft: &Arc<Draft>, deadline: Instant) -> Result<Put, DatabaseError> {
         let put = async |terms| {
             let write = async |connection: &mut _| queries::put(connection, draft, terms).await;
-            self.engine.lane().complete(deadline, write).await
+            self.engine.pool().complete(draft.tenant, deadline, write).await
         };
         loop {
-            if self.engine.patiently(deadline, put).await? {
+            if self.engine.patiently(draft.tenant, deadline, put).await? {
                 return Ok(Put::Created(draft.answer.clone()));
             }
             if let Some(found) = self.find_named(draft, deadline).await.map_err(DatabaseError::after_a_write)? {
@@ -220,7 +220,7 @@ impl Intake {
             };
         }
         let write = async |connection: &mut _| queries::submit(connection, submission, on_conflict, terms).await;
-        let written = self.engine.lane().complete(deadline, write).await?;
+        let written = self.engine.pool().complete(submission.draft.tenant, deadline, write).await?;
         Ok(written.map_or(Acted::Not, |expires_at| Acted::Done(submission.draft.answer.clone(), expires_at)))
     }
 
@@ -239,7 +239,7 @@ impl Intake {
         let write = async |connection: &mut _| {
             queries::submit_unique(connection, submission, content, on_conflict, terms).await
         };
-        match self.engine.lane().complete(deadline, write).await {
+        match self.engine.pool().complete(submission.draft.tenant, deadline, write).await {
             // Somebody was faster, and is found in the next turn.
             Err(DatabaseError::Violation(error)) if violates(&error, queries::CONTENT_TAKEN) => Ok(Acted::Not),
             written => {
@@ -272,7 +272,7 @@ impl Intake {
         let write = async |connection: &mut _| {
             queries::adopt(connection, &submission.keyed, &answer, content, on_conflict, terms).await
         };
-        let written = self.engine.lane().complete(deadline, write).await?;
+        let written = self.engine.pool().complete(submission.draft.tenant, deadline, write).await?;
         Ok(written.map_or(Acted::Not, |expires_at| Acted::Done(answer, expires_at)))
     }
 
@@ -284,7 +284,7 @@ impl Intake {
     ) -> Result<Option<JobId>, DatabaseError> {
         let tenant = submission.draft.tenant;
         let find = async |connection: &mut _| queries::find_content(connection, tenant, content).await;
-        self.engine.lane().read(deadline, find).await
+        self.engine.pool().read(tenant, deadline, find).await
     }
 
     /// Adds to a refusal because of the key where the two requests differ.
@@ -336,6 +336,6 @@ impl Intake {
         deadline: Instant,
     ) -> Result<Option<Found<(NewJob, chrono::DateTime<chrono::Utc>)>>, DatabaseError> {
         let find = async |connection: &mut _| jobs::queries::find_submitted(connection, tenant, id).await;
-        self.engine.lane().read(deadline, find).await
+        self.engine.pool().read(tenant, deadline, find).await
     }
 }

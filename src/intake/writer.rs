@@ -130,7 +130,10 @@ impl Writer {
                 batch.after_loss = true;
                 Some(Split::Refused)
             }
-            DatabaseError::Unavailable(_) | DatabaseError::Shed(_) | DatabaseError::Unknown => None,
+            DatabaseError::Unavailable(_)
+            | DatabaseError::TimedOut
+            | DatabaseError::Shed(_)
+            | DatabaseError::Unknown => None,
         };
         batch.tickets.retain(|ticket| ticket.board().is_some());
         match reason {

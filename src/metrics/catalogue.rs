@@ -138,8 +138,11 @@ pub(super) const SHED_REQUESTS: Description = Description {
               `body_bytes`: bodies take `server.body_bytes_in_flight`. `tenant_body_bytes`: one tenant's bodies take \
               `server.body_bytes_in_flight_per_tenant`. `cpu`: large bodies of one tenant waited for a CPU until their \
               deadline. `waited`: no connection to the database came free, or no writer, within \
-              `database.patience`. `queue_full`: `intake.queue_jobs` or `intake.queue_bytes` are waiting to be written. `outage`: the database has been away for longer than that, and it was another request's turn to look. \
-              `unknown_tokens`: too many tokens never seen before.",
+              `database.patience`. `tenant_waited`: none of the connections that one tenant may use, which is half of a \
+              pool. `queue_full`: `intake.queue_jobs` or `intake.queue_bytes` are waiting to be written. \
+              `tenant_queue_full`: half of that is one tenant's. `outage`: the database has been away for longer than that, and it was another request's turn to look. \
+              `unknown_tokens`: too many requests wait for the look-up of a token that this replica has not seen \
+              before.",
 };
 
 pub(super) const QUOTA_REFUSALS: Description = Description {
@@ -263,7 +266,8 @@ pub(super) const DATABASE_CONNECTIONS: Description = Description {
     unit: "connections",
     labels: &["lane", "state"],
     help: "Connections to PostgreSQL, by lane and state",
-    meaning: "`busy` at the lane's limit for long: requests wait for a connection. Lanes: writers, intake, reads, \
+    meaning: "`busy` at the lane's limit for long: requests wait for a connection. One tenant uses at most half of intake and of \
+              reads. Lanes: writers, intake, reads, \
               access, purge, probes.",
 };
 

@@ -72,8 +72,12 @@ pub enum Shed {
     Cpu,
     #[error("no connection to the database came free in time")]
     Waited,
+    #[error("none of the tenant's connections to the database came free in time")]
+    TenantWaited,
     #[error("as many submissions as may be are waiting to be written")]
     QueueFull,
+    #[error("as many submissions of one tenant as may be are waiting to be written")]
+    TenantQueueFull,
     #[error("the database is away, and another request is looking whether it is back")]
     Outage,
     #[error("too many tokens that nobody has seen before are waiting")]
@@ -146,14 +150,16 @@ impl Retry {
 }
 
 impl Shed {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::InFlight,
         Self::TenantInFlight,
         Self::BodyBytes,
         Self::TenantBodyBytes,
         Self::Cpu,
         Self::Waited,
+        Self::TenantWaited,
         Self::QueueFull,
+        Self::TenantQueueFull,
         Self::Outage,
         Self::UnknownTokens,
     ];
@@ -166,7 +172,9 @@ impl Shed {
             Self::TenantBodyBytes => "tenant_body_bytes",
             Self::Cpu => "cpu",
             Self::Waited => "waited",
+            Self::TenantWaited => "tenant_waited",
             Self::QueueFull => "queue_full",
+            Self::TenantQueueFull => "tenant_queue_full",
             Self::Outage => "outage",
             Self::UnknownTokens => "unknown_tokens",
         }

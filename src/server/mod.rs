@@ -19,10 +19,10 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::access::{Quota, Rate, UseTimes, Verifier};
+use crate::access::{Lives, Quota, Rate, UseTimes, Verifier};
 use crate::changes::Changes;
 use crate::configuration::{self, Configuration};
-use crate::database::{self, Lane};
+use crate::database::{self, Lane, SharedPool};
 use crate::http::{self, Admission, App, BodyMemory, Limits, Quotas, Readiness, Watched};
 use crate::idempotency::purger::{self, Pace};
 use crate::idempotency::{Engine, Replays, Terms};
@@ -71,6 +71,8 @@ pub async fn run(
     for writer in app.intake.writers(&metrics) {
         tasks.spawn(writer.run());
     }
+    let verifying = app.clone();
+    tasks.spawn(async move { verifying.verifier.run().await });
     tasks.spawn(purger::run(lanes.purge.clone(), pace(&configuration.purge), metrics, shutdown.clone()));
     tasks.spawn(use_times.run(lanes.purge.clone(), shutdown.clone()));
     let operations_handle = operations.map(|server| spawn_server(&tasks, server));
@@ -97,6 +99,7 @@ pub async fn run(
     shutdown.cancel();
     served.context("the HTTP server failed")?;
     app.intake.close();
+    app.verifier.close();
     if let Some(handle) = operations_handle {
         handle.stop(false).await;
     }
@@ -150,13 +153,18 @@ fn compose(configuration: &Configuration, lanes: &Lanes, use_times: UseTimes, me
     let terms = Terms { lock_wait: intake.lock_wait, insist_on_durability: !database.allow_losing_acknowledged_jobs };
     let offload = Arc::new(Offload::new(available_parallelism().map_or(1, NonZero::get)));
     let replays = Arc::new(Replays::new(idempotency.replay_cache_bytes, metrics.clone()));
-    let engine = Engine::new(lanes.intake.clone(), intake.connections, terms, Arc::clone(&replays));
+    let engine = Engine::new(SharedPool::new(lanes.intake.clone()), terms, Arc::clone(&replays));
     App {
         intake: Intake::new(engine.clone(), lanes.writers.clone(), bounds(configuration), Arc::clone(&offload)),
         changes: Changes::new(engine),
         replays,
-        reads: lanes.reads.clone(),
-        verifier: Verifier::new(lanes.access.clone(), access.cache_life, use_times, metrics.clone()),
+        reads: SharedPool::new(lanes.reads.clone()),
+        verifier: Verifier::new(
+            lanes.access.clone(),
+            Lives { cache: access.cache_life, outage: access.outage_life },
+            use_times,
+            metrics.clone(),
+        ),
         quotas: quotas(&configuration.quota, metrics),
         readiness: Readiness::new(
             lanes.probes.clone(),

@@ -2,7 +2,8 @@
 
 use hapax::access::{Scope, Token};
 
-use crate::harness::{Client, Ledger, job, run_hapax};
+use crate::harness::{Client, Ledger, MEMORY, job, run_hapax};
+use crate::schema::{plan, statements};
 
 #[tokio::test]
 async fn without_a_valid_token_nothing_is_told() {
@@ -253,4 +254,70 @@ async fn a_revocation_takes_effect_when_the_verified_token_has_grown_old() {
     }
     server.submit("key-1", job(1)).await.is_problem(401, "unauthenticated");
     assert_eq!(remembering.submit("key-1", job(1)).await.status, 200);
+}
+
+#[tokio::test]
+async fn three_hundred_valid_tokens_that_were_never_seen_are_all_let_in() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__ACCESS__CACHE_LIFE", "1h")]).await;
+    let tokens = ledger.tokens_for("acme", 300).await;
+    let locked = ledger.lock_table("access_tokens", "access exclusive").await;
+    let requests: Vec<_> = tokens
+        .iter()
+        .enumerate()
+        .map(|(n, token)| server.as_caller(token).submit_meanwhile(&format!("key-{n}"), job(n as u64)))
+        .collect();
+    ledger.until_waiting(1).await;
+    locked.roll_back().await;
+    for request in requests {
+        assert_eq!(request.await.unwrap().status, 201);
+    }
+    assert_eq!(server.metric(r#"hapax_token_lookups_total{result="known"}"#).await, 300.0);
+}
+
+#[tokio::test]
+async fn tokens_are_looked_up_through_the_index_of_digests() {
+    let ledger = Ledger::new().await;
+    let (sql, parameters) = statements().into_iter().find(|(sql, _)| sql.contains("digest = any($1)")).unwrap();
+    let plan = plan(&ledger, &sql, parameters).await;
+    assert!(plan.contains("access_tokens_digest_key") && !plan.contains("Seq Scan"), "{plan}");
+}
+
+#[tokio::test]
+async fn a_verified_token_stays_valid_through_an_outage_and_a_revocation_counts_after_it() {
+    let ledger = Ledger::new().await;
+    let forgetful = [&MEMORY[..], &[("HAPAX__ACCESS__CACHE_LIFE", "0s")]].concat();
+    let server = ledger.serve_with(&forgetful).await;
+    let strict = ledger.serve_with(&[&forgetful[..], &[("HAPAX__ACCESS__OUTAGE_LIFE", "0s")]].concat()).await;
+    assert_eq!(server.submit("key-1", job(1)).await.status, 201);
+    assert_eq!(strict.submit("key-1", job(1)).await.status, 200);
+    let away = format!("{}_away", ledger.name);
+    ledger.rename_to(&away).await;
+    for _ in 0..3 {
+        assert_eq!(server.submit("key-1", job(1)).await.status, 200, "a replay from memory");
+        strict.submit("key-1", job(1)).await.is_problem(503, "database-unavailable");
+    }
+    let stranger = server.as_caller(Token::mint().expose());
+    stranger.submit("key-1", job(1)).await.is_problem(503, "database-unavailable");
+    ledger.rename_back_from(&away).await;
+    ledger.execute("update access_tokens set revoked_at = now()").await;
+    server.until_status("/jobs", 401).await;
+    server.submit("key-1", job(1)).await.is_problem(401, "unauthenticated");
+}
+
+#[tokio::test]
+async fn while_the_database_is_away_tokens_that_were_never_seen_are_refused_at_once() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__DATABASE__PATIENCE", "100ms")]).await;
+    let away = format!("{}_away", ledger.name);
+    ledger.rename_to(&away).await;
+    let asking = async {
+        while server.metric(r#"hapax_shed_requests_total{reason="outage"}"#).await < 20.0 {
+            let stranger = server.as_caller(Token::mint().expose());
+            stranger.get("/jobs").await.is_problem(503, "database-unavailable");
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), asking).await.expect("the outage is known");
+    ledger.rename_back_from(&away).await;
+    server.until_status("/jobs", 200).await;
 }

@@ -176,23 +176,25 @@ async fn one_key_may_be_in_the_batches_of_two_replicas() {
 }
 
 #[tokio::test]
-async fn a_full_queue_refuses_at_once_and_loses_nobody() {
-    for (bound, fit) in [(("HAPAX__INTAKE__QUEUE_JOBS", "4"), 4), (("HAPAX__INTAKE__QUEUE_BYTES", "1700"), 3)] {
+async fn a_tenant_that_fills_its_half_of_the_queue_is_refused_at_once_and_loses_nothing() {
+    for (bound, fit) in [(("HAPAX__INTAKE__QUEUE_JOBS", "8"), 4), (("HAPAX__INTAKE__QUEUE_BYTES", "3400"), 3)] {
         let ledger = Ledger::new().await;
         let server = ledger.serve_with(&[&ONE_WRITER[..], &[bound]].concat()).await;
+        let other = server.as_caller(&ledger.token_for("another-tenant", &hapax::access::Scope::ALL).await);
         let (held, first) = hold_up(&ledger, &server).await;
-        let waiting = queue(&server, jobs(fit - 1)).await;
+        let mut waiting = queue(&server, jobs(fit - 1)).await;
         for _ in 0..3 {
             let refused = server.submit("one-more", job(9)).await;
             refused.is_problem(503, "overloaded");
             refused.wants_a_retry();
         }
-        assert_eq!(server.metric(r#"hapax_shed_requests_total{reason="queue_full"}"#).await, 3.0);
+        assert_eq!(server.metric(r#"hapax_shed_requests_total{reason="tenant_queue_full"}"#).await, 3.0);
+        waiting.push(other.submit_meanwhile("of-another", job(1)));
         assert!(!first.is_finished() && waiting.iter().all(|request| !request.is_finished()));
         held.roll_back().await;
-        assert_eq!(statuses(waiting).await, vec![201; fit as usize - 1]);
+        assert_eq!(statuses(waiting).await, vec![201; fit as usize]);
         assert_eq!(server.submit("one-more", job(9)).await.status, 201);
-        ledger.is_whole_with(fit as i64 + 2).await;
+        ledger.is_whole_with(fit as i64 + 3).await;
     }
 }
 

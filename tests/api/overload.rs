@@ -2,7 +2,11 @@
 
 use std::process::Command;
 
-use crate::harness::{Client, Ledger, Server, hapax, hapax_through, job};
+use hapax::access::{Scope, Token};
+use serde_json::json;
+use tokio::task::JoinHandle;
+
+use crate::harness::{Answer, Client, Ledger, Server, hapax, hapax_through, job};
 
 /// A server that the system allows no more open files than these.
 fn serve_with_descriptors(limit: u32, ledger: &Ledger) -> Command {
@@ -74,6 +78,86 @@ async fn a_tenant_whose_requests_take_their_time_leaves_room_for_others() {
     server.until_metric("hapax_http_requests_in_flight", 2.0).await;
     server.submit("one-more", job(1)).await.is_problem(503, "overloaded");
     assert_eq!(server.metric(r#"hapax_shed_requests_total{reason="tenant_in_flight"}"#).await, 1.0);
-    let other = server.as_caller(&ledger.token_for("another-tenant", &hapax::access::Scope::ALL).await);
+    let other = server.as_caller(&ledger.token_for("another-tenant", &Scope::ALL).await);
     assert_eq!(other.submit("key", job(1)).await.status, 201);
+}
+
+/// Statements wait for a lock for as long as the test holds it.
+const PATIENT_STATEMENTS: [(&str, &str); 3] = [
+    ("HAPAX__INTAKE__LOCK_WAIT", "60s"),
+    ("HAPAX__DATABASE__STATEMENT_TIMEOUT", "90s"),
+    ("HAPAX__SERVER__REQUEST_DEADLINE", "120s"),
+];
+
+fn get_meanwhile(client: &Client, path: &'static str) -> JoinHandle<Answer> {
+    let client = client.clone();
+    tokio::spawn(async move { client.get(path).await })
+}
+
+#[tokio::test]
+async fn requests_whose_token_is_not_verified_take_no_place() {
+    let ledger = Ledger::new().await;
+    let settings = [("HAPAX__SERVER__REQUESTS_IN_FLIGHT", "2"), ("HAPAX__ACCESS__CACHE_LIFE", "1h")];
+    let server = ledger.serve_with(&settings).await;
+    assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
+    let locked = ledger.lock_table("access_tokens", "access exclusive").await;
+    let strangers: Vec<_> =
+        (0..20).map(|_| get_meanwhile(&server.as_caller(Token::mint().expose()), "/jobs")).collect();
+    ledger.until_waiting(1).await;
+    assert_eq!(server.submit("key-1", job(1)).await.status, 201);
+    locked.roll_back().await;
+    for stranger in strangers {
+        assert!([401, 503].contains(&stranger.await.unwrap().status));
+    }
+    assert_eq!(server.metric(r#"hapax_shed_requests_total{reason="in_flight"}"#).await, 0.0);
+}
+
+#[tokio::test]
+async fn a_tenant_whose_reads_hang_leaves_connections_to_another() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[&PATIENT_STATEMENTS[..], &[("HAPAX__DATABASE__CONNECTIONS", "2")]].concat()).await;
+    let other = server.as_caller(&ledger.token_for("another-tenant", &Scope::ALL).await);
+    let locked = ledger.lock_table("job_queue", "access exclusive").await;
+    let first = get_meanwhile(&server, "/queues");
+    ledger.until_waiting(1).await;
+    server.get("/queues").await.is_problem(503, "overloaded");
+    assert_eq!(server.metric(r#"hapax_shed_requests_total{reason="tenant_waited"}"#).await, 1.0);
+    other.get("/idempotency-keys/k").await.is_problem(404, "key-not-found");
+    locked.roll_back().await;
+    assert_eq!(first.await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn a_tenant_whose_unique_jobs_hang_leaves_connections_to_another() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[&PATIENT_STATEMENTS[..], &[("HAPAX__INTAKE__CONNECTIONS", "2")]].concat()).await;
+    let other = server.as_caller(&ledger.token_for("another-tenant", &Scope::ALL).await);
+    let unique = |n: u64| json!({ "type": "t", "payload": n, "unique": { "by": ["/payload"] } });
+    let locked = ledger.lock_table("job_uniques", "access exclusive").await;
+    let first = server.submit_meanwhile("key-1", unique(1));
+    ledger.until_waiting(1).await;
+    server.submit("key-2", unique(2)).await.is_problem(503, "overloaded");
+    assert_eq!(other.put(uuid::Uuid::now_v7(), job(1)).await.status, 201);
+    locked.roll_back().await;
+    assert_eq!(first.await.unwrap().status, 201);
+}
+
+#[tokio::test]
+async fn a_statement_that_is_cancelled_is_told_from_a_database_that_is_away() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&PATIENT_STATEMENTS).await;
+    let locked = ledger.lock_table("jobs", "access exclusive").await;
+    for _ in 0..3 {
+        let read = get_meanwhile(&server, "/jobs");
+        ledger.until_waiting(1).await;
+        assert_eq!(ledger.cancel_waiting().await, 1);
+        let cancelled = read.await.unwrap();
+        cancelled.is_problem(503, "statement-timeout");
+        let seconds: u64 = cancelled.header("retry-after").parse().unwrap();
+        assert!((5..=10).contains(&seconds) && cancelled.json()["retryable"] == true, "{cancelled:?}");
+    }
+    locked.roll_back().await;
+    assert_eq!(server.get("/jobs").await.status, 200);
+    assert!(!server.log_text().contains("the database is not available"));
+    assert_eq!(server.metric(r#"hapax_shed_requests_total{reason="outage"}"#).await, 0.0);
 }

@@ -201,6 +201,25 @@ impl Ledger {
         self.hold(&format!("lock table {table} in {mode} mode")).await
     }
 
+    /// Cancels the servers' statements that wait for a lock, as `statement_timeout` would.
+    pub async fn cancel_waiting(&self) -> i64 {
+        let sql = "select count(pg_cancel_backend(pid)) from pg_stat_activity \
+                   where datname = current_database() and application_name = 'hapax' and wait_event_type = 'Lock'";
+        self.number(sql).await
+    }
+
+    /// New tokens of one tenant, which exists, made in one statement.
+    pub async fn tokens_for(&self, tenant: &str, count: usize) -> Vec<String> {
+        let tokens: Vec<Token> = (0..count).map(|_| Token::mint()).collect();
+        let digests: Vec<Vec<u8>> = tokens.iter().map(|token| token.digest().as_bytes().to_vec()).collect();
+        let sql = "insert into access_tokens (id, tenant_id, digest, scopes) \
+                   select gen_random_uuid(), id, digest, '{submit,read}' \
+                   from tenants cross join unnest($1::bytea[]) as digest where name = $2";
+        let made = sqlx::query(sql).bind(digests).bind(tenant).execute(&mut self.connect().await).await.unwrap();
+        assert_eq!(made.rows_affected(), count as u64);
+        tokens.iter().map(|token| token.expose().to_owned()).collect()
+    }
+
     /// Ends the servers' sessions, and says how many there were.
     pub async fn end_sessions(&self) -> i64 {
         let sql = "select count(pg_terminate_backend(pid)) from pg_stat_activity \

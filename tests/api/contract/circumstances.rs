@@ -25,6 +25,7 @@ pub async fn troubles() -> Answers {
     database_unfit(&mut answers).await;
     database_forgetful(&mut answers).await;
     shutdown(&mut answers).await;
+    statements_cancelled(&mut answers).await;
     answers
 }
 
@@ -129,6 +130,36 @@ async fn database_away(answers: &mut Answers) {
     }
     answers.got("readiness 503 database", server.until_status("/readyz", 503).await);
     ledger.rename_back_from(&away).await;
+}
+
+/// As by `statement_timeout`: each statement waits for a lock and is cancelled.
+async fn statements_cancelled(answers: &mut Answers) {
+    let ledger = Ledger::new().await;
+    let patient = [
+        ("HAPAX__INTAKE__LOCK_WAIT", "60s"),
+        ("HAPAX__DATABASE__STATEMENT_TIMEOUT", "90s"),
+        ("HAPAX__SERVER__REQUEST_DEADLINE", "120s"),
+        QUICK[3],
+    ];
+    let server = ledger.serve_with(&patient).await;
+    server.get("/jobs/x").await.is_problem(404, "job-not-found");
+    let locked = ledger.hold("lock table jobs, job_queue, idempotency_keys in access exclusive mode").await;
+    let cancelled = async |asking: tokio::task::JoinHandle<Answer>| {
+        ledger.until_waiting(1).await;
+        assert_eq!(ledger.cancel_waiting().await, 1);
+        asking.await.unwrap()
+    };
+    for write in wholes() {
+        let client = server.as_caller(&ledger.token);
+        let asking = tokio::spawn(async move { write.send(&client, &no_job()).await });
+        answers.got(format!("{} 503 statement-timeout", write.name), cancelled(asking).await);
+    }
+    for (operation, path) in READS_OF_A_TENANT {
+        let client = server.as_caller(&ledger.token);
+        let asking = tokio::spawn(async move { client.get(path).await });
+        answers.got(format!("{operation} 503 statement-timeout"), cancelled(asking).await);
+    }
+    locked.roll_back().await;
 }
 
 async fn outcome_unknown(answers: &mut Answers) {

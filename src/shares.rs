@@ -46,6 +46,11 @@ impl Shares {
     }
 }
 
+/// One tenant's part of something scarce: half of it, rounded up. That is all of it only if there is no more than one.
+pub fn half(whole: usize) -> usize {
+    whole.div_ceil(2).max(1)
+}
+
 #[cfg(test)]
 mod tests {
     use futures_util::poll;
@@ -55,6 +60,11 @@ mod tests {
 
     const ONE: TenantId = TenantId(Uuid::from_u128(1));
     const OTHER: TenantId = TenantId(Uuid::from_u128(2));
+
+    #[test]
+    fn one_tenant_never_has_all_of_several() {
+        assert_eq!([1, 2, 3, 4, 5, 8].map(half), [1, 1, 2, 2, 3, 4]);
+    }
 
     #[test]
     fn a_tenant_at_its_limit_takes_nothing_from_another() {

@@ -1,0 +1,105 @@
+//! A pool of connections that tenants share.
+
+use std::sync::Arc;
+
+use sqlx::PgConnection;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout_at};
+
+use super::course::{Course, DatabaseError, Loss};
+use super::lane::Lane;
+use crate::ids::TenantId;
+use crate::metrics::{Connections, Shed};
+use crate::shares::{Shares, half};
+
+/// A [`Lane`] of which one tenant uses at most half of the connections, so that a tenant whose statements are slow leaves
+/// the other half to the rest. ADR 0027.
+#[derive(Clone)]
+pub struct SharedPool {
+    lane: Lane,
+    share: usize,
+    shares: Arc<Shares>,
+}
+
+impl SharedPool {
+    /// `lane` is used by nobody else.
+    pub fn new(lane: Lane) -> Self {
+        let share = half(lane.count().limit);
+        Self { lane, share, shares: Arc::new(Shares::new(share)) }
+    }
+
+    /// [`Lane::complete`] for a tenant.
+    ///
+    /// # Errors
+    /// As [`Lane::complete`]; [`Shed::TenantWaited`] if none of the tenant's connections came free in time.
+    pub async fn complete<T>(
+        &self,
+        tenant: TenantId,
+        deadline: Instant,
+        work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
+    ) -> Result<T, DatabaseError> {
+        let (course, _share) = self.enter(tenant, self.lane.course(Loss::MustBecomeKnown, deadline)).await?;
+        self.lane.run(course, work).await
+    }
+
+    /// [`Lane::read`] for a tenant.
+    ///
+    /// # Errors
+    /// As [`Lane::read`]; [`Shed::TenantWaited`] if none of the tenant's connections came free in time.
+    pub async fn read<T>(
+        &self,
+        tenant: TenantId,
+        deadline: Instant,
+        work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
+    ) -> Result<T, DatabaseError> {
+        let (course, _share) = self.enter(tenant, self.lane.course(Loss::ChangesNothing, deadline)).await?;
+        self.lane.run(course, work).await
+    }
+
+    /// How many connections one tenant may use at once.
+    pub fn share(&self) -> usize {
+        self.share
+    }
+
+    pub fn count(&self) -> Connections {
+        self.lane.count()
+    }
+
+    /// Waits for the tenant's share as long as the course allows to wait for a connection. What is left of that time is
+    /// for the connection itself.
+    async fn enter(&self, tenant: TenantId, course: Course) -> Result<(Course, OwnedSemaphorePermit), DatabaseError> {
+        if let Some(share) = self.shares.try_acquire(tenant, 1) {
+            return Ok((course, share));
+        }
+        if self.lane.refuses() {
+            return Err(DatabaseError::Shed(Shed::Outage));
+        }
+        match timeout_at(course.ends(), self.shares.acquire(tenant, 1)).await {
+            Ok(share) => Ok((course, share)),
+            Err(_) if self.lane.is_away() => Err(DatabaseError::Unavailable("there is no connection to it".to_owned())),
+            Err(_) => Err(DatabaseError::Shed(Shed::TenantWaited)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::time::Duration;
+
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tenant_waits_for_its_share_as_long_as_for_a_connection() {
+        let pool = SharedPool::new(Lane::to_nowhere());
+        let tenant = TenantId(Uuid::nil());
+        let _held = pool.shares.acquire(tenant, 1).await;
+        let began = Instant::now();
+        let work = async |_: &mut PgConnection| pending::<sqlx::Result<()>>().await;
+        let waited = pool.read(tenant, began + Duration::from_secs(60), work).await;
+        assert!(matches!(waited, Err(DatabaseError::Shed(Shed::TenantWaited))), "{waited:?}");
+        assert_eq!(began.elapsed(), Duration::from_secs(1), "the pool's acquire timeout");
+    }
+}
