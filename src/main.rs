@@ -14,7 +14,7 @@ const PURGE_DELAY: mi_option_t = 15;
 fn main() -> ExitCode {
     give_memory_back_at_once();
     hapax::cli::run().unwrap_or_else(|error| {
-        eprintln!("hapax: {error:#}");
+        eprintln!("hapax: {}", hapax::cli::explain(&error));
         ExitCode::FAILURE
     })
 }

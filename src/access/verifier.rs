@@ -20,6 +20,8 @@ pub enum Rejection {
     /// The database did not say.
     #[error("the token could not be verified: {0}")]
     Unavailable(String),
+    #[error("the token could not be verified: the database's schema does not fit: {0}")]
+    Unfit(String),
     /// The database was not asked, to keep the rest going.
     #[error("{0}")]
     Shed(Shed),
@@ -186,6 +188,7 @@ impl Verifier {
                 let answer = Err(match error {
                     DatabaseError::Shed(reason) => Rejection::Shed(reason),
                     DatabaseError::Statement(source) => Rejection::Failed(source.to_string()),
+                    DatabaseError::Unfit(reason) => Rejection::Unfit(reason),
                     _ => Rejection::Unavailable(error.to_string()),
                 });
                 for digest in digests {

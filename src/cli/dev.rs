@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use sqlx::{Connection, PgConnection};
 
+use super::migrate::migrate;
 use super::private_postgres::{Durability, Place, PrivatePostgres};
 use super::serve::{serve_until_signalled, start_logging};
 use super::{block_on, print};
 use crate::access::queries::NewToken;
 use crate::access::{Scopes, TenantName, Token, queries};
-use crate::configuration::{Configuration, Overrides};
+use crate::configuration::{Configuration, Overrides, address};
 use crate::database::{self, Pooler};
 use crate::metrics::Metrics;
 use crate::server::{self, Listeners};
@@ -21,7 +22,7 @@ use crate::server::{self, Listeners};
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Where to listen; counts above the setting server.bind.
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
     bind: Option<SocketAddr>,
     /// Where the database, the development token and the database's URL are kept. [default: .hapax]
     #[arg(long, value_name = "FOLDER")]
@@ -86,8 +87,8 @@ async fn prepare(folder: &Path, postgres: &PrivatePostgres, configuration: &Conf
     database::create_if_missing(&mut maintenance, DATABASE).await?;
     maintenance.close().await?;
 
+    migrate(configuration, |wait| tracing::warn!("{wait}")).await?;
     let mut connection = database::connect(&server::database_settings(configuration)?).await?;
-    database::migrate(&mut connection).await?;
     let tenant: TenantName = TENANT.parse()?;
     queries::create_tenant(&mut connection, &tenant).await?;
     let path = folder.join("dev-token");

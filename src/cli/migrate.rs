@@ -1,20 +1,16 @@
 //! `hapax migrate`
 
+use std::time::Duration;
+
 use super::{block_on, print};
 use crate::configuration::Configuration;
-use crate::database::{self, Schema};
+use crate::database::{self, LockWait, Schema};
 use crate::server;
 
 pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     block_on(async {
-        // A migration may rightly take, and wait, longer than any statement of a request.
-        let mut configuration = configuration.clone();
-        configuration.database.statement_timeout = std::time::Duration::ZERO;
-        configuration.intake.lock_wait = std::time::Duration::ZERO;
-        // It holds a lock from statement to statement, which a pooler could leave behind on a session of its own.
-        let mut connection = server::connect_directly(&server::database_settings(&configuration)?).await?;
-        let applied = database::migrate(&mut connection).await?;
-        match (applied, database::schema(&mut connection).await?) {
+        let tell = |wait: &LockWait| eprintln!("hapax: {wait}");
+        match migrate(configuration, tell).await? {
             (0, Schema::Newer) => print("nothing to do: the schema is newer than this release")?,
             (0, _) => print("nothing to do: the schema is up to date")?,
             (1, _) => print("applied 1 migration")?,
@@ -22,4 +18,18 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
         }
         Ok(())
     })
+}
+
+/// Applies what is missing, and says how many migrations that were.
+pub async fn migrate(configuration: &Configuration, tell: impl Fn(&LockWait)) -> anyhow::Result<(usize, Schema)> {
+    let mut configuration = configuration.clone();
+    // A migration may rightly take longer than any statement of a request, but not wait for a lock.
+    configuration.database.statement_timeout = Duration::ZERO;
+    configuration.intake.lock_wait = database::MIGRATION_LOCK_TIMEOUT;
+    let settings = server::database_settings(&configuration)?;
+    // It holds a lock from statement to statement, which a pooler could leave behind on a session of its own.
+    let mut connection = server::connect_directly(&settings).await?;
+    let applied = database::migrate(&mut connection, &settings, tell).await?;
+    let (schema, _) = database::fitness(&mut connection).await?;
+    Ok((applied, schema))
 }

@@ -69,7 +69,7 @@ enum Command {
 /// Does what the command line says.
 ///
 /// # Errors
-/// In words for the person who typed it.
+/// In words for the person who typed it: [`explain`] writes them.
 pub fn run() -> anyhow::Result<ExitCode> {
     let Arguments { config, command } = Arguments::parse();
     let overrides = Overrides { file: config, ..Overrides::default() };
@@ -87,6 +87,11 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::WithPostgres(arguments) => return with_postgres::run(arguments),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// An error as it is shown, each cause once.
+pub fn explain(error: &anyhow::Error) -> String {
+    database::with_causes(error.as_ref())
 }
 
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
@@ -107,7 +112,7 @@ fn print(line: &str) -> anyhow::Result<()> {
 /// One connection to a database whose schema fits.
 async fn connect(configuration: &Configuration) -> anyhow::Result<PgConnection> {
     let mut connection = server::connect(&server::database_settings(configuration)?).await?;
-    if database::schema(&mut connection).await? == Schema::Unfit {
+    if database::fitness(&mut connection).await?.0 == Schema::Unfit {
         bail!("the database's schema is not the one this release needs; run `hapax migrate` first");
     }
     Ok(connection)

@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::block_on;
-use crate::configuration::{Configuration, Overrides};
+use crate::configuration::{Configuration, Overrides, address};
 use crate::metrics::Metrics;
 use crate::server::{self, Listeners};
 use crate::telemetry::{self, Log};
@@ -16,7 +16,7 @@ use crate::telemetry::{self, Log};
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Where to listen; counts above the setting server.bind.
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
     bind: Option<SocketAddr>,
 }
 

@@ -9,7 +9,7 @@ mod sources;
 
 pub use database_url::DatabaseUrl;
 pub use public_url::PublicUrl;
-pub use sources::{Overrides, variable};
+pub use sources::{Overrides, address, variable};
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -59,11 +59,42 @@ impl Configuration {
         }
         let configuration: Self = serde_path_to_error::deserialize(builder.build()?).map_err(|error| {
             let (path, reason) = (error.path().to_string(), error.into_inner());
-            anyhow::anyhow!("setting {}: {reason}", if path == "." { "of this name" } else { &path })
+            match expectation(&path) {
+                Some(expectation) => anyhow::anyhow!("setting {path}: {expectation}: {reason}"),
+                None => anyhow::anyhow!("setting {}: {reason}", if path == "." { "of this name" } else { &path }),
+            }
         })?;
         configuration.check()?;
         Ok(configuration)
     }
+}
+
+/// What a setting takes, where the error of its type does not say so.
+fn expectation(path: &str) -> Option<&'static str> {
+    let defaults = serde_json::to_value(Configuration::default()).ok()?;
+    let is_duration = || {
+        let default = path.split('.').try_fold(&defaults, |value, name| value.get(name));
+        default
+            .and_then(serde_json::Value::as_str)
+            .is_some_and(|text| humantime_serde::re::humantime::parse_duration(text).is_ok())
+    };
+    match path {
+        "log.format" => Some("pretty or json is expected"),
+        "database.pooler" => Some("none, session or transaction is expected"),
+        _ if path.ends_with(".bind") => Some(ADDRESS_EXPECTED),
+        _ if is_duration() => Some("a duration with its unit is expected, such as 5s"),
+        _ => None,
+    }
+}
+
+const ADDRESS_EXPECTED: &str = "an address with its port is expected, such as 127.0.0.1:8080";
+
+/// An address as it is typed on the command line.
+///
+/// # Errors
+/// Says what is expected.
+pub fn address(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse().map_err(|_| ADDRESS_EXPECTED)
 }
 
 /// The process's environment over that of a `.env` file, if there is one.
@@ -126,7 +157,8 @@ mod tests {
             ("HAPAX__SERVER__BNID", "0.0.0.0:1", "server.bnid"),
             ("HAPAX_SERVER__BIND", "0.0.0.0:1", "write it as HAPAX__SERVER__BIND"),
             ("HAPAX__SEVRER__BIND", "0.0.0.0:1", "sevrer"),
-            ("HAPAX__SERVER__BIND", "here", "server.bind"),
+            ("HAPAX__SERVER__BIND", "here", "server.bind: an address with its port is expected"),
+            ("HAPAX__METRICS__BIND", "8080", "metrics.bind: an address with its port is expected"),
             ("HAPAX__SERVER__WORKERS", "-1", "server.workers"),
             (
                 "HAPAX__SERVER__PUBLIC_URL",
@@ -144,6 +176,28 @@ mod tests {
             let error = load(&[(name, value)]).unwrap_err().to_string();
             assert!(error.contains(expected), "{name}={value}: {error}");
         }
+    }
+
+    #[test]
+    fn every_duration_says_that_it_wants_a_unit() {
+        let defaults = serde_json::to_value(Configuration::default()).unwrap();
+        let mut durations = 0;
+        for (section, settings) in defaults.as_object().unwrap() {
+            for (name, default) in settings.as_object().unwrap() {
+                let is_duration =
+                    |text: &str| text.ends_with(['s', 'm', 'h', 'y']) && text.starts_with(char::is_numeric);
+                if default.as_str().is_some_and(is_duration) {
+                    let variable = format!("HAPAX__{}__{}", section.to_uppercase(), name.to_uppercase());
+                    let error = load(&[(&variable, "5")]).unwrap_err().to_string();
+                    assert!(
+                        error.contains(&format!("{section}.{name}: a duration")) && error.contains("such as 5s"),
+                        "{error}"
+                    );
+                    durations += 1;
+                }
+            }
+        }
+        assert!(durations >= 13, "{durations}");
     }
 
     #[test]

@@ -22,6 +22,9 @@ pub enum DatabaseError {
     /// Nothing was sent, to keep the rest going.
     #[error("{0}")]
     Shed(Shed),
+    /// It was not executed: the schema is not the one that it was written for, or is not where the session looks.
+    #[error("the database's schema does not fit: {0}")]
+    Unfit(String),
     /// It was sent and no answer came before the deadline: it may have been committed.
     #[error("the outcome of the statement is unknown")]
     Unknown,
@@ -64,7 +67,7 @@ pub struct Course {
     patience_ends: Instant,
     /// An attempt was sent whose end nobody knows, and matters.
     unknown: bool,
-    /// An attempt has met stale prepared statements.
+    /// An attempt has met stale prepared statements, or a schema that does not fit.
     pub stale: bool,
     /// The next attempt shall be on a connection that nobody has used before.
     pub fresh: bool,
@@ -93,6 +96,11 @@ impl Course {
 
     pub fn is_unknown(&self) -> bool {
         self.unknown
+    }
+
+    /// Whether it matters what became of an attempt whose answer was lost.
+    pub fn must_become_known(&self) -> bool {
+        self.loss == Loss::MustBecomeKnown
     }
 
     /// An attempt was lost under way.

@@ -41,12 +41,15 @@ struct Shared {
     metrics: Metrics,
 }
 
-/// A connection on loan. It goes back only by [`Lease::give_back`]; dropped in any other way, say with the future of
-/// a statement under way, it is closed.
+/// A connection on loan, with its place. [`Lease::give_back`] returns it, [`Lease::close`] closes it. A lease that is
+/// dropped while a statement is under way, because its request ran out of time, lets the statement finish first: see
+/// [`Lane::finish`].
 struct Lease {
     connection: Option<PgConnection>,
+    place: Option<OwnedSemaphorePermit>,
     lane: Lane,
-    _place: OwnedSemaphorePermit,
+    /// By when the statement under way must have ended. `None` before the first statement.
+    attempt_ends: Option<Instant>,
 }
 
 impl Lane {
@@ -114,7 +117,7 @@ impl Lane {
                 }
                 Ok(Ok(place)) => place,
             };
-            let mut lease = match timeout_at(course.ends(), self.lease(place, course.fresh)).await {
+            let mut lease = match timeout_at(course.ends(), self.lease(place, &course)).await {
                 Err(_) => {
                     course.fail("no connection could be opened in time");
                     break;
@@ -127,27 +130,37 @@ impl Lane {
                 Ok(Ok(lease)) => lease,
             };
             self.shared.metrics.observe_connection_wait(self.shared.name, waiting_since.elapsed());
-            let attempt_ends = course.deadline().min(Instant::now() + self.shared.attempt_limit);
-            let error = match timeout_at(attempt_ends, work(&mut lease)).await {
+            let attempt_ends = Instant::now() + self.shared.attempt_limit;
+            lease.attempt_ends = Some(attempt_ends);
+            let error = match timeout_at(attempt_ends.min(course.deadline()), work(&mut lease)).await {
                 Ok(Ok(done)) => {
                     self.shared.outage.end();
                     lease.give_back();
                     return Ok(done);
                 }
                 Ok(Err(error)) => error,
+                // The caller has no more time. The connection is sound for all we know, and finishes without the caller.
+                Err(_) if Instant::now() < attempt_ends => {
+                    course.lose_attempt();
+                    course.fail("no answer came in time");
+                    break;
+                }
                 // PostgreSQL would have ended the statement itself by now: nobody is there.
                 Err(_) => sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()),
             };
             let failure = Failure::of(&error);
             self.settle(lease, &failure, &error, course.ends()).await;
-            course.fresh = matches!(failure, Failure::Stale | Failure::ReadOnly);
+            course.fresh = matches!(failure, Failure::Stale | Failure::ReadOnly | Failure::Unfit);
             match failure {
                 Failure::Lost => course.lose_attempt(),
                 Failure::Away => self.shared.outage.note_failure(),
                 Failure::Stale if course.stale && !self.shares_sessions() => {
                     return Err(course.refuse(DatabaseError::Statement(Arc::new(error))));
                 }
-                Failure::Stale => course.stale = true,
+                Failure::Unfit if course.stale => {
+                    return Err(course.refuse(DatabaseError::Unfit(words(&error))));
+                }
+                Failure::Stale | Failure::Unfit => course.stale = true,
                 Failure::ReadOnly => self.shared.outage.note_failure(),
                 Failure::Collided => course.renew_patience(),
                 Failure::Locked => return Err(course.locked()),
@@ -195,15 +208,64 @@ impl Lane {
         }
     }
 
-    /// `fresh`: a connection that nobody has used before.
-    async fn lease(&self, place: OwnedSemaphorePermit, fresh: bool) -> sqlx::Result<Lease> {
+    /// A connection for the next attempt, idle or new.
+    async fn lease(&self, place: OwnedSemaphorePermit, course: &Course) -> sqlx::Result<Lease> {
         // One that is not wanted is closed, not left: there are never more than there are places.
-        let idle = self.take_idle().filter(|_| !fresh);
-        let (connection, place) = match idle {
-            Some(connection) => (connection, place),
-            None => self.open(place).await?,
+        let idle = self.take_idle().filter(|_| !course.fresh);
+        let place = match idle {
+            Some((connection, idle_for)) => {
+                let mut lease = self.lend(connection, place);
+                if !course.must_become_known() || idle_for < SURELY_ALIVE || self.answers(&mut lease).await {
+                    return Ok(lease);
+                }
+                // What has happened to one connection has probably happened to all.
+                self.idle().clear();
+                self.shared.metrics.count_database_retry(Retry::Connect);
+                tracing::info!("a connection had died while it was idle; nothing was sent on it");
+                match lease.close() {
+                    Some(place) => place,
+                    None => return Err(sqlx::Error::WorkerCrashed),
+                }
+            }
+            None => place,
         };
-        Ok(Lease { connection: Some(connection), lane: self.clone(), _place: place })
+        let (connection, place) = self.open(place).await?;
+        Ok(self.lend(connection, place))
+    }
+
+    fn lend(&self, connection: PgConnection, place: OwnedSemaphorePermit) -> Lease {
+        Lease { connection: Some(connection), place: Some(place), lane: self.clone(), attempt_ends: None }
+    }
+
+    /// Whether the other end of an idle connection is there. sqlx cannot be asked whether a socket has been closed, so
+    /// this costs a round trip.
+    async fn answers(&self, lease: &mut Lease) -> bool {
+        // To open a connection takes two round trips at least. Where one takes longer than half of that, none can be had.
+        let ends = Instant::now() + self.shared.settings.connect_timeout / 2;
+        lease.attempt_ends = Some(ends);
+        let answered = matches!(timeout_at(ends, lease.ping()).await, Ok(Ok(())));
+        lease.attempt_ends = None;
+        answered
+    }
+
+    /// Reads the rest of the answer to a statement whose request has gone, and returns the connection to the idle ones.
+    /// Until then it keeps its place. One that has not answered when the attempt ends is closed.
+    ///
+    /// To drop a future of sqlx in the middle of a statement is sound: it writes whole messages to a buffer before it
+    /// waits, counts the answers that are due, and reads them all before it sends the next statement. ADR 0020.
+    fn finish(&self, mut connection: PgConnection, place: Option<OwnedSemaphorePermit>, ends: Instant) {
+        let lane = self.clone();
+        self.shared.runtime.spawn(async move {
+            // An answer that is an error ends a ping early; the next one reads what is left.
+            for _ in 0..2 {
+                match timeout_at(ends, connection.ping()).await {
+                    Ok(Ok(())) => return lane.put_back(connection),
+                    Ok(Err(error)) if Failure::of(&error).leaves_a_session() => {}
+                    _ => break,
+                }
+            }
+            drop((connection, place));
+        });
     }
 
     /// Opens a connection, with its place: whoever waits for it may be gone before it is open, and the next one has it.
@@ -223,11 +285,13 @@ impl Lane {
         opened.await.map_err(|_| sqlx::Error::WorkerCrashed)?
     }
 
-    fn take_idle(&self) -> Option<PgConnection> {
+    /// The connection that was used last, and for how long it has been idle.
+    fn take_idle(&self) -> Option<(PgConnection, Duration)> {
         let mut idle = self.idle();
         let (connection, since) = idle.pop()?;
-        if since.elapsed() < IDLE_MAX {
-            return Some(connection);
+        let idle_for = since.elapsed();
+        if idle_for < IDLE_MAX {
+            return Some((connection, idle_for));
         }
         // The others have been idle for longer still.
         idle.clear();
@@ -243,7 +307,7 @@ impl Lane {
         let retry = match failure {
             Failure::Lost => Retry::Lost,
             Failure::Away => Retry::Connect,
-            Failure::Stale | Failure::ReadOnly => Retry::Stale,
+            Failure::Stale | Failure::ReadOnly | Failure::Unfit => Retry::Stale,
             Failure::Collided => Retry::Collided,
             Failure::Locked | Failure::Refused | Failure::Cancelled | Failure::Violation | Failure::Other => {
                 return lease.give_back();
@@ -255,13 +319,15 @@ impl Lane {
         }
         if *failure == Failure::Away {
             tracing::debug!(%error, "no session for a statement; trying again");
+            lease.close();
             return;
         }
-        if self.shares_sessions() && matches!(failure, Failure::Stale | Failure::ReadOnly) {
+        if self.shares_sessions() && matches!(failure, Failure::Stale | Failure::ReadOnly | Failure::Unfit) {
             // Closing our end leaves the session to the pooler, which would give it to us again.
+            lease.attempt_ends = None;
             let _ended = timeout_at(ends, queries::end_session(&mut lease)).await;
         }
-        drop(lease);
+        lease.close();
         // What has happened to one connection has probably happened to all.
         self.idle().clear();
         tracing::info!(error = words(error), "a connection is of no more use; starting over on another");
@@ -304,23 +370,40 @@ impl Lease {
             self.lane.put_back(connection);
         }
     }
+
+    /// Closes the connection; its place is left for another.
+    fn close(mut self) -> Option<OwnedSemaphorePermit> {
+        self.connection = None;
+        self.place.take()
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let (Some(connection), Some(ends)) = (self.connection.take(), self.attempt_ends) {
+            self.lane.finish(connection, self.place.take(), ends);
+        }
+    }
 }
 
 impl Deref for Lease {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
-        self.connection.as_ref().expect("only give_back takes it, and consumes the lease")
+        self.connection.as_ref().expect("only give_back and close take it, and they consume the lease")
     }
 }
 
 impl DerefMut for Lease {
     fn deref_mut(&mut self) -> &mut PgConnection {
-        self.connection.as_mut().expect("only give_back takes it, and consumes the lease")
+        self.connection.as_mut().expect("only give_back and close take it, and they consume the lease")
     }
 }
 
 /// On top of PostgreSQL's own limit: the way there and back.
 const ATTEMPT_GRACE: Duration = Duration::from_millis(500);
+/// A connection that has been idle for less is used without a look whether it is alive. Under load none is idle for as
+/// long, so nothing is slower there; a request that comes alone pays a round trip.
+const SURELY_ALIVE: Duration = Duration::from_millis(10);
 /// Shorter than any network forgets a flow that is silent.
 const IDLE_MAX: Duration = Duration::from_secs(60);

@@ -8,6 +8,7 @@
 mod course;
 mod failure;
 mod lane;
+mod migration;
 mod outage;
 pub mod queries;
 mod schema;
@@ -15,9 +16,10 @@ mod session;
 mod shared_pool;
 
 pub use course::DatabaseError;
-pub use failure::{may_pass, violates};
+pub use failure::{may_pass, violates, with_causes};
 pub use lane::Lane;
-pub use schema::{Durability, Schema, create_if_missing, durability, migrate, schema};
+pub use migration::{LockWait, MIGRATION_LOCK_TIMEOUT, migrate, migrate_at_once};
+pub use schema::{Durability, Schema, create_if_missing, fitness};
 pub use session::{Pooler, Sessions, is_refused_by_pooler, sessions, statement_timeout};
 pub use shared_pool::SharedPool;
 

@@ -30,44 +30,73 @@ macro_rules! statement_on_terms {
 
 pub(crate) use statement_on_terms;
 
-pub struct AppliedMigration {
-    pub version: i64,
-    pub success: bool,
-    pub checksum: Vec<u8>,
-}
-
-/// The migrations that have run; `None` in a database where none ever did.
-pub async fn applied_migrations(connection: &mut PgConnection) -> sqlx::Result<Option<Vec<AppliedMigration>>> {
-    let migrated = sqlx::query_scalar!(r#"select to_regclass('_sqlx_migrations') is not null as "migrated!""#)
-        .fetch_one(&mut *connection)
-        .await?;
-    if !migrated {
-        return Ok(None);
-    }
-    sqlx::query_as!(AppliedMigration, "select version, success, checksum from _sqlx_migrations order by version")
-        .fetch_all(connection)
-        .await
-        .map(Some)
-}
-
-/// What a new session starts with.
-pub struct DurabilitySettings {
+/// A database, as a new session meets it.
+pub struct Condition {
+    /// The migrations that have run, each list in the order of the versions.
+    pub versions: Vec<i64>,
+    pub successes: Vec<bool>,
+    pub checksums: Vec<Vec<u8>>,
     pub read_only: bool,
     pub fsync: bool,
     pub synchronous_commit: bool,
 }
 
-pub async fn durability_settings(connection: &mut PgConnection) -> sqlx::Result<DurabilitySettings> {
+/// One statement, hence one round trip, for a probe must be quick on a slow link, too. Fails where no migration has run,
+/// because there is no table of them.
+pub async fn condition(connection: &mut PgConnection) -> sqlx::Result<Condition> {
     sqlx::query_as!(
-        DurabilitySettings,
+        Condition,
         r#"
         select
+            coalesce(array_agg(version order by version), '{}') as "versions!",
+            coalesce(array_agg(success order by version), '{}') as "successes!",
+            coalesce(array_agg(checksum order by version), '{}') as "checksums!",
             current_setting('transaction_read_only') = 'on' as "read_only!",
             current_setting('fsync') <> 'off' as "fsync!",
             current_setting('synchronous_commit') <> 'off' as "synchronous_commit!"
+        from _sqlx_migrations
         "#,
     )
     .fetch_one(connection)
+    .await
+}
+
+/// How many migrations have run.
+pub async fn count_applied_migrations(connection: &mut PgConnection) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(r#"select count(*) as "count!" from _sqlx_migrations"#).fetch_one(connection).await
+}
+
+/// A session that keeps another waiting for a lock. Never its statement, which may hold secrets.
+#[derive(Clone, Debug)]
+pub struct Blocker {
+    pub pid: i32,
+    /// What PostgreSQL does not show of other roles' sessions is missing.
+    pub application: Option<String>,
+    pub user: Option<String>,
+    pub state: Option<String>,
+    /// For how long it has been at its statement, or since that ended.
+    pub statement_seconds: Option<f64>,
+}
+
+/// Who keeps the session `pid` waiting. A prepared transaction has the pid 0.
+pub async fn blockers(connection: &mut PgConnection, pid: i32) -> sqlx::Result<Vec<Blocker>> {
+    sqlx::query_as!(
+        Blocker,
+        r#"
+        select distinct on (blocking.pid)
+            blocking.pid as "pid!",
+            activity.application_name as application,
+            activity.usename::text as "user",
+            activity.state,
+            extract(epoch from clock_timestamp() - activity.query_start)::float8 as statement_seconds
+        from unnest(pg_blocking_pids($1)) as blocking (pid)
+        left join pg_stat_activity as activity on activity.pid = blocking.pid
+        order by blocking.pid
+        limit 10
+        "#,
+        pid,
+    )
+    .fetch_all(connection)
     .await
 }
 

@@ -3,10 +3,11 @@
 use sqlx::PgConnection;
 use sqlx::migrate::Migrator;
 
-use super::queries;
+use super::failure::Failure;
+use super::queries::{self, Condition};
 
 /// The schema, embedded; `sqlx migrate run` applies the same files.
-static MIGRATIONS: Migrator = sqlx::migrate!();
+pub static MIGRATIONS: Migrator = sqlx::migrate!();
 
 /// How a database's schema stands to the one that this program was built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,45 +28,40 @@ pub enum Durability {
     ReadOnly,
 }
 
-/// Compares the migrations that have run with those that are embedded.
-pub async fn schema(connection: &mut PgConnection) -> sqlx::Result<Schema> {
+/// Compares the migrations that have run with those that are embedded, and looks at the settings that a new session on
+/// this server starts with.
+pub async fn fitness(connection: &mut PgConnection) -> sqlx::Result<(Schema, Durability)> {
+    match queries::condition(connection).await {
+        Ok(condition) => Ok((schema_of(&condition), durability_of(&condition))),
+        // What is said of its durability does not matter then.
+        Err(error) if Failure::of(&error) == Failure::Unfit => Ok((Schema::Unfit, Durability::Durable)),
+        Err(error) => Err(error),
+    }
+}
+
+fn schema_of(condition: &Condition) -> Schema {
+    let Condition { versions, successes, checksums, .. } = condition;
+    let applied: Vec<_> = versions.iter().zip(successes).zip(checksums).collect();
     let known: Vec<_> = MIGRATIONS.iter().filter(|migration| !migration.migration_type.is_down_migration()).collect();
-    let Some(applied) = queries::applied_migrations(connection).await? else {
-        return Ok(Schema::Unfit);
-    };
     let fits = known.iter().all(|migration| {
-        applied.iter().any(|row| row.version == migration.version && row.success && row.checksum == *migration.checksum)
+        applied.iter().any(|((version, success), checksum)| {
+            **version == migration.version && **success && checksum[..] == *migration.checksum
+        })
     });
-    Ok(match (fits, applied.len() > known.len()) {
+    match (fits, applied.len() > known.len()) {
         (false, _) => Schema::Unfit,
         (true, false) => Schema::Same,
         (true, true) => Schema::Newer,
-    })
+    }
 }
 
-/// Looks at the settings that a new session on this server starts with.
-pub async fn durability(connection: &mut PgConnection) -> sqlx::Result<Durability> {
-    let settings = queries::durability_settings(connection).await?;
-    Ok(match settings {
-        queries::DurabilitySettings { read_only: true, .. } => Durability::ReadOnly,
-        queries::DurabilitySettings { fsync: false, .. } => Durability::Lossy("fsync"),
-        queries::DurabilitySettings { synchronous_commit: false, .. } => Durability::Lossy("synchronous_commit"),
+fn durability_of(condition: &Condition) -> Durability {
+    match condition {
+        Condition { read_only: true, .. } => Durability::ReadOnly,
+        Condition { fsync: false, .. } => Durability::Lossy("fsync"),
+        Condition { synchronous_commit: false, .. } => Durability::Lossy("synchronous_commit"),
         _ => Durability::Durable,
-    })
-}
-
-/// Applies the embedded migrations and says how many were new. Several at once wait for one another; a database that
-/// is newer is left as it is.
-///
-/// # Errors
-/// When the database cannot be reached, or holds other migrations under our versions.
-pub async fn migrate(connection: &mut PgConnection) -> Result<usize, sqlx::Error> {
-    let before = queries::applied_migrations(connection).await?.unwrap_or_default().len();
-    let mut migrator = Migrator { migrations: MIGRATIONS.migrations.clone(), ..Migrator::DEFAULT };
-    migrator.set_ignore_missing(true);
-    migrator.run_direct(None, connection, false).await.map_err(|error| sqlx::Error::Migrate(Box::new(error)))?;
-    let after = queries::applied_migrations(connection).await?.unwrap_or_default().len();
-    Ok(after - before)
+    }
 }
 
 /// Makes a database of this name if the server has none. Only for a server that nobody else administers.

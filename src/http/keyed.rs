@@ -126,9 +126,13 @@ pub fn outcome<R>(performed: &Result<Performed<R>, KeyedError>) -> KeyedOutcome 
         Err(KeyedError::InFlight) => KeyedOutcome::InFlight,
         Err(KeyedError::OutcomeUnknown) => KeyedOutcome::Unknown,
         Ok(Performed::Refused(_))
-        | Err(KeyedError::Unavailable(_) | KeyedError::TimedOut | KeyedError::Shed(_) | KeyedError::Failed(_)) => {
-            KeyedOutcome::Refused
-        }
+        | Err(
+            KeyedError::Unavailable(_)
+            | KeyedError::Unfit(_)
+            | KeyedError::TimedOut
+            | KeyedError::Shed(_)
+            | KeyedError::Failed(_),
+        ) => KeyedOutcome::Refused,
     }
 }
 

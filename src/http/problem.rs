@@ -15,7 +15,7 @@ use super::parameters::InvalidParameter;
 use super::quotas::whole_seconds;
 use crate::access::{Policy, Rejection, Scope, Standing};
 use crate::changes::Refusal;
-use crate::database::DatabaseError;
+use crate::database::{DatabaseError, with_causes};
 use crate::idempotency::{InvalidKey, KeyedError};
 use crate::ids::{JobId, RequestId};
 use crate::jobs::{InvalidJob, State, etag};
@@ -82,6 +82,8 @@ pub enum Problem {
     Unavailable(String),
     /// The database took longer for a statement than `database.statement_timeout`.
     StatementTimeout,
+    /// The database is there, but its schema does not fit.
+    Unfit(String),
     OutcomeUnknown,
     NotReady(String),
     /// It came on a connection behind the last request.
@@ -161,7 +163,7 @@ impl Problem {
             Self::PreconditionRequired => (428, "precondition-required", "An If-Match is required", false),
             Self::QuotaExceeded(_) => (429, "quota-exceeded", "A quota is used up", true),
             Self::Internal(_) => (500, "internal-error", "The service failed", true),
-            Self::Unavailable(_) | Self::Shed(Shed::Outage) => {
+            Self::Unavailable(_) | Self::Unfit(_) | Self::Shed(Shed::Outage) => {
                 (503, "database-unavailable", "The database is not available", true)
             }
             Self::Shed(_) => (503, "overloaded", "The service has as much to do as it can", true),
@@ -263,6 +265,11 @@ impl Problem {
             Self::StatementTimeout => {
                 "The database did not finish in the time that it is given, and nothing was written. Send the same request \
                  again after Retry-After."
+                    .to_owned()
+            }
+            Self::Unfit(_) => {
+                "The database's schema is not the one that this release needs, or is not on the search_path; nothing was \
+                 written. An operator has to correct it; then send the same request again."
                     .to_owned()
             }
             Self::OutcomeUnknown => {
@@ -383,9 +390,10 @@ impl Problem {
     /// all (the request's own line has the code).
     pub fn log(&self) {
         match self {
-            Self::Internal(error) => tracing::error!(error = format!("{error:#}"), "the request failed"),
+            Self::Internal(error) => tracing::error!(error = with_causes(error.as_ref()), "the request failed"),
             Self::Unavailable(reason) => tracing::error!(%reason, "the database is not available"),
             Self::StatementTimeout => tracing::warn!("a statement took too long and was cancelled"),
+            Self::Unfit(reason) => tracing::error!(%reason, "the database's schema does not fit; run `hapax migrate`"),
             Self::OutcomeUnknown => tracing::error!("the database did not answer in time; the outcome is unknown"),
             Self::NotReady(reason) => tracing::warn!(%reason, "the service is not ready"),
             _ => {}
@@ -472,6 +480,7 @@ impl From<Rejection> for Problem {
         match rejection {
             Rejection::Unknown => Self::Unauthenticated(Unauthenticated::Unknown),
             Rejection::Unavailable(reason) | Rejection::Failed(reason) => Self::Unavailable(reason),
+            Rejection::Unfit(reason) => Self::Unfit(reason),
             Rejection::Shed(reason) => Self::Shed(reason),
         }
     }
@@ -484,6 +493,7 @@ impl From<KeyedError> for Problem {
             KeyedError::InFlight => Self::RequestInFlight,
             KeyedError::Unavailable(reason) => Self::Unavailable(reason),
             KeyedError::TimedOut => Self::StatementTimeout,
+            KeyedError::Unfit(reason) => Self::Unfit(reason),
             KeyedError::Shed(reason) => Self::Shed(reason),
             KeyedError::OutcomeUnknown => Self::OutcomeUnknown,
             KeyedError::Failed(_) => Self::Internal(error.into()),

@@ -99,6 +99,8 @@ pub enum KeyedError {
     Unavailable(String),
     #[error("nothing was written: the statement took too long and was cancelled")]
     TimedOut,
+    #[error("nothing was written, since the database's schema does not fit: {0}")]
+    Unfit(String),
     #[error("nothing was written: {0}")]
     Shed(Shed),
     /// The statement was sent and may have been committed. The same key will tell.
@@ -313,6 +315,7 @@ impl From<DatabaseError> for KeyedError {
             DatabaseError::Locked { after_loss: false } => Self::InFlight,
             DatabaseError::Unavailable(reason) => Self::Unavailable(reason),
             DatabaseError::TimedOut => Self::TimedOut,
+            DatabaseError::Unfit(reason) => Self::Unfit(reason),
             DatabaseError::Shed(reason) => Self::Shed(reason),
             // The lost attempt may have been committed, and may be what holds the lock.
             DatabaseError::Unknown | DatabaseError::Locked { after_loss: true } => Self::OutcomeUnknown,

@@ -132,6 +132,7 @@ impl Writer {
             }
             DatabaseError::Unavailable(_)
             | DatabaseError::TimedOut
+            | DatabaseError::Unfit(_)
             | DatabaseError::Shed(_)
             | DatabaseError::Unknown => None,
         };

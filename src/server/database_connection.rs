@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, anyhow, bail};
 use sqlx::PgConnection;
-use sqlx::postgres::PgConnectOptions;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout_at};
 
+use super::database_options::{self, Target};
 use crate::configuration::Configuration;
 use crate::database::{self, Durability, Pooler, Schema, Sessions};
 
@@ -15,12 +15,7 @@ use crate::database::{self, Durability, Pooler, Schema, Sessions};
 /// # Errors
 /// When no URL is set, or it cannot be read; the URL itself is not shown.
 pub fn database_settings(configuration: &Configuration) -> anyhow::Result<database::Settings> {
-    let url = configuration.database_url()?;
-    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
-        bail!("setting database.url: it must begin with postgres://");
-    }
-    let options: PgConnectOptions =
-        url.parse().map_err(|error| anyhow::anyhow!("setting database.url: not a PostgreSQL URL: {error}"))?;
+    let options = database_options::parse(configuration.database_url()?)?;
     Ok(database::Settings {
         options: options.application_name("hapax"),
         pooler: configuration.database.pooler,
@@ -102,25 +97,53 @@ async fn warn_of_endless_statements(settings: &database::Settings, connection: &
 /// Checks the database as soon as it can be reached.
 ///
 /// # Errors
-/// When it is not fit to be served from, or cannot be connected to for a reason that will not pass.
+/// When it is not fit to be served from, cannot be connected to for a reason that will not pass, or is not there within
+/// half a minute.
 pub async fn await_database(settings: &database::Settings, allow_loss: bool) -> anyhow::Result<()> {
-    const PAUSE: Duration = Duration::from_millis(250);
-    let may_pass = |error: &anyhow::Error| {
-        error.chain().filter_map(|cause| cause.downcast_ref()).any(|cause: &sqlx::Error| database::may_pass(cause))
-    };
-    let mut told = false;
+    let target = Target(&settings.options);
+    if target.is_open_to_impostors() {
+        tracing::warn!(
+            host = target.host(),
+            "the connection to PostgreSQL leaves this machine, and nothing verifies who answers; add \
+             sslmode=verify-full&sslrootcert=FILE to database.url"
+        );
+    }
+    let ends = Instant::now() + FIRST_LOOK;
+    let mut told: Option<Instant> = None;
+    let mut last_error = None;
     loop {
-        match check_database(settings, allow_loss).await {
-            Err(error) if may_pass(&error) => {
-                if !told {
-                    tracing::warn!(error = format!("{error:#}"), "waiting for the database");
-                    told = true;
+        match timeout_at(ends, check_database(settings, allow_loss)).await {
+            Ok(Err(error)) if may_pass(&error) && Instant::now() + PAUSE < ends => {
+                if told.is_none_or(|at| at.elapsed() >= TELL_INTERVAL) {
+                    told = Some(Instant::now());
+                    tracing::warn!(
+                        host = target.host(),
+                        port = settings.options.get_port(),
+                        database = target.database(),
+                        error = database::with_causes(error.as_ref()),
+                        "waiting for the database"
+                    );
                 }
+                last_error = Some(error);
                 sleep(PAUSE).await;
             }
-            checked => return checked,
+            Ok(checked) => return checked.with_context(|| target.to_string()),
+            Err(_) => {
+                let error = last_error.unwrap_or_else(|| anyhow!("it does not answer"));
+                return Err(error.context(target.to_string()));
+            }
         }
     }
+}
+
+/// What the database may take to be there, and to be looked at, before anything is served from it.
+const FIRST_LOOK: Duration = Duration::from_secs(30);
+/// How often the log says that it is still waited for.
+const TELL_INTERVAL: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(250);
+
+fn may_pass(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref()).any(|cause: &sqlx::Error| database::may_pass(cause))
 }
 
 async fn check_database(settings: &database::Settings, allow_loss: bool) -> anyhow::Result<()> {
@@ -128,12 +151,13 @@ async fn check_database(settings: &database::Settings, allow_loss: bool) -> anyh
     if settings.pooler != Pooler::None {
         warn_of_endless_statements(settings, &mut connection).await?;
     }
-    match database::schema(&mut connection).await? {
+    let (schema, durability) = database::fitness(&mut connection).await?;
+    match schema {
         Schema::Same => {}
         Schema::Newer => tracing::warn!("the database's schema is newer than this release; serving all the same"),
         Schema::Unfit => bail!("the database's schema is not the one this release needs; run `hapax migrate` first"),
     }
-    match database::durability(&mut connection).await? {
+    match durability {
         Durability::Durable => {}
         Durability::ReadOnly => bail!("the database takes no writes: it is read-only, or a standby"),
         Durability::Lossy(setting) if allow_loss => {

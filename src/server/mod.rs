@@ -1,8 +1,10 @@
 //! The composition: everything that lives as long as the process is made, started and stopped here.
 
 mod database_connection;
+mod database_options;
 mod listeners;
 mod serving;
+mod tasks;
 
 pub use database_connection::{connect, connect_directly, database_settings};
 pub use listeners::Listeners;
@@ -15,9 +17,9 @@ use std::time::Duration;
 use actix_server::{Server as HttpTask, ServerHandle};
 use actix_web::web;
 use anyhow::Context;
+use futures_util::FutureExt;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::access::{Lives, Quota, Rate, UseTimes, Verifier};
 use crate::changes::Changes;
@@ -31,16 +33,15 @@ use crate::metrics::Metrics;
 use crate::offload::Offload;
 use database_connection::await_database;
 use serving::{serve_api, serve_operations};
+use tasks::Tasks;
 
-/// What the database may take to be there, and to be looked at, before anything is served from it.
-const FIRST_LOOK: Duration = Duration::from_secs(30);
 /// For saying goodbye to the database, when nothing but a statement of the probes can still be under way.
 const LAST_CALL: Duration = Duration::from_secs(2);
 
 /// Serves until `shutdown`, then lets accepted requests finish.
 ///
 /// # Errors
-/// When the database is not fit to be served from.
+/// When the database is not fit to be served from, or something that serving needs has ended.
 pub async fn run(
     configuration: &Configuration,
     listeners: Listeners,
@@ -49,9 +50,9 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let settings = database_settings(configuration)?;
     let allow_loss = configuration.database.allow_losing_acknowledged_jobs;
-    match shutdown.run_until_cancelled(timeout(FIRST_LOOK, await_database(&settings, allow_loss))).await {
+    match shutdown.run_until_cancelled(await_database(&settings, allow_loss)).await {
         None => return Ok(()),
-        Some(looked) => looked.context("the database does not answer")??,
+        Some(looked) => looked?,
     }
 
     let lanes = Lanes::new(&settings, configuration, &metrics);
@@ -67,16 +68,26 @@ pub async fn run(
     let api = serve_api(configuration, listeners.api, app.clone())?;
     let api_handle = api.handle();
 
-    let tasks = TaskTracker::new();
+    let mut tasks = Tasks::default();
+    // Later than `shutdown`: while the server drains, everything goes on.
+    let ending = CancellationToken::new();
     for writer in app.intake.writers(&metrics) {
-        tasks.spawn(writer.run());
+        tasks.start("a writer of submissions", writer.run().map(Ok));
     }
     let verifying = app.clone();
-    tasks.spawn(async move { verifying.verifier.run().await });
-    tasks.spawn(purger::run(lanes.purge.clone(), pace(&configuration.purge), metrics, shutdown.clone()));
-    tasks.spawn(use_times.run(lanes.purge.clone(), shutdown.clone()));
-    let operations_handle = operations.map(|server| spawn_server(&tasks, server));
-    tasks.close();
+    tasks.start("the look-ups of tokens", async move {
+        verifying.verifier.run().await;
+        Ok(())
+    });
+    let purging = purger::run(lanes.purge.clone(), pace(&configuration.purge), metrics, ending.clone());
+    tasks.start("the purger", purging.map(Ok));
+    tasks.start("the writer of use times", use_times.run(lanes.purge.clone(), ending.clone()).map(Ok));
+    let (watched, until) = (app.clone(), ending.clone());
+    tasks.start("the watch over readiness", async move {
+        watched.readiness.watch(until).await;
+        Ok(())
+    });
+    let operations_handle = operations.map(|server| start_server(&mut tasks, server));
     tracing::info!(api = %address, metrics = operations_address.as_deref(), "serving");
 
     let mut api = std::pin::pin!(api);
@@ -95,16 +106,19 @@ pub async fn run(
         let (ended, ()) = tokio::join!(api, api_handle.stop(true));
         ended
     };
-    let served = served.await;
-    shutdown.cancel();
-    served.context("the HTTP server failed")?;
+    tokio::select! {
+        served = served => served.context("the HTTP server failed")?,
+        // Without it requests would hang, or housekeeping stop unseen. Whatever restarts the process starts all anew.
+        error = tasks.ended() => return Err(error),
+    }
+    ending.cancel();
     app.intake.close();
     app.verifier.close();
     if let Some(handle) = operations_handle {
         handle.stop(false).await;
     }
     let closing = async {
-        tasks.wait().await;
+        tasks.finish().await;
         for lane in lanes.all() {
             lane.close().await;
         }
@@ -207,12 +221,8 @@ pub fn pace(purge: &configuration::Purge) -> Pace {
     Pace { interval: purge.interval, batch: purge.batch, pause: purge.pause }
 }
 
-fn spawn_server(tasks: &TaskTracker, server: HttpTask) -> ServerHandle {
+fn start_server(tasks: &mut Tasks, server: HttpTask) -> ServerHandle {
     let handle = server.handle();
-    tasks.spawn(async move {
-        if let Err(error) = server.await {
-            tracing::error!(%error, "the metrics server ended");
-        }
-    });
+    tasks.start("the metrics server", async { Ok(server.await?) });
     handle
 }

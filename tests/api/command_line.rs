@@ -45,7 +45,8 @@ async fn what_is_typed_wrongly_is_said_in_words() {
         (&create("acme", "work")[..], "scope \"work\" permits nothing in this release"),
         (&["tenant", "create", "Bad Name"][..], "a tenant's name is"),
         (&["token", "revoke", "7d0b8d9a-0000-7000-8000-000000000000"][..], "there is no token"),
-        (&["serve", "--bind", "nowhere"][..], "--bind"),
+        (&["serve", "--bind", "8080"][..], "an address with its port is expected, such as 127.0.0.1:8080"),
+        (&["dev", "--bind", "nowhere"][..], "an address with its port is expected, such as 127.0.0.1:8080"),
     ] {
         let ran = run(&ledger, arguments, &[]).await;
         assert!(!ran.ok && ran.err.contains(words), "{arguments:?}: {}", ran.err);
@@ -72,6 +73,14 @@ async fn a_setting_that_is_unknown_or_senseless_stops_the_start_by_its_name() {
         ("HAPAX__LOG__FILTER", "hapax=loud=er", "setting log.filter"),
         ("HAPAX__DATABASE__URL", "mysql://nowhere", "setting database.url"),
         ("HAPAX__METRICS__BIND", "192.0.2.1:1", "setting metrics.bind"),
+        ("HAPAX__DATABASE__URL", "postgres://h/d?sslmod=require", "the parameter sslmod is unknown"),
+        ("HAPAX__DATABASE__URL", "postgres://h/d?sslmode=verify-full&sslrootcert=/no/ca", "sslrootcert names /no/ca"),
+        ("HAPAX__LOG__FORMAT", "xml", "setting log.format: pretty or json is expected"),
+        (
+            "HAPAX__SERVER__DRAIN_DELAY",
+            "5",
+            "setting server.drain_delay: a duration with its unit is expected, such as 5s",
+        ),
     ] {
         let lossy = ("HAPAX__DATABASE__ALLOW_LOSING_ACKNOWLEDGED_JOBS", "true");
         let ran = run(&ledger, &["serve", "--bind", "127.0.0.1:0"], &[(name, value), lossy]).await;
@@ -99,4 +108,34 @@ async fn a_file_of_settings_counts_below_the_environment() {
     std::fs::write(&file, "[intake]\nlokc_wait = \"3s\"\n").unwrap();
     let output = run_hapax(&["config"], &settings).await;
     assert!(String::from_utf8_lossy(&output.stderr).contains("setting intake.lokc_wait"), "{output:?}");
+}
+
+#[tokio::test]
+async fn a_database_of_a_wrong_name_ends_the_start_at_once_and_is_said_once() {
+    let ledger = Ledger::new().await;
+    let mut url = url::Url::parse(&ledger.url).unwrap();
+    url.set_path("no_such_database");
+    let ran = run(&ledger, &["serve", "--bind", "127.0.0.1:0"], &[("DATABASE_URL", url.as_str())]).await;
+    assert!(!ran.ok && !ran.out.contains("waiting for the database"), "{}", ran.out);
+    assert_eq!(ran.err.matches("does not exist").count(), 1, "{}", ran.err);
+    assert!(ran.err.contains("database no_such_database: ") && !ran.err.contains("at line"), "{}", ran.err);
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_be_reached_is_named_while_it_is_waited_for_and_the_end_has_the_cause() {
+    // The address of no machine in particular: it leads to this one, but is not its loopback.
+    let url = "postgres://somebody:s3cret@0.0.0.0:1/jobs";
+    let settings = [("DATABASE_URL", url), ("HAPAX__LOG__FORMAT", "json")];
+    let output = run_hapax(&["serve", "--bind", "127.0.0.1:0"], &settings).await;
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    let (ok, log, error) = (output.status.success(), text(output.stdout), text(output.stderr));
+    assert!(!ok && error.contains("host 0.0.0.0, port 1, database jobs: "), "{error}");
+    assert_eq!(error.matches("Connection refused").count(), 1, "{error}");
+    let waiting: Vec<&str> = log.lines().filter(|line| line.contains("waiting for the database")).collect();
+    assert_eq!(waiting.len(), 3, "one each 10 s\n{log}");
+    for words in [r#""host":"0.0.0.0""#, r#""port":1"#, r#""database":"jobs""#, "Connection refused"] {
+        assert!(waiting.iter().all(|line| line.contains(words)), "{words}\n{log}");
+    }
+    assert!(log.contains("sslmode=verify-full"), "nothing verifies who answers there\n{log}");
+    assert!(![log, error].concat().contains("s3cret"));
 }

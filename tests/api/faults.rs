@@ -1,6 +1,13 @@
 //! What breaks between a request and its answer.
 
+use std::str::FromStr;
+use std::time::Duration;
+
+use hapax::database::{DatabaseError, Lane, Pooler, Settings};
+use hapax::metrics::Metrics;
 use rustix::process::Signal;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use tokio::time::Instant;
 
 use crate::harness::{Ledger, Proxy, QUICK, Server, Treatment, job};
 
@@ -201,4 +208,46 @@ async fn a_database_that_comes_back_does_not_meet_more_connections_than_the_limi
     let open = server.metric(r#"hapax_database_connections{lane="writers",state="idle"}"#).await;
     assert!(open <= 3.0, "{open}");
     ledger.is_whole_with(41).await;
+}
+
+async fn count_jobs(connection: &mut PgConnection) -> sqlx::Result<i64> {
+    sqlx::query_scalar("select count(*) from jobs").fetch_one(connection).await
+}
+
+async fn backend(connection: &mut PgConnection) -> sqlx::Result<i32> {
+    sqlx::query_scalar("select pg_backend_pid()").fetch_one(connection).await
+}
+
+#[tokio::test]
+async fn a_statement_whose_request_has_gone_ends_by_itself_and_its_connection_is_used_again() {
+    let ledger = Ledger::new().await;
+    let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
+    let settings = Settings {
+        options: PgConnectOptions::from_str(&ledger.url).unwrap(),
+        pooler: Pooler::None,
+        connect_timeout: second,
+        patience: minute,
+        statement_timeout: minute,
+        lock_timeout: second,
+        idle_in_transaction_timeout: minute,
+    };
+    let lane = Lane::new("test", settings, 1, Metrics::new());
+    let later = || Instant::now() + minute;
+    let first = lane.read(later(), backend).await.unwrap();
+    // The first time it is cut off while it is prepared, then while it is executed; and at last it fails behind our back.
+    for roll_back in [true, true, false] {
+        let held = ledger.lock_table("jobs", "access exclusive").await;
+        let cut_off = lane.complete(Instant::now() + Duration::from_millis(100), count_jobs).await;
+        assert!(matches!(cut_off, Err(DatabaseError::Unknown)), "{cut_off:?}");
+        let dropped = tokio::time::timeout(Duration::from_millis(100), lane.read(later(), count_jobs)).await;
+        assert!(dropped.is_err());
+        if roll_back {
+            held.roll_back().await;
+            assert_eq!(lane.read(later(), count_jobs).await.unwrap(), 0);
+            assert_eq!(lane.read(later(), backend).await.unwrap(), first);
+        } else {
+            assert_eq!(lane.read(later(), backend).await.unwrap(), first);
+            held.roll_back().await;
+        }
+    }
 }

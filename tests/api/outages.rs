@@ -1,5 +1,7 @@
 //! The database away, silent, full, or without room: refused at once, nothing lost, back by itself.
 
+use std::time::Duration;
+
 use crate::harness::{Ledger, Load, NO_QUOTAS, OwnPostgres, Persistence, Proxy, QUICK, Server, Treatment, job, until};
 
 /// And who waits for a connection is told sooner.
@@ -250,4 +252,66 @@ async fn a_replica_that_is_busy_is_ready_all_the_same() {
     for request in waiting {
         assert_eq!(request.await.unwrap().status, 201);
     }
+}
+
+#[tokio::test]
+async fn a_slow_link_leaves_a_replica_ready_and_its_connections_open() {
+    let ledger = Ledger::new().await;
+    let proxy = Proxy::before(&ledger).await;
+    let server = ledger.serve_through(&proxy, &[("HAPAX__PURGE__INTERVAL", "1h")]).await;
+    // Every lane gets its connection.
+    server.until_status("/readyz", 200).await;
+    let sessions = ledger.sessions().await;
+    proxy.delay_answers(Duration::from_millis(450));
+    for _ in 0..6 {
+        assert_eq!(server.get("/readyz").await.status, 200, "{}", server.log_text());
+        server.metrics_text().await;
+    }
+    ledger.until_idle().await;
+    assert_eq!(ledger.sessions().await, sessions, "none was closed, and none opened");
+}
+
+#[tokio::test]
+async fn a_schema_that_is_not_where_the_session_looks_is_said_to_be_and_its_return_is_noticed() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[QUICK[3]]).await;
+    let location = server.submit("key-1", job(1)).await.header("location").to_owned();
+    ledger.set("search_path", "nowhere").await;
+    for refused in [server.submit("key-2", job(2)).await, server.get(&location).await, server.get("/jobs").await] {
+        refused.is_problem(503, "database-unavailable");
+        refused.wants_a_retry();
+        assert!(refused.json()["detail"].as_str().unwrap().contains("search_path"), "{refused:?}");
+    }
+    server.until_status("/readyz", 503).await;
+    // Sessions that are open keep the wrong one, but are not used again.
+    ledger.execute(&format!("alter database {} set search_path = public", ledger.name)).await;
+    assert_eq!(server.submit("key-2", job(2)).await.status, 201);
+    assert_eq!(server.get(&location).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_is_unavailable_and_a_relayed_death_is_sent_again() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
+    ledger.execute("create sequence deaths").await;
+    let raising = |code: &str, unless: &str| {
+        format!(
+            "create or replace function fail() returns trigger language plpgsql as $$ begin \
+             if {unless} then return null; end if; \
+             raise exception using errcode = '{code}', message = 'as relayed'; end $$"
+        )
+    };
+    ledger.execute(&raising("58030", "false")).await;
+    ledger
+        .execute("create trigger fail before insert on idempotency_keys for each statement execute function fail()")
+        .await;
+    let refused = server.submit("key-1", job(1)).await;
+    refused.is_problem(503, "database-unavailable");
+    refused.wants_a_retry();
+    // Citus says so of a worker's backend that was told to go. A sequence counts attempts that were rolled back, too.
+    ledger.execute(&raising("57P01", "nextval('deaths') > 1")).await;
+    assert_eq!(server.submit("key-1", job(1)).await.status, 201);
+    assert_eq!(server.metric(r#"hapax_database_retries_total{reason="lost"}"#).await, 1.0);
+    ledger.is_whole_with(2).await;
 }

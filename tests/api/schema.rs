@@ -1,11 +1,14 @@
 //! Migrations, what a server demands of its database, and that an index serves every query.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::{Output, Stdio};
+use std::time::Duration;
 
 use rustix::process::Signal;
 use sqlx::{AssertSqlSafe, Row};
 
-use crate::harness::{Ledger, QUICK, job, run_hapax};
+use crate::harness::{Held, Ledger, QUICK, hapax, job, run_hapax};
 
 const LOSSY: (&str, &str) = ("HAPAX__DATABASE__ALLOW_LOSING_ACKNOWLEDGED_JOBS", "true");
 
@@ -16,14 +19,65 @@ async fn migrate_with_hapax(ledger: &Ledger) -> String {
 }
 
 async fn migrate_with_sqlx_cli(ledger: &Ledger) -> String {
+    let output = sqlx_cli(ledger, &[], &[]).await;
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+async fn sqlx_cli(ledger: &Ledger, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let sqlx = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin/sqlx");
     assert!(sqlx.exists(), "sqlx-cli is not there; `make test` installs it");
     let mut command = std::process::Command::new(sqlx);
     command.args(["migrate", "run", "--no-dotenv", "--source"]);
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations")).args(["--database-url", &ledger.url]);
-    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout).unwrap()
+    command.args(arguments).envs(environment.iter().copied());
+    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+}
+
+/// A ledger of an older release, and a transaction that has read its jobs and is left open.
+async fn older_and_in_use() -> (Ledger, Held) {
+    let ledger = Ledger::empty().await;
+    let older = sqlx_cli(&ledger, &["--target-version", "20261122000001"], &[]).await;
+    assert!(older.status.success(), "{older:?}");
+    let held = ledger.hold("select 'a secret' from jobs").await;
+    (ledger, held)
+}
+
+#[tokio::test]
+async fn a_migration_that_meets_a_lock_lets_others_pass_says_who_holds_it_and_is_done_in_the_end() {
+    let (ledger, held) = older_and_in_use().await;
+    let holder = "select pid::bigint from pg_stat_activity \
+                  where datname = current_database() and state = 'idle in transaction'";
+    let holder = format!("pid {} (", ledger.number(holder).await);
+    let mut command = hapax();
+    command.arg("migrate").env("DATABASE_URL", &ledger.url).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut migrating = command.spawn().unwrap();
+    let mut said = BufReader::new(migrating.stderr.take().unwrap());
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        line
+    });
+    let line = tokio::time::timeout(Duration::from_secs(60), reading).await.expect("it says that it waits").unwrap();
+    assert!(line.contains(&holder) && line.contains("idle in transaction"), "{line}");
+    assert!(!line.contains("secret"), "{line}");
+    // It is not in line for the lock, so nobody waits behind it.
+    let in_line = "select count(*) from pg_locks where not granted and database = \
+                   (select oid from pg_database where datname = current_database())";
+    ledger.until(in_line, |waiting| waiting == 0).await;
+    held.roll_back().await;
+    let output = tokio::task::spawn_blocking(move || migrating.wait_with_output().unwrap()).await.unwrap();
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with("applied "), "{output:?}");
+}
+
+#[tokio::test]
+async fn sqlx_cli_gives_up_a_lock_as_soon_where_it_is_told_to_as_the_readme_says() {
+    let (ledger, held) = older_and_in_use().await;
+    let output = sqlx_cli(&ledger, &[], &[("PGOPTIONS", "-c lock_timeout=2s")]).await;
+    assert!(!output.status.success(), "{output:?}");
+    assert!(format!("{output:?}").contains("due to lock timeout"), "{output:?}");
+    held.roll_back().await;
+    assert!(migrate_with_sqlx_cli(&ledger).await.contains("Applied"));
 }
 
 #[tokio::test]
@@ -107,11 +161,14 @@ async fn a_database_that_takes_no_writes_is_not_ready_and_its_return_is_noticed(
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&QUICK).await;
     let location = server.submit("key-1", job(1)).await.header("location").to_owned();
+    let nobody = uuid::Uuid::new_v4().to_string();
+    server.delete(&nobody).await;
+    ledger.until_idle().await;
     // As after a failover that left us on the old primary, now a standby.
     ledger.set("default_transaction_read_only", "on").await;
-    // The first to meet an ended session cannot know what became of its statement; the next can.
-    server.submit("key-2", job(2)).await.is_problem(503, "outcome-unknown");
+    // The sessions had ended before a statement was sent on them, so nothing is unknown.
     server.submit("key-2", job(2)).await.is_problem(503, "database-unavailable");
+    server.delete(&nobody).await.is_problem(503, "database-unavailable");
     assert_eq!(server.get(&location).await.status, 200);
     server.until_status("/readyz", 503).await;
     ledger.set("default_transaction_read_only", "off").await;

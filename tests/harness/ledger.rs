@@ -28,7 +28,7 @@ impl Ledger {
     /// On another server than the tests' common one.
     pub async fn on(server: &str) -> Self {
         let mut ledger = Self::empty_on(server).await;
-        hapax::database::migrate(&mut ledger.connect().await).await.unwrap();
+        hapax::database::migrate_at_once(&mut ledger.connect().await).await.unwrap();
         ledger.token = ledger.token_for("acme", &Scope::ALL).await;
         ledger
     }
@@ -224,6 +224,21 @@ impl Ledger {
     pub async fn end_sessions(&self) -> i64 {
         let sql = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
                    where datname = current_database() and application_name = 'hapax'";
+        self.number(sql).await
+    }
+
+    /// Returns once all of the servers' sessions have been idle for a while.
+    pub async fn until_idle(&self) {
+        let busy = "select count(*) from pg_stat_activity \
+                    where datname = current_database() and application_name = 'hapax' \
+                    and (state <> 'idle' or clock_timestamp() - state_change < interval '50 ms')";
+        self.until(busy, |sessions| sessions == 0).await;
+    }
+
+    /// The servers' sessions, by when each began.
+    pub async fn sessions(&self) -> i64 {
+        let sql = "select coalesce(sum(hashtextextended(pid::text || backend_start::text, 0) / 1000), 0)::bigint \
+                   from pg_stat_activity where datname = current_database() and application_name = 'hapax'";
         self.number(sql).await
     }
 

@@ -1,8 +1,9 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -27,6 +28,8 @@ pub struct Proxy {
     address: SocketAddr,
     plan: Arc<Mutex<VecDeque<Plan>>>,
     swallowing: Arc<AtomicBool>,
+    /// In milliseconds.
+    delay: Arc<AtomicU64>,
 }
 
 struct Plan {
@@ -45,15 +48,15 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let plan = Arc::<Mutex<VecDeque<Plan>>>::default();
-        let swallowing = Arc::<AtomicBool>::default();
-        let (shared, hole) = (Arc::clone(&plan), Arc::clone(&swallowing));
+        let (swallowing, delay) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let (shared, hole, slowness) = (Arc::clone(&plan), Arc::clone(&swallowing), Arc::clone(&delay));
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let database = connect(&options).await;
-                tokio::spawn(pump(client, database, Arc::clone(&shared), Arc::clone(&hole)));
+                tokio::spawn(pump(client, database, Arc::clone(&shared), Arc::clone(&hole), Arc::clone(&slowness)));
             }
         });
-        Self { address, plan, swallowing }
+        Self { address, plan, swallowing, delay }
     }
 
     /// Treats the next statement that carries `marker` so; those after it pass.
@@ -80,6 +83,11 @@ impl Proxy {
     /// New connections come through again.
     pub fn pass_everything(&self) {
         self.swallowing.store(false, Ordering::Relaxed);
+    }
+
+    /// From now on every answer takes so much longer, as over a link that is slow.
+    pub fn delay_answers(&self, by: Duration) {
+        self.delay.store(by.as_millis().try_into().unwrap(), Ordering::Relaxed);
     }
 
     /// Whether the plan has been carried out.
@@ -113,6 +121,7 @@ async fn pump(
     mut database: Box<dyn Stream>,
     plan: Arc<Mutex<VecDeque<Plan>>>,
     swallowing: Arc<AtomicBool>,
+    delay: Arc<AtomicU64>,
 ) {
     let (mut asked, mut answered) = (vec![0; 65536], vec![0; 65536]);
     loop {
@@ -144,6 +153,7 @@ async fn pump(
             }
             read = database.read(&mut answered) => {
                 let Ok(length @ 1..) = read else { return };
+                tokio::time::sleep(Duration::from_millis(delay.load(Ordering::Relaxed))).await;
                 if client.write_all(&answered[..length]).await.is_err() {
                     return;
                 }

@@ -162,7 +162,7 @@ impl PrivatePostgres {
 impl Drop for PrivatePostgres {
     fn drop(&mut self) {
         if let Err(error) = self.end(&FAST) {
-            eprintln!("hapax: {error:#}");
+            eprintln!("hapax: {}", crate::cli::explain(&error));
         }
     }
 }
