@@ -15,7 +15,7 @@ pub struct Arguments {
     ready: bool,
 }
 
-/// As long as the server's own look at the database may take.
+/// A server answers both probes within a second.
 const DEADLINE: Duration = Duration::from_secs(2);
 
 pub fn run(arguments: &Arguments, configuration: &Configuration) -> anyhow::Result<()> {

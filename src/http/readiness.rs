@@ -49,6 +49,9 @@ const LOOK_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a look counts while the next one is under way: that one's time, and some more for probes that come rarely.
 const LIFE_MEANWHILE: Duration = Duration::from_secs(5);
 
+/// What is said of a database that does not answer, or not in time.
+const UNAVAILABLE: &str = "the database is not available";
+
 impl Readiness {
     /// `allow_loss`: whether a server that may lose acknowledged jobs is good enough.
     pub fn new(probes: Lane, serving: Vec<Lane>, allow_loss: bool) -> Self {
@@ -79,7 +82,7 @@ impl Readiness {
         }
         let result = match &*seen.borrow() {
             Some(seen) if seen.is_younger_than(LIFE_MEANWHILE) => seen.result.clone(),
-            _ => Err("the database has not answered yet".to_owned()),
+            _ => Err(UNAVAILABLE.to_owned()),
         };
         result.map_err(Problem::NotReady)
     }
@@ -104,7 +107,7 @@ impl Readiness {
         match looked {
             Err(error) => {
                 tracing::debug!(error = %error, "the database could not be asked");
-                Err("the database is not available".to_owned())
+                Err(UNAVAILABLE.to_owned())
             }
             Ok((Schema::Unfit, _)) => Err("the database's schema is not the one that this release needs".to_owned()),
             Ok((_, Durability::ReadOnly)) => Err("the database takes no writes".to_owned()),

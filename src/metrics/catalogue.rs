@@ -256,7 +256,7 @@ pub(super) const DATABASE_RETRIES: Description = Description {
     unit: "attempts",
     labels: &["reason"],
     help: "Statements sent again, by why",
-    meaning: "`connect`: no connection could be opened. `lost`: one broke under way. `stale`: a migration, a failover or \
+    meaning: "`connect`: no connection could be opened, or an idle one had died. `lost`: one broke under way. `stale`: a migration, a failover or \
               a pooler made its prepared statements useless. `collided`: a deadlock or a serialization failure.",
 };
 

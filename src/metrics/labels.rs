@@ -47,7 +47,7 @@ pub enum Split {
 /// Why a statement was sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
-    /// No connection could be opened.
+    /// No connection could be opened, or an idle one had died before anything was sent on it.
     Connect,
     /// The connection was lost under way.
     Lost,

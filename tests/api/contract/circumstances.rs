@@ -180,14 +180,20 @@ async fn outcome_unknown(answers: &mut Answers) {
 async fn database_unfit(answers: &mut Answers) {
     let ledger = Ledger::new().await;
     let (server, other) = (ledger.serve().await, ledger.serve().await);
-    ledger.execute("alter table job_queue rename to gone; alter table idempotency_keys rename to gone_too").await;
+    // Behind each name is what fails, whatever is asked of it.
+    for table in ["job_queue", "idempotency_keys"] {
+        let failing = format!(
+            "alter table {table} rename to real_{table}; \
+             create view {table} as select * from real_{table} where 1 / 0 = 1 with check option"
+        );
+        ledger.execute(&failing).await;
+    }
     for write in wholes() {
         answers.got(format!("{} 500", write.name), write.send(&server, &no_job()).await);
     }
     for (operation, path) in READS_OF_A_TENANT {
         answers.got(format!("{operation} 500"), server.get(path).await);
     }
-    ledger.execute("alter table gone rename to job_queue").await;
     ledger.execute("alter table _sqlx_migrations rename to gone").await;
     answers.got("readiness 503 schema", server.until_status("/readyz", 503).await);
     ledger.execute("alter table gone rename to _sqlx_migrations").await;
