@@ -16,7 +16,7 @@ WITH_BALANCER = haproxy="$$(scripts/debian-program haproxy haproxy)" && export H
 WITH_POOLER = pgbouncer="$$(scripts/pgbouncer)" && without="" || without="--skip pooler::"; \
     export HAPAX_PGBOUNCER="$$pgbouncer"
 
-.PHONY: run test demo drill bench bench-full bench-smoke bench-build release check fmt lint api contract alerts load-balancer containers docs supply-chain sqlx-check sqlx-prepare metrics-page retries-page build
+.PHONY: run test demo drill siege bench bench-full bench-smoke bench-build release check fmt lint api contract alerts load-balancer containers docs supply-chain sqlx-check sqlx-prepare metrics-page retries-page build
 
 ## run: the service on http://127.0.0.1:8080, with a PostgreSQL of its own in .hapax/
 run: build
@@ -33,6 +33,10 @@ demo: release
 ## drill: the database killed and silenced, and ten times the load, with figures; about a minute
 drill: release
 	@$(WITH_BINARIES); $(WITH_BALANCER); HAPAX_BINARY="$(CURDIR)/target/release/hapax" cargo test --locked --quiet --test demo -- drill
+
+## siege: attacks by one caller, with figures for another tenant before and during each; four minutes. ATTACKS="queues …" runs some
+siege: $(if $(HAPAX_BINARY),,release)
+	@$(WITH_BINARIES); HAPAX_BINARY="$${HAPAX_BINARY:-$(CURDIR)/target/release/hapax}" cargo test --locked --quiet --test siege -- $(ATTACKS)
 
 # On a disk, and no memory that pretends to be one.
 BENCH_DATA ?= /var/tmp

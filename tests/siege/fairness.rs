@@ -1,0 +1,145 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use hapax::access::Token;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::Row;
+use crate::bodies::read_status;
+use crate::field::Field;
+use crate::harness::{Client, job};
+use crate::neighbour::{self, Call, statuses};
+
+/// How long an attack with requests lasts.
+const LASTS: Duration = Duration::from_secs(8);
+
+/// Heads of batches with tokens that nobody has seen, while another transaction locks the table of tokens. The
+/// neighbour's token is remembered.
+pub async fn unknown_tokens(field: &Field) -> Vec<Row> {
+    const LOCKED: Duration = Duration::from_millis(1800);
+    let mut rows = Vec::new();
+    for count in [63, field.count(1000, 100)] {
+        let before = neighbour::before(&field.neighbour, &Call::SmallPost).await;
+        let attack = async {
+            let locked = field.ledger.lock_table("access_tokens", "access exclusive").await;
+            let until = Instant::now() + LOCKED;
+            let heads: Vec<_> = (0..count).map(|_| tokio::spawn(send_head(field.server.address, until))).collect();
+            tokio::time::sleep_until(until).await;
+            locked.roll_back().await;
+            collect(heads).await
+        };
+        let (during, answers) = neighbour::during(&field.neighbour, &Call::SmallPost, attack).await;
+        rows.push(Row {
+            attack: format!("{count} heads, {} ms", LOCKED.as_millis()),
+            result: format!("heads: {}", statuses(&answers)),
+            neighbour: Some([before.text(), during.text()]),
+        });
+    }
+    rows
+}
+
+async fn send_head(address: std::net::SocketAddr, until: Instant) -> BTreeMap<u16, usize> {
+    let head = format!(
+        "POST /jobs/batch HTTP/1.1\r\nhost: siege\r\nauthorization: Bearer {}\r\n\
+         content-type: application/x-ndjson\r\ncontent-length: 100\r\n\r\n",
+        Token::mint().expose()
+    );
+    let answered = async {
+        let mut stream = TcpStream::connect(address).await.ok()?;
+        stream.write_all(head.as_bytes()).await.ok()?;
+        Some(read_status(&mut stream).await)
+    };
+    BTreeMap::from([(timeout_at(until, answered).await.ok().flatten().unwrap_or(0), 1)])
+}
+
+const BUSY: &str = "select count(*) from pg_stat_activity where datname = current_database() \
+                    and application_name = 'hapax' and state = 'active'";
+
+/// `GET /queues?limit=200` where every queue has more jobs than are counted.
+pub async fn queues(field: &Field) -> Vec<Row> {
+    let (queues, jobs) = (field.count(200, 20), 10_001);
+    let made = field.neighbour.post_jobs("the-job", job(1)).send().await.unwrap();
+    let path = made.headers()["location"].to_str().unwrap().to_owned();
+    let fill = format!(
+        "insert into job_queue (tenant_id, job_id, queue, priority, run_at, max_attempts) \
+         select id, gen_random_uuid(), 'queue-' || lpad(queue::text, 3, '0'), 2, now(), 25 \
+         from tenants, generate_series(1, {queues}) queue, generate_series(1, {jobs}) where name = 'acme'; \
+         analyze job_queue"
+    );
+    field.ledger.execute(&fill).await;
+    let call = Call::Get(path);
+    let mut rows = Vec::new();
+    for clients in [4, 16] {
+        // What the attack before has left to the database.
+        field.ledger.until(BUSY, |statements| statements == 0).await;
+        let before = neighbour::before(&field.neighbour, &call).await;
+        let request = |client: &Client, _| client.request("GET", "/queues?limit=200");
+        let attack = send_all_the_time(&field.server, clients, request);
+        let (during, answers) = neighbour::during(&field.neighbour, &call, attack).await;
+        rows.push(Row {
+            attack: format!("{clients} clients, {queues} queues"),
+            result: format!("attacker: {}", statuses(&answers)),
+            neighbour: Some([before.text(), during.text()]),
+        });
+    }
+    rows
+}
+
+/// Bodies that cost more to parse than any other of their length.
+pub async fn parsing(field: &Field) -> Row {
+    const CLIENTS: usize = 8;
+    const BODY_BYTES: usize = 1_040_000;
+    let body: Arc<str> = format!(r#"{{"type":"t","payload":[{}0]}}"#, "1,".repeat(BODY_BYTES / 2)).into();
+    let before = neighbour::before(&field.neighbour, &Call::SmallPost).await;
+    let request = move |client: &Client, n: u64| client.post_jobs(&format!("numbers-{n}"), &body);
+    let attack = send_all_the_time(&field.server, CLIENTS, request);
+    let (during, answers) = neighbour::during(&field.neighbour, &Call::SmallPost, attack).await;
+    Row {
+        attack: format!("{CLIENTS} clients, {} s", LASTS.as_secs()),
+        result: format!("attacker: {}", statuses(&answers)),
+        neighbour: Some([before.text(), during.text()]),
+    }
+}
+
+/// Clients that send one request after the other, without a pause unless there is no answer.
+async fn send_all_the_time(
+    client: &Client,
+    clients: usize,
+    request: impl Fn(&Client, u64) -> reqwest::RequestBuilder + Clone + Send + Sync + 'static,
+) -> BTreeMap<u16, usize> {
+    let (until, next) = (Instant::now() + LASTS, Arc::<AtomicU64>::default());
+    let run = |_| {
+        let (client, request, next) = (client.clone(), request.clone(), Arc::clone(&next));
+        tokio::spawn(async move {
+            let mut answers = BTreeMap::new();
+            while Instant::now() < until {
+                let sending = async {
+                    let answer = request(&client, next.fetch_add(1, Ordering::Relaxed)).send().await.ok()?;
+                    let status = answer.status().as_u16();
+                    answer.bytes().await.ok().map(|_| status)
+                };
+                let Ok(status) = timeout_at(until, sending).await else { break };
+                if status.is_none() {
+                    sleep(Duration::from_millis(10)).await;
+                }
+                *answers.entry(status.unwrap_or(0)).or_default() += 1;
+            }
+            answers
+        })
+    };
+    collect((0..clients).map(run).collect()).await
+}
+
+async fn collect(tasks: Vec<tokio::task::JoinHandle<BTreeMap<u16, usize>>>) -> BTreeMap<u16, usize> {
+    let mut sum = BTreeMap::new();
+    for task in tasks {
+        for (status, count) in task.await.unwrap() {
+            *sum.entry(status).or_default() += count;
+        }
+    }
+    sum
+}
