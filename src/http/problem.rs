@@ -595,18 +595,21 @@ mod tests {
             Problem::JobDeleted,
             Problem::PreconditionFailed { job_id, version: 1 },
             Problem::PreconditionRequired,
+            Problem::InvalidFirstSent(InvalidFirstSent::Malformed),
+            Problem::FirstSentTooOld,
             Problem::KeyReused { job_id, pointers: Vec::new() },
             Problem::RequestInFlight,
             Problem::QuotaExceeded(Standing { policy, remaining: 0, reset, retry_after: None }),
             Problem::Unavailable("it is away".to_owned()),
+            Problem::Unfit("it is old".to_owned()),
+            Problem::StatementTimeout,
             Problem::OutcomeUnknown,
             Problem::NotReady("it is away".to_owned()),
+            Problem::BehindClose,
             Problem::ShuttingDown,
             Problem::Internal(anyhow::anyhow!("it broke")),
         ];
-        let shed =
-            [Shed::InFlight, Shed::TenantInFlight, Shed::Waited, Shed::QueueFull, Shed::Outage, Shed::UnknownTokens];
-        problems.extend(shed.map(Problem::Shed));
+        problems.extend(Shed::ALL.map(Problem::Shed));
         problems.extend(
             [400, 408, 431, 500, 503]
                 .map(|status| Problem::Framework(StatusCode::from_u16(status).expect("it is a status"))),

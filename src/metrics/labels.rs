@@ -150,7 +150,7 @@ impl Retry {
 }
 
 impl Shed {
-    pub(super) const ALL: [Self; 11] = [
+    pub const ALL: [Self; 11] = [
         Self::InFlight,
         Self::TenantInFlight,
         Self::BodyBytes,

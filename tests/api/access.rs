@@ -2,7 +2,7 @@
 
 use hapax::access::{Scope, Token};
 
-use crate::harness::{Client, Ledger, MEMORY, job, run_hapax};
+use crate::harness::{Client, Ledger, MEMORY, job, run_hapax, until};
 use crate::schema::{plan, statements};
 
 #[tokio::test]
@@ -311,13 +311,12 @@ async fn while_the_database_is_away_tokens_that_were_never_seen_are_refused_at_o
     let server = ledger.serve_with(&[("HAPAX__DATABASE__PATIENCE", "100ms")]).await;
     let away = format!("{}_away", ledger.name);
     ledger.rename_to(&away).await;
-    let asking = async {
-        while server.metric(r#"hapax_shed_requests_total{reason="outage"}"#).await < 20.0 {
-            let stranger = server.as_caller(Token::mint().expose());
-            stranger.get("/jobs").await.is_problem(503, "database-unavailable");
-        }
-    };
-    tokio::time::timeout(std::time::Duration::from_secs(60), asking).await.expect("the outage is known");
+    until("the outage is known", async || {
+        let stranger = server.as_caller(Token::mint().expose());
+        stranger.get("/jobs").await.is_problem(503, "database-unavailable");
+        (server.metric(r#"hapax_shed_requests_total{reason="outage"}"#).await >= 20.0).then_some(())
+    })
+    .await;
     ledger.rename_back_from(&away).await;
     server.until_status("/jobs", 200).await;
 }

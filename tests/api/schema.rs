@@ -3,12 +3,11 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Output, Stdio};
-use std::time::Duration;
 
 use rustix::process::Signal;
 use sqlx::{AssertSqlSafe, Row};
 
-use crate::harness::{Held, Ledger, QUICK, hapax, job, run_hapax};
+use crate::harness::{Held, Ledger, QUICK, hapax, in_time, job, run_hapax};
 
 const LOSSY: (&str, &str) = ("HAPAX__DATABASE__ALLOW_LOSING_ACKNOWLEDGED_JOBS", "true");
 
@@ -58,7 +57,7 @@ async fn a_migration_that_meets_a_lock_lets_others_pass_says_who_holds_it_and_is
         said.read_line(&mut line).unwrap();
         line
     });
-    let line = tokio::time::timeout(Duration::from_secs(60), reading).await.expect("it says that it waits").unwrap();
+    let line = in_time("it says that it waits", reading).await.unwrap();
     assert!(line.contains(&holder) && line.contains("idle in transaction"), "{line}");
     assert!(!line.contains("secret"), "{line}");
     // It is not in line for the lock, so nobody waits behind it.

@@ -144,8 +144,9 @@ impl Ledger {
         Held { connection }
     }
 
-    /// The same, and demands that it has written this many rows.
+    /// The same, and demands that it has written this many rows for each tenant.
     async fn hold_rows(&self, rows: u64, sql: &str) -> Held {
+        let rows = rows * self.number("select count(*) from tenants").await.unsigned_abs();
         let mut held = self.hold("").await;
         let written = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut held.connection).await.unwrap();
         assert_eq!(written.rows_affected(), rows, "{sql}");

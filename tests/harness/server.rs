@@ -24,8 +24,9 @@ pub const MEMORY: [(&str, &str); 1] = [(REPLAY_CACHE, "1000000")];
 
 /// What every server of a test has, unless the test says otherwise: deadlines that no request runs into, however slow the
 /// machine is.
-const UNHURRIED: [(&str, &str); 7] = [
+const UNHURRIED: [(&str, &str); 8] = [
     ("HAPAX__SERVER__BODY_DEADLINE", "10m"),
+    ("HAPAX__SERVER__WRITE_DEADLINE", "10m"),
     ("HAPAX__SERVER__REQUEST_DEADLINE", "10m"),
     ("HAPAX__SERVER__SHUTDOWN_DEADLINE", "10m"),
     ("HAPAX__DATABASE__CONNECT_TIMEOUT", "5m"),
