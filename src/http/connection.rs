@@ -28,6 +28,9 @@ pub struct ConnectionDeadlines {
 /// framework then closes it.
 pub struct Connection<T> {
     io: T,
+    /// Has the system throw away what the client has not taken, when the stream is closed because of a deadline. It would
+    /// keep it for minutes otherwise.
+    discard: fn(&T),
     state: Rc<ConnectionState>,
     deadlines: ConnectionDeadlines,
     /// Since when no byte of an answer has been accepted, while there is one to send.
@@ -52,14 +55,14 @@ pub struct Busy(Rc<ConnectionState>);
 
 impl<T> Connection<T> {
     /// `counted`: for the connections that the metrics count.
-    pub fn new(io: T, deadlines: ConnectionDeadlines, counted: Option<CountedConnection>) -> Self {
+    pub fn new(io: T, discard: fn(&T), deadlines: ConnectionDeadlines, counted: Option<CountedConnection>) -> Self {
         let state = ConnectionState {
             busy: Cell::default(),
             head_since: Cell::default(),
             closing: Cell::default(),
             _counted: counted,
         };
-        Self { io, state: Rc::new(state), deadlines, stalled_since: None, timer: None }
+        Self { io, discard, state: Rc::new(state), deadlines, stalled_since: None, timer: None }
     }
 
     pub fn state(&self) -> Rc<ConnectionState> {
@@ -72,6 +75,7 @@ impl<T> Connection<T> {
         let write = self.stalled_since.map(|since| since + self.deadlines.write);
         let Some(deadline) = head.into_iter().chain(write).min() else { return Ok(()) };
         if deadline <= Instant::now() {
+            (self.discard)(&self.io);
             return Err(io::ErrorKind::TimedOut.into());
         }
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
@@ -180,7 +184,7 @@ mod tests {
 
     fn connection() -> (DuplexStream, Connection<DuplexStream>) {
         let (client, server) = duplex(8);
-        (client, Connection::new(server, DEADLINES, None))
+        (client, Connection::new(server, |_| {}, DEADLINES, None))
     }
 
     fn timed_out<T: std::fmt::Debug>(result: io::Result<T>) -> bool {

@@ -14,6 +14,7 @@ use actix_web::dev::AppConfig;
 use actix_web::middleware::from_fn;
 use actix_web::web::{self, ServiceConfig};
 use anyhow::bail;
+use rustix::net::sockopt::set_socket_linger;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpStream;
 
@@ -89,12 +90,18 @@ fn serve(
             .finish(map_config(routed, |()| AppConfig::default()));
         let accept = move |stream: TcpStream| {
             let peer = stream.peer_addr().ok();
-            let connection = Connection::new(stream, deadlines, count());
+            let connection = Connection::new(stream, discard_unsent, deadlines, count());
             ready(Ok::<_, DispatchError>((connection, Protocol::Http1, peer)))
         };
         fn_service(accept).and_then(http)
     };
     Ok(builder.listen("http", listener, service)?.run())
+}
+
+/// Has a connection reset when it is closed, rather than what is unsent kept for a client that does not take it.
+fn discard_unsent(stream: &TcpStream) {
+    // If it cannot be said, the system keeps the bytes for a while.
+    let _kept = set_socket_linger(stream, Some(Duration::ZERO));
 }
 
 /// As many connections as are asked for, or as the limit on file descriptors leaves: with none left, nobody could be

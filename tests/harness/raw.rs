@@ -60,6 +60,11 @@ impl RawConnection {
         Self { stream: socket.connect(address).await.unwrap(), token: token.to_owned(), unread: Vec::new() }
     }
 
+    /// Whether the server has reset the connection, even if there are bytes to read before that.
+    pub fn is_reset(&self) -> bool {
+        self.stream.take_error().unwrap().is_some()
+    }
+
     /// Reads until the server closes the connection, and says how many bytes came before that.
     pub async fn until_closed(&mut self) -> usize {
         let mut bytes = self.unread.len();
