@@ -127,6 +127,32 @@ async fn clients_that_do_not_read_take_little_memory() {
     assert!(more / CLIENTS < 256 * 1024, "{} bytes for each client", more / CLIENTS);
 }
 
+#[tokio::test]
+async fn requests_that_are_sent_ahead_take_little_memory_and_are_all_answered() {
+    const AHEAD: usize = 4000;
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    server.get("/healthz").await;
+    let before = server.resident_bytes();
+    let mut unread = Vec::new();
+    for _ in 0..20 {
+        let mut connection = RawConnection::open_with_small_buffer(server.address, "none").await;
+        // As much as the systems on both sides take.
+        let heads = "GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n".repeat(AHEAD);
+        connection.write_some(heads.as_bytes()).await;
+        unread.push(connection);
+    }
+    let mut reader = server.raw().await;
+    for _ in 0..100 {
+        reader.write_head("GET /nothing", &[]).await;
+    }
+    for _ in 0..100 {
+        assert_eq!(reader.answer().await.status, 404);
+    }
+    let more = server.resident_bytes().saturating_sub(before);
+    assert!(more < 20 * 1024 * 1024, "{more} bytes more");
+}
+
 fn large_job(bytes: usize) -> Value {
     json!({ "type": "t", "payload": "x".repeat(bytes) })
 }

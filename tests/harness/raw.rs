@@ -42,6 +42,16 @@ impl RawConnection {
         let _closed = self.stream.write_all(bytes).await;
     }
 
+    /// Writes as much as is taken without waiting for the server to take more.
+    pub async fn write_some(&mut self, mut bytes: &[u8]) {
+        self.stream.writable().await.unwrap();
+        while !bytes.is_empty()
+            && let Ok(written) = self.stream.try_write(bytes)
+        {
+            bytes = &bytes[written..];
+        }
+    }
+
     /// Reads one answer with a Content-Length.
     pub async fn answer(&mut self) -> Answer {
         in_time("an answer", self.read_answer()).await
