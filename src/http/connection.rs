@@ -225,7 +225,7 @@ impl ConnectionState {
 
     /// Begins a request; `None` if an earlier request or its answer has closed the connection. What comes behind must
     /// not be carried out (RFC 9112, section 9.6).
-    pub fn begin(self: &Rc<Self>, has_body: bool) -> Option<Busy> {
+    pub fn start_request(self: &Rc<Self>, has_body: bool) -> Option<Busy> {
         if self.closing.get() {
             return None;
         }
@@ -302,7 +302,7 @@ mod tests {
         for _ in 0..3 {
             client.write_u8(b'x').await.unwrap();
             server.read_u8().await.unwrap();
-            let busy = server.state().begin(true).unwrap();
+            let busy = server.state().start_request(true).unwrap();
             assert!(tokio::time::timeout(day, server.read_u8()).await.is_err(), "a body has a deadline of its own");
             drop(busy);
         }
@@ -384,7 +384,7 @@ mod tests {
         let (mut client, mut server) = connection_with_room();
         client.write_all(b"x").await.unwrap();
         assert_eq!(read_at_once(&mut server).await, b"x");
-        let busy = server.state().begin(false).unwrap();
+        let busy = server.state().start_request(false).unwrap();
         client.write_all(b"y").await.unwrap();
         assert_eq!(read_at_once(&mut server).await, b"");
         let mut reading = Box::pin(server.read_u8());
@@ -397,11 +397,11 @@ mod tests {
     async fn nothing_begins_behind_the_last_request() {
         let (_client, server) = connection();
         let state = server.state();
-        drop(state.begin(false).unwrap());
-        let last = state.begin(false).unwrap();
+        drop(state.start_request(false).unwrap());
+        let last = state.start_request(false).unwrap();
         state.close();
         drop(last);
-        assert!(state.begin(false).is_none());
+        assert!(state.start_request(false).is_none());
         advance(Duration::from_secs(1)).await;
     }
 }

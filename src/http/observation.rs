@@ -43,7 +43,7 @@ pub async fn observe<B: MessageBody + 'static>(
     let connection = request.conn_data::<Rc<ConnectionState>>().cloned();
     let is_last = request.head().connection_type() == ConnectionType::Close;
 
-    let busy = connection.as_ref().map(|connection| connection.begin(leftover.is_some()));
+    let busy = connection.as_ref().map(|connection| connection.start_request(leftover.is_some()));
     let response = if matches!(busy, Some(None)) {
         request.error_response(Problem::BehindClose)
     } else if is_alias(request.uri()) {
