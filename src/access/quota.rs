@@ -100,7 +100,7 @@ impl<S: Hash + Eq + Clone> Quota<S> {
         self.take_many(subject, 1)
     }
 
-    /// Takes several units at once, or the whole burst if that is less.
+    /// Takes several units at once, or all of the burst but one if that is less.
     ///
     /// # Errors
     /// The subject's [`Standing`], if not so much is left; then nothing was taken.
@@ -108,7 +108,9 @@ impl<S: Hash + Eq + Clone> Quota<S> {
         let Some(cells) = self.cells else { return Ok(Charge { standing: None, taken: None }) };
         let Ok(bucket) = self.buckets.get_or_insert_with(subject, || Ok::<_, Infallible>(Arc::default()));
         let now = u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let cost = cells.interval.saturating_mul(u64::from(units)).min(cells.depth);
+        // One unit less than the burst: the request itself has taken one, and would never fit otherwise.
+        let most = cells.depth.saturating_sub(cells.interval).max(cells.interval);
+        let cost = cells.interval.saturating_mul(u64::from(units)).min(most);
         let after = |full_at: u64| full_at.max(now) + cost;
         let taking = bucket.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
             Some(after(full_at)).filter(|full_at| full_at - now <= cells.depth)
@@ -121,7 +123,7 @@ impl<S: Hash + Eq + Clone> Quota<S> {
             }
             Err(full_at) => {
                 let debt = full_at.saturating_sub(now);
-                let remaining = (cells.depth - debt) / cells.interval;
+                let remaining = cells.depth.saturating_sub(debt) / cells.interval;
                 Err(self.standing(remaining, debt, Some(after(full_at) - now - cells.depth)))
             }
         }
@@ -207,7 +209,8 @@ mod tests {
         let refused = quota.take_many(&1, 2).err().unwrap();
         assert_eq!((refused.remaining, refused.retry_after), (1, Some(Duration::from_millis(100))));
         assert_eq!(left.give_back().unwrap().remaining, 3);
-        assert!(quota.take_many(&1, 100).is_ok(), "what is dearer than the whole quota takes the whole quota");
+        assert_eq!(taken(&quota, 1, 1), 1);
+        assert!(quota.take_many(&1, 100).is_ok(), "what is dearer than the whole quota takes what one request leaves");
         assert_eq!(taken(&quota, 1, 9), 0);
     }
 
