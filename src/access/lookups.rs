@@ -11,7 +11,7 @@ use super::{Caller, Rejection, TokenDigest};
 
 pub type Answer = Result<Caller, Rejection>;
 
-/// Digests to be looked up, each once, whoever asks.
+/// Digests to be looked up, each once for all requests that wait for it.
 #[derive(Default)]
 pub struct Lookups {
     queue: Mutex<Queue>,

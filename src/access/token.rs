@@ -122,7 +122,7 @@ impl Scope {
         }
     }
 
-    /// What it permits, for whoever makes a token.
+    /// What it permits, as `hapax token create --help` says.
     pub fn permits(self) -> &'static str {
         match self {
             Self::Submit => "create jobs: POST /jobs, POST /jobs/batch, PUT /jobs/{id}",
