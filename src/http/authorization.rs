@@ -59,12 +59,14 @@ async fn admit<'a>(app: &'a App, scope: Scope, request: &ServiceRequest) -> Resu
 /// A body costs its caller's quota a unit for each so many bytes, in which a small one has no part.
 const BYTES_A_UNIT: usize = 16 * 1024;
 
-/// Charges a request for the size of its body.
+/// Charges a request for so many bytes of its body, rounded down to whole units, and says how many it charged for.
 ///
 /// # Errors
 /// [`Problem::QuotaExceeded`].
-pub fn charge_bytes(app: &App, request: &HttpRequest, bytes: usize) -> Result<(), Problem> {
-    charge_requests(app, request, bytes / BYTES_A_UNIT)
+pub fn charge_bytes(app: &App, request: &HttpRequest, bytes: usize) -> Result<usize, Problem> {
+    let units = bytes / BYTES_A_UNIT;
+    charge_requests(app, request, units)?;
+    Ok(units * BYTES_A_UNIT)
 }
 
 /// Charges a request for being worth several.

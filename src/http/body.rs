@@ -10,9 +10,7 @@ use std::time::Duration;
 
 use actix_web::dev::{Payload, ServiceRequest};
 use actix_web::error::PayloadError;
-use actix_web::http::header::{
-    ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, TRANSFER_ENCODING,
-};
+use actix_web::http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName};
 use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
 use bytes::{Bytes, BytesMut};
 use futures_util::future::LocalBoxFuture;
@@ -21,6 +19,7 @@ use tokio::time::{Instant, timeout};
 
 use super::authorization::charge_bytes;
 use super::body_memory::HeldBytes;
+use super::connection::{BodyLength, ConnectionState};
 use super::extractors::Deadline;
 use super::{App, Problem};
 use crate::access::Caller;
@@ -42,6 +41,8 @@ pub struct Incoming<T> {
     announced: Option<usize>,
     limit: usize,
     arrived: usize,
+    /// Of a body that announces no length: how many of its bytes the quota has been charged for.
+    charged: usize,
     /// How much longer the client may take.
     patience: Duration,
     held: Option<HeldBytes>,
@@ -147,6 +148,7 @@ impl<T: MediaType> Incoming<T> {
             announced,
             limit,
             arrived: 0,
+            charged: 0,
             patience: app.limits.body_deadline,
             held: None,
             media_type: PhantomData,
@@ -168,16 +170,14 @@ impl<T: MediaType> Incoming<T> {
         let waited = began.elapsed();
         self.patience = self.patience.saturating_sub(waited);
         Deadline::extend(&self.request, waited);
+        self.charge_unannounced()?;
         let mut part = match arriving {
             Err(_) => return Err(Problem::BodyTooSlow),
             Ok(Some(Ok(part))) => part,
             Ok(Some(Err(PayloadError::Overflow))) => return Err(self.too_large()),
             Ok(Some(Err(_))) => return Err(Problem::BodyBroken),
             Ok(None) if self.announced.is_some() => return Err(Problem::BodyBroken),
-            Ok(None) => {
-                self.charge_unannounced()?;
-                return Ok(None);
-            }
+            Ok(None) => return Ok(None),
         };
         if let Some(announced) = self.announced {
             part.truncate(announced - self.arrived);
@@ -191,7 +191,8 @@ impl<T: MediaType> Incoming<T> {
     }
 
     async fn whole(mut self) -> Result<Body<T>, Problem> {
-        let mut body = BytesMut::with_capacity(self.announced.unwrap_or(0));
+        // What is announced may never come.
+        let mut body = BytesMut::with_capacity(self.announced.unwrap_or(0).min(HELD_BYTES_STEP));
         while let Some(part) = self.next().await? {
             body.extend_from_slice(&part);
         }
@@ -218,9 +219,15 @@ impl<T: MediaType> Incoming<T> {
         }
     }
 
-    fn charge_unannounced(&self) -> Result<(), Problem> {
+    /// Charges for what has arrived of a body that announces no length, with what is around its chunks.
+    fn charge_unannounced(&mut self) -> Result<(), Problem> {
+        let connection = self.request.conn_data::<Rc<ConnectionState>>();
+        let (None, Some(arrived)) = (self.announced, connection.map(|connection| connection.body_bytes())) else {
+            return Ok(());
+        };
         let app = self.request.app_data::<web::Data<App>>().expect("the server registers it");
-        charge_bytes(app, &self.request, self.arrived)
+        self.charged += charge_bytes(app, &self.request, arrived - self.charged)?;
+        Ok(())
     }
 
     fn too_large(&self) -> Problem {
@@ -250,12 +257,15 @@ fn check_head<T: MediaType>(headers: &HeaderMap, limit: usize) -> Result<Option<
     if !fits {
         return Err(Problem::UnsupportedMediaType { taken: T::TAKEN, told_in: T::TOLD_IN });
     }
-    let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    let announced = announced.map(|length| usize::try_from(length).unwrap_or(usize::MAX));
+    let announced = content_length(headers).map(|length| usize::try_from(length).unwrap_or(usize::MAX));
     if announced.is_some_and(|length| length > limit) {
         return Err(Problem::BodyTooLarge { limit_bytes: limit });
     }
     Ok(announced)
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
 /// The names of UTF-8, and of US-ASCII, which is a part of it. To JSON a charset means nothing (RFC 8259, section 11), so
@@ -284,8 +294,9 @@ pub struct Leftover(Rc<Shared>);
 
 struct Shared {
     payload: RefCell<Payload>,
-    /// Of a length that the head does not tell.
-    chunked: bool,
+    connection: Option<Rc<ConnectionState>>,
+    length: BodyLength,
+    read_bytes: Cell<u64>,
     touched: Cell<bool>,
     ended: Cell<bool>,
 }
@@ -303,12 +314,18 @@ impl Leftover {
         }
         let shared = Rc::new(Shared {
             payload: RefCell::new(payload),
-            chunked: request.headers().contains_key(TRANSFER_ENCODING),
+            connection: request.conn_data::<Rc<ConnectionState>>().cloned(),
+            length: content_length(request.headers()).map_or(BodyLength::Chunked, BodyLength::Bytes),
+            read_bytes: Cell::new(0),
             touched: Cell::new(false),
             ended: Cell::new(false),
         });
         request.set_payload(Payload::Stream { payload: Box::pin(Reader(Rc::clone(&shared))) });
         Some(Self(shared))
+    }
+
+    pub fn length(&self) -> BodyLength {
+        self.0.length
     }
 
     /// Whether nobody has begun to read the body.
@@ -319,7 +336,7 @@ impl Leftover {
     /// Whether the framework must be kept from reading the rest: of a chunked body it would read any amount, for any
     /// time, to keep the connection.
     pub fn is_endless(&self) -> bool {
-        self.0.chunked && !self.0.ended.get()
+        self.0.length == BodyLength::Chunked && !self.0.ended.get()
     }
 
     /// Reads the rest, within bounds.
@@ -339,16 +356,37 @@ impl Leftover {
     }
 }
 
+impl Shared {
+    fn end(&self) {
+        self.ended.set(true);
+        if let Some(connection) = &self.connection {
+            connection.body_ended();
+        }
+    }
+}
+
 struct Reader(Rc<Shared>);
 
 impl Stream for Reader {
     type Item = Result<Bytes, PayloadError>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.touched.set(true);
-        let part = Pin::new(&mut *self.0.payload.borrow_mut()).poll_next(context);
-        if let Poll::Ready(None) = part {
-            self.0.ended.set(true);
+        let shared = &self.0;
+        if !shared.touched.replace(true)
+            && let Some(connection) = &shared.connection
+        {
+            connection.want_body();
+        }
+        let part = Pin::new(&mut *shared.payload.borrow_mut()).poll_next(context);
+        match &part {
+            Poll::Ready(None) => shared.end(),
+            Poll::Ready(Some(Ok(part))) => {
+                shared.read_bytes.update(|bytes| bytes + part.len() as u64);
+                if shared.length == BodyLength::Bytes(shared.read_bytes.get()) {
+                    shared.end();
+                }
+            }
+            Poll::Ready(Some(Err(_))) | Poll::Pending => {}
         }
         part
     }

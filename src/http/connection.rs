@@ -4,11 +4,12 @@
 //! later request and none for a client that does not read its answer. [`Connection`] adds both.
 //!
 //! The framework also parses every request that has arrived, some thousands in one read. So [`Connection`] hands it one
-//! head at a time, and none while an answer waits for the client or a request without a body is being worked on. See
+//! head at a time, then the body as soon as the handler asks for it, and nothing else until the request is answered. See
 //! ADR 0028.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
@@ -41,23 +42,25 @@ pub struct Connection<T> {
     deadlines: ConnectionDeadlines,
     /// Since when no byte of an answer has been accepted, while there is one to send.
     stalled_since: Option<Instant>,
-    /// What has arrived behind a head that was handed over.
+    /// What has arrived and is not to be handed over yet.
     ahead: BytesMut,
-    /// The framework is to look at what it has before it gets more.
-    paused: bool,
-    /// Since the last line feed there has been nothing, or a carriage return: the next line feed ends a head.
-    line_is_empty: bool,
+    /// The client sends nothing more.
+    ended: bool,
+    scan: HeadScan,
     /// Armed only while a deadline runs, and left as it is when that ends: to arm it for each request would cost more.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 /// What the requests of one connection share. A handler finds it as connection data.
 pub struct ConnectionState {
+    next: Cell<Next>,
+    /// What is left of the body of the request that is being worked on, until the handler asks for it.
+    body: Cell<Option<BodyLength>>,
     /// A request is being worked on.
     busy: Cell<bool>,
-    /// It has a body, which may still be arriving.
-    has_body: Cell<bool>,
-    /// Who waits to read until the request is done.
+    /// Bytes of the body that were handed over, framing included.
+    body_bytes: Cell<usize>,
+    /// Who waits to read until there is something that may be read.
     waiting: RefCell<Option<Waker>>,
     /// When the first byte of the next request's head arrived.
     head_since: Cell<Option<Instant>>,
@@ -66,15 +69,52 @@ pub struct ConnectionState {
     _counted: Option<CountedConnection>,
 }
 
+/// What the framework is handed next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// A head, up to its end.
+    Head,
+    /// Nothing: a head was handed over, and the framework has not yet started its request; or the request's body has
+    /// been handed over or not been asked for.
+    Nothing,
+    Body(BodyLength),
+}
+
+/// How long a body is (RFC 9112, section 6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyLength {
+    /// So many bytes more.
+    Bytes(u64),
+    /// Until the framework says that it has ended.
+    Chunked,
+}
+
+/// Finds the end of a head: an empty line behind one that is not.
+#[derive(Default)]
+struct HeadScan {
+    /// What has been seen of the present line is neither nothing nor a carriage return.
+    in_line: bool,
+    /// A line that is not empty has begun.
+    in_head: bool,
+}
+
 /// While this lives, a request is being worked on.
 pub struct Busy(Rc<ConnectionState>);
+
+/// How much is read ahead of a request that is being worked on.
+const READ_AHEAD_BYTES: usize = 512;
+
+/// So much of a chunked body is handed over even if it has empty lines.
+const CHUNKED_BYTES_MIN: usize = 1024;
 
 impl<T> Connection<T> {
     /// `counted`: for the connections that the metrics count.
     pub fn new(io: T, discard: fn(&T), deadlines: ConnectionDeadlines, counted: Option<CountedConnection>) -> Self {
         let state = ConnectionState {
+            next: Cell::new(Next::Head),
+            body: Cell::default(),
             busy: Cell::default(),
-            has_body: Cell::default(),
+            body_bytes: Cell::default(),
             waiting: RefCell::default(),
             head_since: Cell::default(),
             closing: Cell::default(),
@@ -87,8 +127,8 @@ impl<T> Connection<T> {
             deadlines,
             stalled_since: None,
             ahead: BytesMut::new(),
-            paused: false,
-            line_is_empty: false,
+            ended: false,
+            scan: HeadScan::default(),
             timer: None,
         }
     }
@@ -133,53 +173,83 @@ impl<T: AsyncRead + Unpin> AsyncRead for Connection<T> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.stalled_since.is_some() || self.state.withholds(context.waker()) {
-            // Woken when the client takes something, or when the request is done.
+        if self.stalled_since.is_some() {
+            // Woken when the client takes something.
             self.check_deadlines(context)?;
             return Poll::Pending;
         }
-        if std::mem::take(&mut self.paused) {
-            context.waker().wake_by_ref();
+        if self.state.next.get() == Next::Nothing {
+            ready!(self.read_ahead(context))?;
+            self.state.waiting.borrow_mut().replace(context.waker().clone());
+            self.check_deadlines(context)?;
             return Poll::Pending;
         }
-        let start = buffer.filled().len();
-        if self.ahead.is_empty() {
-            let read = Pin::new(&mut self.io).poll_read(context, buffer);
-            if read.is_pending() {
-                self.check_deadlines(context)?;
-            }
-            ready!(read)?;
-        } else {
-            let length = self.ahead.len().min(buffer.remaining());
-            buffer.put_slice(&self.ahead.split_to(length));
+        if !self.ahead.is_empty() {
+            let arrived = self.ahead.len().min(buffer.remaining());
+            let this = &mut *self;
+            let length = this.state.take(&this.ahead[..arrived], &mut this.scan);
+            buffer.put_slice(&this.ahead.split_to(length));
+            return Poll::Ready(Ok(()));
         }
-        self.state.bytes_arrived();
-        self.keep_what_follows_a_head(buffer, start);
+        if self.ended {
+            return Poll::Ready(Ok(()));
+        }
+        let start = buffer.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(context, buffer);
+        if read.is_pending() {
+            self.check_deadlines(context)?;
+        }
+        ready!(read)?;
+        let this = &mut *self;
+        let arrived = &buffer.filled()[start..];
+        let length = this.state.take(arrived, &mut this.scan);
+        this.ahead = BytesMut::from(&arrived[length..]);
+        buffer.set_filled(start + length);
         Poll::Ready(Ok(()))
     }
 }
 
-impl<T> Connection<T> {
-    /// Takes out of the buffer again what was read behind the end of a head, or behind what looks like one in a body.
-    fn keep_what_follows_a_head(&mut self, buffer: &mut ReadBuf<'_>, start: usize) {
-        let arrived = &buffer.filled()[start..];
-        let mut line_start = 0;
-        for line_feed in memchr_iter(b'\n', arrived) {
-            let line = &arrived[line_start..line_feed];
-            let ends_head = line.is_empty() || line == b"\r";
-            line_start = line_feed + 1;
-            if !std::mem::replace(&mut self.line_is_empty, true) || !ends_head || line_start == arrived.len() {
-                continue;
-            }
-            let mut rest = BytesMut::from(&arrived[line_start..]);
-            rest.unsplit(std::mem::take(&mut self.ahead));
-            self.ahead = rest;
-            self.paused = true;
-            buffer.set_filled(start + line_start);
-            return;
+impl<T: AsyncRead + Unpin> Connection<T> {
+    /// Reads a little that is not to be handed over yet. While nothing arrives, the system wakes the task when something
+    /// does, so the end of a request need not.
+    fn read_ahead(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.ended || !self.ahead.is_empty() {
+            return Poll::Ready(Ok(()));
         }
-        let last_line = &arrived[line_start..];
-        self.line_is_empty &= last_line.is_empty() || last_line == b"\r";
+        let mut space = [MaybeUninit::uninit(); READ_AHEAD_BYTES];
+        let mut buffer = ReadBuf::uninit(&mut space);
+        let read = Pin::new(&mut self.io).poll_read(context, &mut buffer);
+        if read.is_pending() {
+            self.check_deadlines(context)?;
+        }
+        ready!(read)?;
+        self.ended = buffer.filled().is_empty();
+        self.ahead.extend_from_slice(buffer.filled());
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl HeadScan {
+    /// How many of the bytes there are up to the end of the head, which is not looked for in the first `min`; `None` if it
+    /// has not arrived.
+    fn until_empty_line(&mut self, bytes: &[u8], min: usize) -> Option<usize> {
+        let mut line_start = 0;
+        for line_feed in memchr_iter(b'\n', bytes) {
+            self.see(&bytes[line_start..line_feed]);
+            line_start = line_feed + 1;
+            let is_empty = !std::mem::take(&mut self.in_line);
+            if is_empty && self.in_head && line_start >= min {
+                *self = Self::default();
+                return Some(line_start);
+            }
+        }
+        self.see(&bytes[line_start..]);
+        None
+    }
+
+    fn see(&mut self, part_of_line: &[u8]) {
+        self.in_line |= !matches!(part_of_line, b"" | b"\r");
+        self.in_head |= self.in_line;
     }
 }
 
@@ -214,44 +284,92 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Connection<T> {
 }
 
 impl ConnectionState {
-    /// Whether nothing more is to be read for now: not even the rest of a body is expected. Wakes `waker` when that is over.
-    fn withholds(&self, waker: &Waker) -> bool {
-        let withholds = self.busy.get() && !self.has_body.get();
-        if withholds {
-            self.waiting.borrow_mut().replace(waker.clone());
+    /// How many of the bytes that have arrived are handed over now.
+    fn take(&self, arrived: &[u8], scan: &mut HeadScan) -> usize {
+        match self.next.get() {
+            Next::Nothing => 0,
+            Next::Head => {
+                if !arrived.is_empty() && self.head_since.get().is_none() {
+                    self.head_since.set(Some(Instant::now()));
+                }
+                let end = scan.until_empty_line(arrived, 0);
+                if end.is_some() {
+                    self.next.set(Next::Nothing);
+                }
+                end.unwrap_or(arrived.len())
+            }
+            Next::Body(BodyLength::Bytes(due)) => {
+                let length = usize::try_from(due).unwrap_or(usize::MAX).min(arrived.len());
+                self.body_bytes.update(|bytes| bytes + length);
+                match due - length as u64 {
+                    0 => self.body_ended(),
+                    due => self.next.set(Next::Body(BodyLength::Bytes(due))),
+                }
+                length
+            }
+            // It may end at each empty line, and the next head would follow.
+            Next::Body(BodyLength::Chunked) => {
+                let mut scan = HeadScan { in_line: false, in_head: true };
+                let length = scan.until_empty_line(arrived, CHUNKED_BYTES_MIN).unwrap_or(arrived.len());
+                self.body_bytes.update(|bytes| bytes + length);
+                length
+            }
         }
-        withholds
     }
 
-    /// Begins a request; `None` if an earlier request or its answer has closed the connection. What comes behind must
+    fn hand_over(&self, next: Next) {
+        self.next.set(next);
+        if next != Next::Nothing
+            && let Some(waiting) = self.waiting.take()
+        {
+            waiting.wake();
+        }
+    }
+
+    /// Starts a request; `None` if an earlier request or its answer has closed the connection. What comes behind must
     /// not be carried out (RFC 9112, section 9.6).
-    pub fn start_request(self: &Rc<Self>, has_body: bool) -> Option<Busy> {
+    pub fn start_request(self: &Rc<Self>, body: Option<BodyLength>) -> Option<Busy> {
+        self.head_since.set(None);
         if self.closing.get() {
             return None;
         }
         self.busy.set(true);
-        self.has_body.set(has_body);
-        self.head_since.set(None);
+        self.body.set(body.filter(|length| *length != BodyLength::Bytes(0)));
+        self.body_bytes.set(0);
+        self.next.set(Next::Nothing);
         Some(Busy(Rc::clone(self)))
+    }
+
+    /// The handler asks for the body.
+    pub fn want_body(&self) {
+        if let Some(length) = self.body.take() {
+            self.hand_over(Next::Body(length));
+        }
+    }
+
+    /// The body has been handed over.
+    pub fn body_ended(&self) {
+        self.next.set(if self.busy.get() { Next::Nothing } else { Next::Head });
+    }
+
+    /// How many bytes of the body have been handed over, framing included.
+    pub fn body_bytes(&self) -> usize {
+        self.body_bytes.get()
     }
 
     /// The request that is being worked on is the last one.
     pub fn close(&self) {
         self.closing.set(true);
     }
-
-    fn bytes_arrived(&self) {
-        if !self.busy.get() && self.head_since.get().is_none() {
-            self.head_since.set(Some(Instant::now()));
-        }
-    }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.busy.set(false);
-        if let Some(waiting) = self.0.waiting.take() {
-            waiting.wake();
+        // What is left of a body is for the framework to throw away.
+        self.0.want_body();
+        if self.0.next.get() == Next::Nothing {
+            self.0.hand_over(Next::Head);
         }
     }
 }
@@ -302,7 +420,7 @@ mod tests {
         for _ in 0..3 {
             client.write_u8(b'x').await.unwrap();
             server.read_u8().await.unwrap();
-            let busy = server.state().start_request(true).unwrap();
+            let busy = server.state().start_request(Some(BodyLength::Chunked)).unwrap();
             assert!(tokio::time::timeout(day, server.read_u8()).await.is_err(), "a body has a deadline of its own");
             drop(busy);
         }
@@ -356,6 +474,8 @@ mod tests {
             client.write_all(head.repeat(20).as_bytes()).await.unwrap();
             for n in 0..20 {
                 assert_eq!(String::from_utf8(read_at_once(&mut server).await).unwrap(), head, "{n}");
+                assert_eq!(read_at_once(&mut server).await, b"", "until the request is done");
+                drop(server.state().start_request(None));
             }
             // And where a part ends within the separator.
             let (first, second) = head.split_at(head.len() - 1);
@@ -363,45 +483,106 @@ mod tests {
             assert_eq!(read_at_once(&mut server).await, first.as_bytes());
             client.write_all(format!("{second}{head}").as_bytes()).await.unwrap();
             assert_eq!(read_at_once(&mut server).await, second.as_bytes());
+            drop(server.state().start_request(None));
             assert_eq!(read_at_once(&mut server).await, head.as_bytes());
         }
     }
 
-    #[tokio::test]
-    async fn a_body_is_handed_over_whole_though_it_has_empty_lines() {
+    /// A client that has sent the head of a POST and what follows; the server has taken the head.
+    async fn posted(more: &str) -> (DuplexStream, Connection<DuplexStream>) {
+        const HEAD: &str = "POST / HTTP/1.1\r\n\r\n";
         let (mut client, mut server) = connection_with_room();
-        let request = "POST / HTTP/1.1\r\n\r\n{\n\n\"a\":1,\r\n\r\n\n\n\n\"b\":2}\n";
-        client.write_all(request.as_bytes()).await.unwrap();
-        let mut read = Vec::new();
-        while read.len() < request.len() {
-            read.extend(read_at_once(&mut server).await);
-        }
-        assert_eq!(String::from_utf8(read).unwrap(), request);
+        client.write_all(format!("{HEAD}{more}").as_bytes()).await.unwrap();
+        assert_eq!(read_at_once(&mut server).await, HEAD.as_bytes());
+        (client, server)
     }
 
     #[tokio::test]
-    async fn nothing_is_read_while_a_request_without_a_body_is_worked_on() {
-        let (mut client, mut server) = connection_with_room();
-        client.write_all(b"x").await.unwrap();
-        assert_eq!(read_at_once(&mut server).await, b"x");
-        let busy = server.state().start_request(false).unwrap();
-        client.write_all(b"y").await.unwrap();
+    async fn a_body_is_handed_over_when_it_is_wanted_and_what_follows_it_is_not() {
+        let (body, behind) = ("{\n\n\"a\":1,\r\n\r\n\n\n\n\"b\":2}\n", "GET / HTTP/1.1\r\n\r\n");
+        let (mut client, mut server) = posted(&format!("{body}{}", behind.repeat(2))).await;
+        let busy = server.state().start_request(Some(BodyLength::Bytes(body.len() as u64))).unwrap();
+        assert_eq!(read_at_once(&mut server).await, b"", "not wanted yet");
+        server.state().want_body();
+        assert_eq!(read_at_once(&mut server).await, body.as_bytes(), "at once, though it has empty lines");
+        client.write_all(behind.as_bytes()).await.unwrap();
         assert_eq!(read_at_once(&mut server).await, b"");
+        drop(busy);
+        for _ in 0..3 {
+            assert_eq!(read_at_once(&mut server).await, behind.as_bytes());
+            drop(server.state().start_request(None));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_chunked_body_of_empty_lines_is_handed_over_in_large_parts() {
+        let body = "\n".repeat(3000);
+        let (_client, mut server) = posted(&body).await;
+        let _busy = server.state().start_request(Some(BodyLength::Chunked)).unwrap();
+        server.state().want_body();
+        let mut context = Context::from_waker(Waker::noop());
+        let (mut read, mut parts) = (0, 0);
+        while read < body.len() {
+            let mut space = [0; 4096];
+            let mut buffer = ReadBuf::new(&mut space);
+            assert!(Pin::new(&mut server).poll_read(&mut context, &mut buffer).is_ready());
+            (read, parts) = (read + buffer.filled().len(), parts + 1);
+        }
+        assert!(parts <= 5, "{parts}");
+        assert_eq!(server.state().body_bytes(), body.len());
+    }
+
+    #[tokio::test]
+    async fn empty_lines_ahead_of_a_head_are_no_heads() {
+        let (mut client, mut server) = connection_with_room();
+        let text = format!("{}GET / HTTP/1.1\r\n\r\n", "\r\n".repeat(100));
+        client.write_all(text.as_bytes()).await.unwrap();
+        assert_eq!(String::from_utf8(read_at_once(&mut server).await).unwrap(), text);
+    }
+
+    #[tokio::test]
+    async fn little_is_read_ahead_of_a_request_that_is_worked_on() {
+        let (mut client, mut server) = posted("").await;
+        let busy = server.state().start_request(None).unwrap();
+        assert_eq!(read_at_once(&mut server).await, b"");
+        client.write_all(&[b'y'; 4096]).await.unwrap();
+        assert_eq!(read_at_once(&mut server).await, b"");
+        assert_eq!(read_at_once(&mut server).await, b"");
+        assert_eq!(server.ahead.len(), READ_AHEAD_BYTES);
         let mut reading = Box::pin(server.read_u8());
         assert!(futures_util::poll!(&mut reading).is_pending());
         drop(busy);
         assert_eq!(reading.await.unwrap(), b'y');
     }
 
+    #[tokio::test]
+    async fn a_client_that_ends_meanwhile_is_seen_to_end_afterwards() {
+        let (client, mut server) = posted("GET").await;
+        let busy = server.state().start_request(None).unwrap();
+        drop(client);
+        assert_eq!(read_at_once(&mut server).await, b"");
+        drop(busy);
+        let mut rest = Vec::new();
+        server.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, b"GET");
+    }
+
+    #[tokio::test]
+    async fn the_rest_of_a_body_that_nobody_wanted_is_no_head() {
+        let (_client, mut server) = posted("12345\nGET / HTTP/1.1\r\n\r\nnext").await;
+        drop(server.state().start_request(Some(BodyLength::Bytes(6))));
+        assert_eq!(read_at_once(&mut server).await, b"12345\nGET / HTTP/1.1\r\n\r\n");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn nothing_begins_behind_the_last_request() {
         let (_client, server) = connection();
         let state = server.state();
-        drop(state.start_request(false).unwrap());
-        let last = state.start_request(false).unwrap();
+        drop(state.start_request(None).unwrap());
+        let last = state.start_request(None).unwrap();
         state.close();
         drop(last);
-        assert!(state.start_request(false).is_none());
+        assert!(state.start_request(None).is_none());
         advance(Duration::from_secs(1)).await;
     }
 }

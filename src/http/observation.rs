@@ -43,7 +43,7 @@ pub async fn observe<B: MessageBody + 'static>(
     let connection = request.conn_data::<Rc<ConnectionState>>().cloned();
     let is_last = request.head().connection_type() == ConnectionType::Close;
 
-    let busy = connection.as_ref().map(|connection| connection.start_request(leftover.is_some()));
+    let busy = connection.as_ref().map(|connection| connection.start_request(leftover.as_ref().map(Leftover::length)));
     let response = if matches!(busy, Some(None)) {
         request.error_response(Problem::BehindClose)
     } else if is_alias(request.uri()) {
@@ -72,7 +72,7 @@ pub async fn observe<B: MessageBody + 'static>(
     let code = problem.map(|problem| problem.code);
     write_headers(&mut response, &request_id);
     facts.during(|| report(&app, &response, method, route, code, started.elapsed()));
-    Ok(in_pieces(response, unread, held))
+    Ok(in_pieces(response, unread, held, busy.flatten()))
 }
 
 /// Takes the memory of a large answer from its tenant's share, for as long as the client takes to read it. An answer that

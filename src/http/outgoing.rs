@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::body::Leftover;
 use super::body_memory::HeldBytes;
+use super::connection::Busy;
 
 /// How much of a body is handed to the connection at once. The framework copies a whole piece into the connection's write
 /// buffer, and keeps it there until the client has taken it.
@@ -33,6 +34,8 @@ struct Outgoing {
     _unread: Option<Leftover>,
     /// The memory that the body takes, from its tenant's share.
     _held: Option<HeldBytes>,
+    /// No other request is started before this body has left.
+    _busy: Option<Busy>,
 }
 
 /// Lets a body leave in pieces if it is large, or if something has to live as long as it does.
@@ -40,11 +43,14 @@ pub fn in_pieces(
     response: ServiceResponse<BoxBody>,
     unread: Option<Leftover>,
     held: Option<HeldBytes>,
+    busy: Option<Busy>,
 ) -> ServiceResponse<BoxBody> {
     if !is_large(response.response().body()) && unread.is_none() {
         return response;
     }
-    response.map_body(|_, body| BoxBody::new(Outgoing { body, rest: Bytes::new(), _unread: unread, _held: held }))
+    response.map_body(|_, body| {
+        BoxBody::new(Outgoing { body, rest: Bytes::new(), _unread: unread, _held: held, _busy: busy })
+    })
 }
 
 /// Whether a body is more than one piece.

@@ -428,7 +428,7 @@ pub struct ProblemDocument {
     job_id: Option<JobId>,
     /// JSON Pointers (RFC 6901) into the request's body.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pointers: Vec<String>,
+    pub(super) pointers: Vec<String>,
     /// The names of the quotas that are used up (draft-ietf-httpapi-ratelimit-headers-11).
     #[serde(rename = "violated-policies", skip_serializing_if = "Vec::is_empty")]
     violated_policies: Vec<&'static str>,

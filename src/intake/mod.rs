@@ -16,7 +16,9 @@ pub use writer::Writer;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use tokio::time::Instant;
+use chrono::{DateTime, Utc};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout_at};
 
 use crate::database::{DatabaseError, Lane, violates};
 use crate::idempotency::{
@@ -26,6 +28,7 @@ use crate::ids::{JobId, TenantId};
 use crate::jobs::{self, ContentDigest, Found, NewJob};
 use crate::metrics::{Level, Metrics, Shed};
 use crate::offload::Offload;
+use crate::shares::Shares;
 use batcher::{Batcher, Ridden};
 
 /// The one way in.
@@ -36,7 +39,14 @@ pub struct Intake {
     lane: Lane,
     /// Where large jobs are compared.
     offload: Arc<Offload>,
+    /// Who reads jobs as they were submitted. A small request may have a large one read, so a tenant has a few places.
+    readers: Shares,
 }
+
+type Submitted = Found<(NewJob, DateTime<Utc>)>;
+
+/// How many jobs one tenant may have read as they were submitted at once.
+const READERS_MAX: usize = 4;
 
 /// There is neither an outcome under the key nor a job of the content.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +78,7 @@ pub enum Put {
 impl Intake {
     /// `lane` is for the writers alone.
     pub fn new(engine: Engine, lane: Lane, bounds: Bounds, offload: Arc<Offload>) -> Self {
-        Self { engine, batcher: Arc::new(Batcher::new(bounds)), lane, offload }
+        Self { engine, batcher: Arc::new(Batcher::new(bounds)), lane, offload, readers: Shares::new(READERS_MAX) }
     }
 
     /// One for each connection of the writers' lane. Nothing is written until they run.
@@ -112,7 +122,7 @@ impl Intake {
         submission: &Arc<Submission>,
         deadline: Instant,
     ) -> Result<Performed<Infallible>, KeyedError> {
-        let performed = match submission.content {
+        match submission.content {
             None => {
                 let act = async |on_conflict, terms| self.make(submission, on_conflict, terms, deadline).await;
                 self.engine.perform(&submission.keyed, deadline, act).await
@@ -123,8 +133,7 @@ impl Intake {
                 };
                 self.engine.perform(&submission.keyed, deadline, act).await
             }
-        };
-        self.compared(submission, performed, deadline).await
+        }
     }
 
     /// Does all that [`Intake::submit`] does, but makes no job: finds the outcome of an earlier request with the key, or
@@ -144,7 +153,7 @@ impl Intake {
                 Some(holder) => self.adopt(submission, holder, content, on_conflict, terms, deadline).await,
             }
         };
-        self.compared(submission, self.engine.perform(&submission.keyed, deadline, act).await, deadline).await
+        self.engine.perform(&submission.keyed, deadline, act).await
     }
 
     /// The outcome of an earlier request with the key. Writes nothing.
@@ -156,9 +165,16 @@ impl Intake {
         submission: &Arc<Submission>,
         deadline: Instant,
     ) -> Result<Option<Arc<Outcome>>, KeyedError> {
-        match self.engine.find_outcome(&submission.keyed, deadline).await {
-            Err(KeyedError::KeyReused { first, .. }) => Err(self.compare(submission, first, deadline).await),
-            found => found,
+        self.engine.find_outcome(&submission.keyed, deadline).await
+    }
+
+    /// Adds to a refusal because of the key where the two requests differ. That they differ is certain; where, is a
+    /// courtesy, which costs the reading of the first request's job.
+    pub async fn compare(&self, submission: &Arc<Submission>, error: &mut KeyedError, deadline: Instant) {
+        let KeyedError::KeyReused { first, pointers } = error else { return };
+        match self.differences(submission, first, deadline).await {
+            Ok(found) => *pointers = found,
+            Err(error) => tracing::warn!(%error, "the first request could not be read to be compared with"),
         }
     }
 
@@ -187,7 +203,8 @@ impl Intake {
     /// As [`Intake::put`].
     pub async fn find_named(&self, draft: &Arc<Draft>, deadline: Instant) -> Result<Option<Put>, DatabaseError> {
         let id = draft.answer.job_id;
-        let (job, created_at) = match self.submitted(draft.tenant, id, deadline).await? {
+        let (_place, found) = self.submitted(draft.tenant, id, deadline).await?;
+        let (job, created_at) = match found {
             None => return Ok(None),
             Some(Found::Deleted) => return Ok(Some(Put::Deleted)),
             Some(Found::Job(submitted)) => submitted,
@@ -258,7 +275,8 @@ impl Intake {
         terms: Terms,
         deadline: Instant,
     ) -> Result<Acted<R>, DatabaseError> {
-        let (job, created_at) = match self.submitted(submission.draft.tenant, holder, deadline).await? {
+        let (place, found) = self.submitted(submission.draft.tenant, holder, deadline).await?;
+        let (job, created_at) = match found {
             Some(Found::Job(submitted)) => submitted,
             // And its content with it, by now.
             Some(Found::Deleted) => return Ok(Acted::Not),
@@ -269,6 +287,7 @@ impl Intake {
             }
         };
         let answer = submission::answer(200, holder, created_at, &job);
+        drop((job, place));
         let write = async |connection: &mut _| {
             queries::adopt(connection, &submission.keyed, &answer, content, on_conflict, terms).await
         };
@@ -287,29 +306,6 @@ impl Intake {
         self.engine.pool().read(tenant, deadline, find).await
     }
 
-    /// Adds to a refusal because of the key where the two requests differ.
-    async fn compared<R>(
-        &self,
-        submission: &Arc<Submission>,
-        performed: Result<Performed<R>, KeyedError>,
-        deadline: Instant,
-    ) -> Result<Performed<R>, KeyedError> {
-        match performed {
-            Err(KeyedError::KeyReused { first, .. }) => Err(self.compare(submission, first, deadline).await),
-            performed => performed,
-        }
-    }
-
-    /// Where a request differs from the one that its key stands for.
-    async fn compare(&self, submission: &Arc<Submission>, first: Arc<Outcome>, deadline: Instant) -> KeyedError {
-        // Where they differ is a courtesy; that they differ is certain.
-        let pointers = self.differences(submission, &first, deadline).await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "the first request could not be read to be compared with");
-            Vec::new()
-        });
-        KeyedError::KeyReused { first, pointers }
-    }
-
     async fn differences(
         &self,
         submission: &Arc<Submission>,
@@ -321,21 +317,23 @@ impl Intake {
             // It met a job that yet another request had made.
             return Ok(Vec::new());
         }
-        let Some(Found::Job((job, _))) = self.submitted(tenant, first.answer.job_id, deadline).await? else {
-            return Ok(Vec::new());
-        };
+        let (_place, found) = self.submitted(tenant, first.answer.job_id, deadline).await?;
+        let Some(Found::Job((job, _))) = found else { return Ok(Vec::new()) };
         let (bytes, submission) = (job.payload.len() + submission.draft.job.payload.len(), Arc::clone(submission));
         let compare = move || job.differences(&submission.draft.job);
         self.offload.run(tenant, bytes, deadline, compare).await.map_err(DatabaseError::Shed)
     }
 
+    /// A job as it was submitted, which may be large, and the place that its reader has meanwhile.
     async fn submitted(
         &self,
         tenant: TenantId,
         id: JobId,
         deadline: Instant,
-    ) -> Result<Option<Found<(NewJob, chrono::DateTime<chrono::Utc>)>>, DatabaseError> {
+    ) -> Result<(OwnedSemaphorePermit, Option<Submitted>), DatabaseError> {
+        let place = timeout_at(deadline, self.readers.acquire(tenant, 1)).await;
+        let place = place.map_err(|_| DatabaseError::Shed(Shed::TenantWaited))?;
         let find = async |connection: &mut _| jobs::queries::find_submitted(connection, tenant, id).await;
-        self.engine.pool().read(tenant, deadline, find).await
+        Ok((place, self.engine.pool().read(tenant, deadline, find).await?))
     }
 }

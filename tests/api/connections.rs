@@ -1,7 +1,7 @@
 //! What one client may keep of the server by the way it sends and reads: connections, memory, CPU and log lines.
 
 use hapax::access::Scope;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::harness::{Ledger, NO_QUOTAS, RawConnection, Server, job};
 
@@ -58,6 +58,41 @@ async fn a_chunked_body_that_ends_keeps_the_connection() {
     assert_eq!(connection.answer().await.status, 404);
     connection.write_head("GET /healthz", &[]).await;
     assert_eq!(connection.answer().await.status, 200);
+}
+
+#[tokio::test]
+async fn a_broken_chunk_is_answered_although_the_token_has_to_be_looked_up() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let head = format!(
+        "POST /jobs HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {}\r\nidempotency-key: k\r\n\
+         content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n",
+        ledger.token
+    );
+    let mut connection = server.raw().await;
+    connection.write(format!("{head}no size\r\n").as_bytes()).await;
+    connection.answer().await.is_problem(400, "broken-body");
+}
+
+#[tokio::test]
+async fn requests_that_are_sent_behind_one_with_a_body_are_all_answered() {
+    const BEHIND: usize = 3000;
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let body = job(1).to_string();
+    for (framing, body) in [
+        (format!("content-length: {}", body.len()), body.clone()),
+        ("transfer-encoding: chunked".to_owned(), format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len())),
+    ] {
+        let mut connection = server.raw().await;
+        connection.write_head("POST /jobs", &[b"idempotency-key: k", ENDLESS[0], framing.as_bytes()]).await;
+        let heads = "GET /healthz HTTP/1.1\r\nhost: a-name-that-makes-it-longer\r\n\r\n".repeat(BEHIND);
+        connection.write_while_reading((body + &heads).into_bytes());
+        assert!([200, 201].contains(&connection.answer().await.status), "{framing}");
+        for _ in 0..BEHIND {
+            assert_eq!(connection.answer().await.status, 200, "{framing}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -240,6 +275,43 @@ async fn a_large_body_costs_its_token_as_much_as_many_requests() {
     let body = large.to_string();
     chunked.write(format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len()).as_bytes()).await;
     chunked.answer().await.is_problem(429, "quota-exceeded");
+}
+
+#[tokio::test]
+async fn a_chunked_body_costs_its_token_what_has_arrived_although_it_breaks_off() {
+    let ledger = Ledger::new().await;
+    let settings = [("HAPAX__QUOTA__REQUESTS_PER_SECOND", "1"), ("HAPAX__QUOTA__REQUESTS_BURST", "40")];
+    let server = ledger.serve_with(&settings).await;
+    assert_eq!(server.submit("small", job(1)).await.status, 201);
+    let mut chunked = server.raw().await;
+    chunked.write_head("POST /jobs", &[b"idempotency-key: c", ENDLESS[0], ENDLESS[1]]).await;
+    let part = " ".repeat(32 * 16 * 1024);
+    chunked.write(format!("{:x}\r\n{part}\r\nno size\r\n", part.len()).as_bytes()).await;
+    chunked.answer().await.is_problem(400, "broken-body");
+    server.submit("large", large_job(10 * 16 * 1024)).await.is_problem(429, "quota-exceeded");
+}
+
+#[tokio::test]
+async fn an_answer_of_a_batch_stays_within_the_memory_that_is_reserved_for_it() {
+    const LINE_BYTES_MAX: usize = 2048;
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let member = |n: usize| format!("{n:02}{}", "\u{1}".repeat(200));
+    let with_members = |value: &str| {
+        let payload: Map<String, Value> = (0..30).map(|n| (member(n), value.into())).collect();
+        json!({ "type": "\"".repeat(128), "queue": "\\".repeat(128), "payload": payload })
+    };
+    let made = server.submit("k", with_members("first")).await;
+    assert_eq!(made.status, 201, "{made:?}");
+    let line = |key: &str, job: Value| json!({ "idempotency_key": key, "job": job }).to_string();
+    let mut lines: Vec<String> = (0..20).map(|_| line("k", with_members("other"))).collect();
+    lines.push(line("long-names", with_members("third")));
+    let answer = server.submit_batch(lines.join("\n")).await;
+    let longest = answer.body.split(|byte| *byte == b'\n').map(<[u8]>::len).max().unwrap();
+    assert!((1024..=LINE_BYTES_MAX).contains(&longest), "{longest}");
+    let items = answer.items();
+    let told = items.iter().filter(|item| item.status == 422 && item.json()["pointers"].is_array()).count();
+    assert_eq!((told, items[20].status), (10, 201));
 }
 
 #[tokio::test]

@@ -12,11 +12,17 @@ pub struct RawConnection {
     stream: TcpStream,
     token: String,
     unread: Vec<u8>,
+    unwritten: Vec<u8>,
 }
 
 impl RawConnection {
     pub async fn open(address: SocketAddr, token: &str) -> Self {
-        Self { stream: TcpStream::connect(address).await.unwrap(), token: token.to_owned(), unread: Vec::new() }
+        Self {
+            stream: TcpStream::connect(address).await.unwrap(),
+            token: token.to_owned(),
+            unread: Vec::new(),
+            unwritten: Vec::new(),
+        }
     }
 
     /// `POST /jobs` with these header lines and this body; the token and the host go with it.
@@ -52,6 +58,11 @@ impl RawConnection {
         }
     }
 
+    /// Has these bytes written while answers are read: either side may have to wait for the other.
+    pub fn write_while_reading(&mut self, bytes: Vec<u8>) {
+        self.unwritten = bytes;
+    }
+
     /// Reads one answer with a Content-Length.
     pub async fn answer(&mut self) -> Answer {
         in_time("an answer", self.read_answer()).await
@@ -67,7 +78,12 @@ impl RawConnection {
     pub async fn open_with_small_buffer(address: SocketAddr, token: &str) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
-        Self { stream: socket.connect(address).await.unwrap(), token: token.to_owned(), unread: Vec::new() }
+        Self {
+            stream: socket.connect(address).await.unwrap(),
+            token: token.to_owned(),
+            unread: Vec::new(),
+            unwritten: Vec::new(),
+        }
     }
 
     /// Whether the server has reset the connection, even if there are bytes to read before that.
@@ -116,7 +132,15 @@ impl RawConnection {
 
     async fn read_more(&mut self) {
         let mut chunk = [0; 4096];
-        let length = self.stream.read(&mut chunk).await.unwrap();
+        let (mut reader, mut writer) = self.stream.split();
+        let length = loop {
+            tokio::select! {
+                read = reader.read(&mut chunk) => break read.unwrap(),
+                written = writer.write(&self.unwritten), if !self.unwritten.is_empty() => {
+                    self.unwritten.drain(..written.unwrap());
+                }
+            }
+        };
         assert!(length > 0, "closed without an answer, after {:?}", String::from_utf8_lossy(&self.unread));
         self.unread.extend_from_slice(&chunk[..length]);
     }

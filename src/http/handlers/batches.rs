@@ -1,6 +1,6 @@
 //! `POST /jobs/batch`: many submissions in one request, each of which is a `POST /jobs`.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -35,8 +35,12 @@ const ITEMS_MAX: usize = 1000;
 /// What a line may have around the job: a key, with every character escaped, and the members' names.
 const ENVELOPE_BYTES_MAX: usize = 4096;
 
-/// What an item's answer takes, about.
-const ANSWER_BYTES: usize = 1024;
+/// What an item's answer takes at most. A job's takes less, whatever its names are.
+const ANSWER_BYTES_MAX: usize = 2048;
+
+/// How many items are told where they differ from the first request with their key. For each, the job of that request
+/// is read, however large it is.
+const COMPARED_MAX: usize = 10;
 
 /// How much of a batch is read at once.
 const READ_AT_ONCE_BYTES: usize = 64 * 1024;
@@ -87,13 +91,17 @@ pub async fn submit(
         time_to_live,
     };
     let items = read(&request, &app, &reader, body).await?;
-    // An item that is carried out is charged as a submission. One that is refused costs a request, for its answer.
-    let refused = items.iter().filter(|item| matches!(item, Item::Refused(_))).count();
-    charge_requests(&app, &request, refused)?;
-    let answer_bytes = app.body_memory.hold(caller.tenant, items.len() * ANSWER_BYTES)?;
+    let answer_bytes = app.body_memory.hold(caller.tenant, items.len() * ANSWER_BYTES_MAX)?;
     request.extensions_mut().insert(AnswerBytes(answer_bytes));
     let is_too_old = first_sent.is_too_old(time_to_live, Deadline::of(&request));
-    let batch = Batch { request: &request, app: &app, request_id: &request_id, is_too_old, tally: RefCell::default() };
+    let batch = Batch {
+        request: &request,
+        app: &app,
+        request_id: &request_id,
+        is_too_old,
+        compared: Cell::new(0),
+        tally: RefCell::default(),
+    };
     let (one_by_one, in_batches): (Vec<_>, Vec<_>) =
         by_key(items).into_iter().partition(|items| asks_to_be_unique(items));
     let share = app.intake.share();
@@ -105,7 +113,8 @@ pub async fn submit(
             .await;
     batch.tally.into_inner().record();
     lines.sort_unstable_by_key(|(number, _)| *number);
-    let text: Vec<u8> = lines.into_iter().flat_map(|(_, line)| line).collect();
+    let lines: Vec<Vec<u8>> = lines.into_iter().map(|(_, line)| line).collect();
+    let text = lines.concat();
     Ok(HttpResponse::Ok().content_type(JsonLines::NAME).body(text))
 }
 
@@ -130,7 +139,10 @@ async fn read(
         let read = move || -> Vec<Item> {
             some.into_iter().map(|line| reader.read(line).unwrap_or_else(Item::Refused)).collect()
         };
-        items.extend(app.offload.run(tenant, bytes, Deadline::of(request), read).await?);
+        let some = app.offload.run(tenant, bytes, Deadline::of(request), read).await?;
+        // An item that is carried out is charged as a submission. One that is refused costs a request, for its answer.
+        charge_requests(app, request, some.iter().filter(|item| matches!(item, Item::Refused(_))).count())?;
+        items.extend(some);
     }
 }
 
@@ -205,6 +217,8 @@ struct Batch<'a> {
     request_id: &'a RequestId,
     /// By [`FirstSent::is_too_old`], of every item.
     is_too_old: bool,
+    /// How many items were compared with the first request of their key.
+    compared: Cell<usize>,
     tally: RefCell<Tally>,
 }
 
@@ -248,10 +262,15 @@ impl Batch<'_> {
             Ok(()) => submit_within_quota(self.request, self.app, submission).await,
             Err(exceeded) => Err(exceeded),
         };
-        let submitted: Result<Performed<Infallible>, KeyedError> = match submitted {
+        let mut submitted: Result<Performed<Infallible>, KeyedError> = match submitted {
             Ok(submitted) => submitted,
             Err(problem) => return (KeyedOutcome::Refused, Err(problem)),
         };
+        if let Err(reused @ KeyedError::KeyReused { .. }) = &mut submitted
+            && self.compared.replace(self.compared.get() + 1) < COMPARED_MAX
+        {
+            self.app.intake.compare(submission, reused, Deadline::of(self.request)).await;
+        }
         let noted = keyed::outcome(&submitted);
         let done = match submitted {
             Ok(Performed::First(outcome)) => Ok(Done { status: outcome.answer.status, replayed: false, outcome }),
@@ -289,8 +308,8 @@ impl Batch<'_> {
     }
 
     fn line(&self, item: usize, done: Result<Done, Problem>) -> Vec<u8> {
-        let mut text = match done {
-            Ok(Done { status, replayed, outcome }) => serde_json::to_vec(&ItemAnswer {
+        match done {
+            Ok(Done { status, replayed, outcome }) => text_line(&ItemAnswer {
                 item,
                 status: status.unsigned_abs(),
                 location: outcome.answer.location.as_deref().map(|path| self.app.public(path)),
@@ -300,7 +319,7 @@ impl Batch<'_> {
                 job: Some(serde_json::from_slice(&outcome.answer.body).expect("what is stored is JSON")),
                 ..ItemAnswer::default()
             }),
-            Err(problem) => serde_json::to_vec(&ItemAnswer {
+            Err(problem) => problem_line(&mut ItemAnswer {
                 item,
                 status: problem.status().as_u16(),
                 retry_after: problem.retry_after(),
@@ -308,9 +327,25 @@ impl Batch<'_> {
                 ..ItemAnswer::default()
             }),
         }
-        .expect("a line's members all have a JSON form");
-        text.push(b'\n');
-        text
+    }
+}
+
+fn text_line(answer: &ItemAnswer<'_>) -> Vec<u8> {
+    let mut text = serde_json::to_vec(answer).expect("a line's members all have a JSON form");
+    text.push(b'\n');
+    text
+}
+
+/// Leaves pointers out that make the line longer than there is memory reserved for.
+fn problem_line(answer: &mut ItemAnswer<'_>) -> Vec<u8> {
+    loop {
+        let text = text_line(answer);
+        let pointers = answer.problem.as_mut().map(|problem| &mut problem.pointers);
+        match pointers.filter(|pointers| text.len() > ANSWER_BYTES_MAX && !pointers.is_empty()) {
+            // Half of them at a time: most lines are short, and a few tries are cheap.
+            Some(pointers) => pointers.truncate(pointers.len() / 2),
+            None => return text,
+        }
     }
 }
 

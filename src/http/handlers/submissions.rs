@@ -46,10 +46,14 @@ pub async fn submit(
             let time_to_live = app.time_to_live(&caller);
             let submission = Arc::new(Submission::mint(key, fingerprint, job, request_id, time_to_live));
             let deadline = Deadline::of(&request);
-            match first_sent.is_too_old(time_to_live, deadline) {
+            let mut submitted = match first_sent.is_too_old(time_to_live, deadline) {
                 true => only_replayed(app.intake.find_outcome(&submission, deadline).await)?,
                 false => submit_within_quota(&request, &app, &submission).await?,
+            };
+            if let Err(error) = &mut submitted {
+                app.intake.compare(&submission, error, deadline).await;
             }
+            submitted
         }
     };
     finish(&request, &app, submitted)
