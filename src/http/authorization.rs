@@ -13,7 +13,12 @@ use super::extractors::Deadline;
 use super::quotas::{charge, charge_many};
 use super::{App, Problem, Unauthenticated};
 use crate::access::{Caller, Recalled, Scope, TokenDigest};
+use crate::ids::TenantId;
 use crate::telemetry::Facts;
+
+/// Whose token a request bears, whether or not it was admitted.
+#[derive(Clone, Copy)]
+pub struct VerifiedTenant(pub TenantId);
 
 /// Lets a request through if its token is valid and has `scope`, and there is room for it; the handler then finds the
 /// [`Caller`].
@@ -48,6 +53,7 @@ async fn admit<'a>(app: &'a App, scope: Scope, request: &ServiceRequest) -> Resu
         Recalled::Nothing => (app.verifier.verify(digest, deadline).await?, None),
     };
     Facts::current().note("tenant", &caller.tenant_name);
+    request.extensions_mut().insert(VerifiedTenant(caller.tenant));
     if !caller.scopes.contains(scope) {
         return Err(Problem::MissingScope(scope));
     }

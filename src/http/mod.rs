@@ -20,6 +20,7 @@ mod parameters;
 mod problem;
 mod quotas;
 mod readiness;
+mod refused_lines;
 
 pub use admission::Admission;
 pub use body_memory::BodyMemory;
@@ -29,6 +30,7 @@ pub use observation::observe;
 pub use outgoing::PIECE_BYTES;
 pub use problem::{Problem, Unauthenticated};
 pub use readiness::Readiness;
+pub use refused_lines::RefusedLines;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,6 +68,7 @@ pub struct App {
     pub body_memory: BodyMemory,
     /// Where large texts are worked on.
     pub offload: Arc<Offload>,
+    pub refused_lines: RefusedLines,
     /// How long a key lives, unless its tenant has a time of its own.
     pub time_to_live: Duration,
     /// What every URL of the service in an answer begins with; empty: they are relative.

@@ -12,6 +12,7 @@ use actix_web::middleware::Next;
 use actix_web::{HttpMessage, HttpRequest, web};
 use tokio::time::Instant;
 
+use super::authorization::VerifiedTenant;
 use super::body::Leftover;
 use super::body_memory::{AnswerBytes, HeldBytes};
 use super::connection::ConnectionState;
@@ -155,8 +156,20 @@ fn report(
     let duration_ms = (duration.as_secs_f64() * 1e6).round() / 1e3;
     if PROBES.contains(&route) && code.is_none() {
         tracing::debug!(status, duration_ms, "answered");
-    } else {
-        tracing::info!(status, code = code.map(display), duration_ms, "answered");
+        return;
+    }
+    if let Some(left_out) = lines_left_out(app, response.request()) {
+        let lines_left_out = (left_out > 0).then_some(left_out);
+        tracing::info!(status, code = code.map(display), duration_ms, lines_left_out, "answered");
+    }
+}
+
+/// How many lines were left out before that of this request; `None` if its own is left out.
+fn lines_left_out(app: &App, request: &HttpRequest) -> Option<u64> {
+    let extensions = request.extensions();
+    match extensions.get::<Caller>() {
+        Some(_admitted) => Some(0),
+        None => app.refused_lines.admit(extensions.get::<VerifiedTenant>().map(|verified| verified.0)),
     }
 }
 

@@ -25,7 +25,7 @@ use crate::access::{Lives, Quota, Rate, UseTimes, Verifier};
 use crate::changes::Changes;
 use crate::configuration::{self, Configuration};
 use crate::database::{self, Lane, SharedPool};
-use crate::http::{self, Admission, App, BodyMemory, Limits, Quotas, Readiness, Watched};
+use crate::http::{self, Admission, App, BodyMemory, Limits, Quotas, Readiness, RefusedLines, Watched};
 use crate::idempotency::purger::{self, Pace};
 use crate::idempotency::{Engine, Replays, Terms};
 use crate::intake::{Bounds, Intake};
@@ -195,6 +195,7 @@ fn compose(configuration: &Configuration, lanes: &Lanes, use_times: UseTimes, me
         admission: Admission::new(server.requests_in_flight, server.requests_in_flight_per_tenant),
         body_memory: BodyMemory::new(server.body_bytes_in_flight, server.body_bytes_in_flight_per_tenant),
         offload,
+        refused_lines: RefusedLines::default(),
         time_to_live: idempotency.time_to_live,
         public_url: server.public_url.as_ref().map(ToString::to_string).unwrap_or_default(),
     }

@@ -3,7 +3,7 @@
 use hapax::access::Scope;
 use serde_json::{Map, Value, json};
 
-use crate::harness::{Ledger, NO_QUOTAS, RawConnection, Server, job};
+use crate::harness::{Ledger, NO_QUOTAS, RawConnection, Server, job, until};
 
 const ENDLESS: [&[u8]; 2] = [b"content-type: application/json", b"transfer-encoding: chunked"];
 
@@ -345,4 +345,33 @@ async fn lines_of_a_batch_are_read_as_they_arrive() {
     let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
     assert_eq!(statuses, [201, 201, 413, 201, 201]);
     ledger.is_whole_with(4).await;
+}
+
+#[tokio::test]
+async fn requests_that_are_not_admitted_write_some_lines_and_count_the_others() {
+    const SENT: usize = 4000;
+    const REQUEST: &[u8] = b"GET /jobs HTTP/1.1\r\nhost: test\r\n\r\n";
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let mut connection = server.raw().await;
+    connection.write_while_reading(REQUEST.repeat(SENT));
+    for _ in 0..SENT {
+        assert_eq!(connection.answer().await.status, 401);
+    }
+    let mut sent = SENT;
+    until("the log accounts for all", async || {
+        connection.write(REQUEST).await;
+        connection.answer().await;
+        sent += 1;
+        let log = server.log_text();
+        let refused: Vec<&str> = log.lines().filter(|line| line.contains(r#""code":"unauthenticated""#)).collect();
+        let left_out = refused
+            .iter()
+            .filter(|line| line.contains("lines_left_out"))
+            .map(|line| serde_json::from_str::<Value>(line).unwrap()["lines_left_out"].as_u64().unwrap() as usize);
+        let accounted = refused.len() + left_out.sum::<usize>();
+        assert!(accounted <= sent, "{accounted} of {sent}");
+        (refused.len() < SENT && accounted >= SENT).then_some(())
+    })
+    .await;
 }
