@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hapax::access::Token;
+use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -12,10 +13,13 @@ use crate::Row;
 use crate::bodies::read_status;
 use crate::field::Field;
 use crate::harness::{Client, job};
+use crate::memory::Memory;
 use crate::neighbour::{self, Call, statuses};
 
 /// How long an attack with requests lasts.
 const LASTS: Duration = Duration::from_secs(8);
+/// Of a body that is nearly as large as it may be.
+const BODY_BYTES: usize = 1_040_000;
 
 /// Heads of batches with tokens that nobody has seen, while another transaction locks the table of tokens. The
 /// neighbour's token is remembered.
@@ -89,18 +93,48 @@ pub async fn queues(field: &Field) -> Vec<Row> {
     rows
 }
 
-/// Bodies that cost more to parse than any other of their length.
+/// Bodies as large as they may be, of many small numbers.
 pub async fn parsing(field: &Field) -> Row {
-    const CLIENTS: usize = 8;
-    const BODY_BYTES: usize = 1_040_000;
     let body: Arc<str> = format!(r#"{{"type":"t","payload":[{}0]}}"#, "1,".repeat(BODY_BYTES / 2)).into();
+    posts(field, move |client, n| client.post_jobs(&format!("numbers-{n}"), &body)).await
+}
+
+/// Bodies as large as they may be, of empty lines.
+pub async fn empty_lines(field: &Field) -> Row {
+    let body: Arc<str> = "\n".repeat(BODY_BYTES).into();
+    posts(field, move |client, _| client.post_jobs("empty-lines", &body)).await
+}
+
+/// Batches of short lines whose keys stand for jobs as large as they may be.
+pub async fn taken_keys(field: &Field) -> Row {
+    const KEYS: usize = 40;
+    let large = json!({ "type": "t", "payload": "x".repeat(BODY_BYTES) });
+    let mut lines = String::new();
+    for key in (0..KEYS).map(|n| format!("taken-{n}")) {
+        assert_eq!(field.server.submit(&key, &large).await.status, 201);
+        let item = json!({ "idempotency_key": key, "job": { "type": "t", "payload": 1 } });
+        lines += &format!("{item}\n").repeat(4);
+    }
+    posts(field, move |client, _| {
+        let request = client.request("POST", "/jobs/batch").header("content-type", "application/x-ndjson");
+        request.body(lines.clone())
+    })
+    .await
+}
+
+/// A few clients that send such requests, one after the other.
+async fn posts(
+    field: &Field,
+    request: impl Fn(&Client, u64) -> reqwest::RequestBuilder + Clone + Send + Sync + 'static,
+) -> Row {
+    const CLIENTS: usize = 8;
     let before = neighbour::before(&field.neighbour, &Call::SmallPost).await;
-    let request = move |client: &Client, n: u64| client.post_jobs(&format!("numbers-{n}"), &body);
+    let memory = Memory::of(field.server.process());
     let attack = send_all_the_time(&field.server, CLIENTS, request);
     let (during, answers) = neighbour::during(&field.neighbour, &Call::SmallPost, attack).await;
     Row {
         attack: format!("{CLIENTS} clients, {} s", LASTS.as_secs()),
-        result: format!("attacker: {}", statuses(&answers)),
+        result: format!("{} more than {}; attacker: {}", memory.growth(), memory.before(), statuses(&answers)),
         neighbour: Some([before.text(), during.text()]),
     }
 }

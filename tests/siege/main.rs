@@ -33,13 +33,15 @@ pub struct Row {
     pub neighbour: Option<[String; 2]>,
 }
 
-const ATTACKS: [(&str, &str); 7] = [
+const ATTACKS: [(&str, &str); 9] = [
     ("slow-readers", "connections without a token that hardly read the answer they asked for"),
     ("chunked-bodies", "bodies without a token that never end"),
     ("large-batches", "many batches of 16 MiB at once, of one token"),
     ("unknown-tokens", "batch heads with random tokens while token look-ups stall"),
     ("queues", "GET /queues over queues of 10,001 jobs"),
     ("parsing", "1 MiB arrays of small numbers"),
+    ("empty-lines", "1 MiB bodies of empty lines"),
+    ("taken-keys", "small batches whose keys stand for jobs of 1 MB"),
     ("log-lines", "batches of invalid lines"),
 ];
 /// Longer than any attack lasts; only a defect takes as long.
@@ -84,6 +86,8 @@ async fn attack(name: &str, postgres: &OwnPostgres, size: Size) -> Vec<Row> {
         "unknown-tokens" => fairness::unknown_tokens(&field).await,
         "queues" => fairness::queues(&field).await,
         "parsing" => vec![fairness::parsing(&field).await],
+        "empty-lines" => vec![fairness::empty_lines(&field).await],
+        "taken-keys" => vec![fairness::taken_keys(&field).await],
         _ => vec![logs::lines(&field).await],
     }
 }
