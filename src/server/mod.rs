@@ -35,7 +35,7 @@ use database_connection::await_database;
 use serving::{serve_api, serve_operations};
 use tasks::Tasks;
 
-/// For saying goodbye to the database, when nothing but a statement of the probes can still be under way.
+/// For saying goodbye to the database, when nothing but a statement of a probe or of a scrape can still be under way.
 const LAST_CALL: Duration = Duration::from_secs(2);
 
 /// Serves until `shutdown`, then lets accepted requests finish.
@@ -60,7 +60,7 @@ pub async fn run(
     let app = web::Data::new(compose(configuration, &lanes, use_times.clone(), &metrics));
 
     let (address, operations_address) = (listeners.api.local_addr()?, listeners.operations_address()?);
-    let watched = Watched { lanes: lanes.all().to_vec(), probes: lanes.probes.clone() };
+    let watched = Watched { lanes: lanes.all().to_vec(), scrapes: lanes.metrics.clone() };
     let operations = listeners
         .operations
         .map(|listener| serve_operations(configuration, listener, app.clone(), watched))
@@ -138,11 +138,17 @@ struct Lanes {
     access: Lane,
     /// For housekeeping: the purger, and when tokens were last used.
     purge: Lane,
-    /// Readiness and what `/metrics` asks: nobody waits behind a statement of the service's own.
+    /// For readiness alone: a probe never waits for a connection that another statement holds.
     probes: Lane,
+    /// For what `/metrics` asks. A scrape gives up after a second, but its statement keeps the connection until it ends.
+    /// So it must use neither that of the probes, which would answer 503, nor that of the purger, whose round would fail.
+    metrics: Lane,
 }
 
 impl Lanes {
+    /// Connections of the pools whose size no setting changes: access, purge, probes, metrics.
+    const FIXED: usize = Verifier::CONNECTIONS + 3;
+
     fn new(settings: &database::Settings, configuration: &Configuration, metrics: &Metrics) -> Self {
         let lane = |name, connections| Lane::new(name, settings.clone(), connections, metrics.clone());
         Self {
@@ -152,12 +158,13 @@ impl Lanes {
             access: lane("access", Verifier::CONNECTIONS),
             purge: lane("purge", 1),
             probes: lane("probes", 1),
+            metrics: lane("metrics", 1),
         }
     }
 
-    fn all(&self) -> [Lane; 6] {
-        let Self { writers, intake, reads, access, purge, probes } = self;
-        [writers, intake, reads, access, purge, probes].map(Lane::clone)
+    fn all(&self) -> [Lane; 7] {
+        let Self { writers, intake, reads, access, purge, probes, metrics } = self;
+        [writers, intake, reads, access, purge, probes, metrics].map(Lane::clone)
     }
 }
 

@@ -18,8 +18,7 @@ use rustix::net::sockopt::set_socket_linger;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpStream;
 
-use super::LAST_CALL;
-use crate::access::Verifier;
+use super::{LAST_CALL, Lanes};
 use crate::configuration::{Configuration, Server};
 use crate::http::{self, App, Connection, ConnectionDeadlines, PIECE_BYTES, Watched};
 use crate::metrics::CountedConnection;
@@ -113,9 +112,12 @@ fn connections(configuration: &Configuration, workers: usize) -> anyhow::Result<
     const OF_A_WORKER: usize = 4;
     let (server, to_database) = (
         &configuration.server,
-        configuration.intake.writers + configuration.intake.connections + configuration.database.connections,
+        configuration.intake.writers
+            + configuration.intake.connections
+            + configuration.database.connections
+            + Lanes::FIXED,
     );
-    let reserve = RESERVE + OF_A_WORKER * workers + OPERATIONS_CONNECTIONS + Verifier::CONNECTIONS + 2 + to_database;
+    let reserve = RESERVE + OF_A_WORKER * workers + OPERATIONS_CONNECTIONS + to_database;
     let left = raise_descriptor_limit().saturating_sub(reserve);
     let wanted = if server.connections == 0 { Server::CONNECTIONS_MAX.min(left) } else { server.connections };
     if left < wanted.max(1) {

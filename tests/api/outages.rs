@@ -261,6 +261,7 @@ async fn a_slow_link_leaves_a_replica_ready_and_its_connections_open() {
     let server = ledger.serve_through(&proxy, &[("HAPAX__PURGE__INTERVAL", "1h")]).await;
     // Every lane gets its connection.
     server.until_status("/readyz", 200).await;
+    server.metrics_text().await;
     let sessions = ledger.sessions().await;
     proxy.delay_answers(Duration::from_millis(450));
     for _ in 0..6 {
@@ -269,6 +270,21 @@ async fn a_slow_link_leaves_a_replica_ready_and_its_connections_open() {
     }
     ledger.until_idle().await;
     assert_eq!(ledger.sessions().await, sessions, "none was closed, and none opened");
+}
+
+#[tokio::test]
+async fn a_scrape_whose_statement_hangs_leaves_a_replica_ready() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__PURGE__INTERVAL", "1h")]).await;
+    let locked = ledger.lock_table("idempotency_keys", "access exclusive").await;
+    let scraped = server.metrics_text().await;
+    assert!(scraped.contains("hapax_purge_lag_seconds NaN"), "{scraped}");
+    ledger.until_waiting(1).await;
+    // A probe without a connection answers with the last result at first, and 503 once its own look has failed.
+    for _ in 0..6 {
+        assert_eq!(server.get("/readyz").await.status, 200, "{}", server.log_text());
+    }
+    locked.roll_back().await;
 }
 
 #[tokio::test]

@@ -60,7 +60,8 @@ pub async fn openapi(app: web::Data<App>, _: NoParameters) -> HttpResponse {
 /// What `/metrics` reads when it is asked.
 pub struct Watched {
     pub lanes: Vec<Lane>,
-    pub probes: Lane,
+    /// For what a scrape asks the database.
+    pub scrapes: Lane,
 }
 
 /// `GET /metrics`, on an address of its own.
@@ -74,13 +75,13 @@ pub async fn metrics(app: web::Data<App>, watched: web::Data<Watched>) -> HttpRe
     metrics.read_intake_queue(app.intake.level());
     metrics.read_replay_cache(app.replays.level());
     metrics.read_ready(app.readiness.check().await.is_ok());
-    metrics.read_purge_lag(purge_lag(&watched.probes).await);
+    metrics.read_purge_lag(purge_lag(&watched.scrapes).await);
     HttpResponse::Ok().content_type("application/openmetrics-text; version=1.0.0; charset=utf-8").body(metrics.encode())
 }
 
 /// `None` where the database does not say: a scrape should not wait for one that is in trouble.
-async fn purge_lag(probes: &Lane) -> Option<Duration> {
+async fn purge_lag(scrapes: &Lane) -> Option<Duration> {
     const DEADLINE: Duration = Duration::from_secs(1);
     let deadline = Instant::now() + DEADLINE;
-    probes.read(deadline, async |connection| idempotency::queries::purge_lag(connection).await).await.ok()
+    scrapes.read(deadline, async |connection| idempotency::queries::purge_lag(connection).await).await.ok()
 }
