@@ -12,7 +12,7 @@ mod verifier;
 pub use quota::{Charge, Policy, Quota, Rate, Standing};
 pub use token::{InvalidTokenName, Scope, Scopes, Token, TokenDigest, TokenName, UnknownScope};
 pub use use_times::UseTimes;
-pub use verifier::{Lives, Recalled, Rejection, Verifier};
+pub use verifier::{Lives, Recalled, Rejection, TokenPools, Verifier};
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;

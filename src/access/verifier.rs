@@ -53,10 +53,10 @@ pub struct Lives {
 
 /// Remembers what the database said of tokens, and asks it in batches.
 ///
-/// Tokens that were valid once are looked up apart from those that were never seen, on a connection of their own, and
-/// unknown digests are remembered apart: so a flood of random tokens neither evicts a caller nor delays one.
+/// Tokens that were valid once are looked up apart from those that were never seen, in a connection pool of their own,
+/// and unknown digests are remembered apart: so a flood of random tokens neither evicts a caller nor delays one.
 pub struct Verifier {
-    lane: Lane,
+    pools: TokenPools,
     lives: Lives,
     known: Cache<TokenDigest, Verified>,
     unknown: Cache<TokenDigest, Instant>,
@@ -66,6 +66,18 @@ pub struct Verifier {
     unverified: Semaphore,
     use_times: UseTimes,
     metrics: Metrics,
+}
+
+/// The connections for looking up tokens, which nothing else uses.
+///
+/// A statement that is given up after [`LOOK_UP_DEADLINE`] keeps its connection until it ends. With one pool for both, two
+/// such statements for tokens that nobody has seen would leave none for a renewal.
+#[derive(Clone)]
+pub struct TokenPools {
+    /// For tokens that were valid once.
+    pub known: Lane,
+    /// For tokens that this replica has never seen.
+    pub unknown: Lane,
 }
 
 #[derive(Clone)]
@@ -89,13 +101,10 @@ const UNKNOWN_MAX: usize = 100_000;
 const UNVERIFIED_MAX: usize = 1000;
 
 impl Verifier {
-    /// What its lane should have: one connection for tokens that were known, one for those never seen.
-    pub const CONNECTIONS: usize = 2;
-
-    /// `lane` is for the verifier alone. Nothing is looked up until [`Verifier::run`] runs.
-    pub fn new(lane: Lane, lives: Lives, use_times: UseTimes, metrics: Metrics) -> Self {
+    /// Nothing is looked up until [`Verifier::run`] runs.
+    pub fn new(pools: TokenPools, lives: Lives, use_times: UseTimes, metrics: Metrics) -> Self {
         Self {
-            lane,
+            pools,
             lives,
             known: Cache::new(KNOWN_MAX),
             unknown: Cache::new(UNKNOWN_MAX),
@@ -109,7 +118,7 @@ impl Verifier {
 
     /// Sends the look-ups until [`Verifier::close`].
     pub async fn run(&self) {
-        tokio::join!(self.send(&self.renewals), self.send(&self.first_lookups));
+        tokio::join!(self.send(&self.renewals, &self.pools.known), self.send(&self.first_lookups, &self.pools.unknown));
     }
 
     /// Takes no more look-ups; what was taken is answered.
@@ -142,7 +151,7 @@ impl Verifier {
         let answer = self.renewals.ask(digest);
         if let Some(known) = &honoured {
             let failed = known.renewal_failed.is_some_and(|at| at.elapsed() < FAILURE_LIFE);
-            if failed || self.lane.refuses() {
+            if failed || self.pools.known.refuses() {
                 return Ok(known.caller.clone());
             }
         }
@@ -158,25 +167,25 @@ impl Verifier {
     /// [`Rejection`], at `deadline` at the latest; at once if too many requests wait for such a look-up, or if the database
     /// has been away for long and another request is looking for it.
     pub async fn verify(&self, digest: TokenDigest, deadline: Instant) -> Answer {
-        if self.lane.refuses() && self.first_lookups.is_busy() {
+        if self.pools.unknown.refuses() && self.first_lookups.is_busy() {
             return Err(Rejection::Shed(Shed::Outage));
         }
         let _place = self.unverified.try_acquire().map_err(|_| Rejection::Shed(Shed::UnknownTokens))?;
         wait(self.first_lookups.ask(digest), deadline).await
     }
 
-    async fn send(&self, lookups: &Lookups) {
+    async fn send(&self, lookups: &Lookups, pool: &Lane) {
         while let Some(digests) = lookups.next_batch().await {
-            self.look_up(&digests, lookups).await;
+            self.look_up(&digests, lookups, pool).await;
         }
     }
 
-    async fn look_up(&self, digests: &[TokenDigest], lookups: &Lookups) {
+    async fn look_up(&self, digests: &[TokenDigest], lookups: &Lookups, pool: &Lane) {
         // Taken before the question is asked: the answer may be as old as that.
         let since = Instant::now();
         let asked = digests.to_vec();
         let find = async move |connection: &mut _| queries::find_callers(connection, &asked).await;
-        match self.lane.read(since + LOOK_UP_DEADLINE, find).await {
+        match pool.read(since + LOOK_UP_DEADLINE, find).await {
             Ok(mut callers) => {
                 for digest in digests {
                     let answer = callers.remove(digest).ok_or(Rejection::Unknown);

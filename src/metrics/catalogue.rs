@@ -268,7 +268,7 @@ pub(super) const DATABASE_CONNECTIONS: Description = Description {
     help: "Connections to PostgreSQL, by lane and state",
     meaning: "`busy` at the lane's limit for long: requests wait for a connection. One tenant uses at most half of intake and of \
               reads. Lanes: writers, intake, reads, \
-              access, purge, probes, metrics.",
+              known_tokens, unknown_tokens, purge, probes, metrics.",
 };
 
 pub(super) const DATABASE_CONNECTIONS_LIMIT: Description = Description {

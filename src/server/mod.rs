@@ -21,7 +21,7 @@ use futures_util::FutureExt;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::access::{Lives, Quota, Rate, UseTimes, Verifier};
+use crate::access::{Lives, Quota, Rate, TokenPools, UseTimes, Verifier};
 use crate::changes::Changes;
 use crate::configuration::{self, Configuration};
 use crate::database::{self, Lane, SharedPool};
@@ -135,7 +135,7 @@ struct Lanes {
     writers: Lane,
     intake: Lane,
     reads: Lane,
-    access: Lane,
+    tokens: TokenPools,
     /// For housekeeping: the purger, and when tokens were last used.
     purge: Lane,
     /// For readiness alone: a probe never waits for a connection that another statement holds.
@@ -146,8 +146,8 @@ struct Lanes {
 }
 
 impl Lanes {
-    /// Connections of the pools whose size no setting changes: access, purge, probes, metrics.
-    const FIXED: usize = Verifier::CONNECTIONS + 3;
+    /// Connections of the pools whose size no setting changes.
+    const FIXED: usize = 5;
 
     fn new(settings: &database::Settings, configuration: &Configuration, metrics: &Metrics) -> Self {
         let lane = |name, connections| Lane::new(name, settings.clone(), connections, metrics.clone());
@@ -155,16 +155,22 @@ impl Lanes {
             writers: lane("writers", configuration.intake.writers),
             intake: lane("intake", configuration.intake.connections),
             reads: lane("reads", configuration.database.connections),
-            access: lane("access", Verifier::CONNECTIONS),
+            tokens: TokenPools { known: lane("known_tokens", 1), unknown: lane("unknown_tokens", 1) },
             purge: lane("purge", 1),
             probes: lane("probes", 1),
             metrics: lane("metrics", 1),
         }
     }
 
-    fn all(&self) -> [Lane; 7] {
-        let Self { writers, intake, reads, access, purge, probes, metrics } = self;
-        [writers, intake, reads, access, purge, probes, metrics].map(Lane::clone)
+    /// Those that requests are served on.
+    fn serving(&self) -> [Lane; 5] {
+        let Self { writers, intake, reads, tokens, .. } = self;
+        [writers, intake, reads, &tokens.known, &tokens.unknown].map(Lane::clone)
+    }
+
+    fn all(&self) -> [Lane; 8] {
+        let Self { writers, intake, reads, tokens, purge, probes, metrics } = self;
+        [writers, intake, reads, &tokens.known, &tokens.unknown, purge, probes, metrics].map(Lane::clone)
     }
 }
 
@@ -181,7 +187,7 @@ fn compose(configuration: &Configuration, lanes: &Lanes, use_times: UseTimes, me
         replays,
         reads: SharedPool::new(lanes.reads.clone()),
         verifier: Verifier::new(
-            lanes.access.clone(),
+            lanes.tokens.clone(),
             Lives { cache: access.cache_life, outage: access.outage_life },
             use_times,
             metrics.clone(),
@@ -189,7 +195,7 @@ fn compose(configuration: &Configuration, lanes: &Lanes, use_times: UseTimes, me
         quotas: quotas(&configuration.quota, metrics),
         readiness: Readiness::new(
             lanes.probes.clone(),
-            vec![lanes.writers.clone(), lanes.intake.clone(), lanes.reads.clone(), lanes.access.clone()],
+            lanes.serving().to_vec(),
             database.allow_losing_acknowledged_jobs,
         ),
         metrics: metrics.clone(),

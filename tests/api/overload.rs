@@ -114,6 +114,32 @@ async fn requests_whose_token_is_not_verified_take_no_place() {
 }
 
 #[tokio::test]
+async fn look_ups_of_unseen_tokens_that_hang_leave_a_connection_to_known_tokens() {
+    let ledger = Ledger::new().await;
+    let url = ledger.url_of_ordinary_user().await;
+    let settings = [("HAPAX__ACCESS__CACHE_LIFE", "0s"), ("HAPAX__ACCESS__OUTAGE_LIFE", "0s")];
+    let server = Server::start(&url, &ledger.token, &settings).await;
+    assert_eq!(server.submit("key-1", job(1)).await.status, 201);
+    let unseen = ledger.tokens_for("acme", 2).await;
+    ledger
+        .execute(
+            "create function wait() returns boolean language plpgsql as \
+             $$ begin perform pg_advisory_xact_lock_shared(1); return true; end $$; \
+             update access_tokens set name = 'slow' where scopes = '{submit,read}'; \
+             create policy slow on access_tokens using (name is distinct from 'slow' or wait()); \
+             alter table access_tokens enable row level security",
+        )
+        .await;
+    let held = ledger.hold("select pg_advisory_xact_lock(1)").await;
+    for token in unseen {
+        assert_eq!(server.as_caller(&token).get("/jobs").await.status, 503);
+        ledger.until_waiting(1).await;
+    }
+    assert_eq!(server.submit("key-1", job(1)).await.status, 200);
+    held.roll_back().await;
+}
+
+#[tokio::test]
 async fn a_tenant_whose_reads_hang_leaves_connections_to_another() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[&PATIENT_STATEMENTS[..], &[("HAPAX__DATABASE__CONNECTIONS", "2")]].concat()).await;
