@@ -2,6 +2,7 @@
 //!
 //! Owns tenants, tokens, scopes, the verifier and quotas. It stores no token, only digests.
 
+mod failure_log;
 mod lookups;
 pub mod queries;
 mod quota;

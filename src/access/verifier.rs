@@ -7,27 +7,38 @@ use thiserror::Error;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
+use super::failure_log::FailureLog;
 use super::lookups::{Answer, Lookups};
 use super::{Caller, TokenDigest, UseTimes, queries};
 use crate::database::{DatabaseError, Lane};
 use crate::metrics::{Metrics, Shed, TokenLookup};
 
-/// Why a token admits nobody.
-#[derive(Clone, Debug, Error)]
+/// Why a token admits nobody. Where the database is at fault, the verifier has logged why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Rejection {
     #[error("the token is unknown, expired or revoked")]
     Unknown,
     /// The database did not say.
-    #[error("the token could not be verified: {0}")]
-    Unavailable(String),
-    #[error("the token could not be verified: the database's schema does not fit: {0}")]
-    Unfit(String),
+    #[error("the token could not be verified")]
+    Unavailable,
+    /// No answer came within [`LOOK_UP_DEADLINE`], or before the request's own deadline.
+    #[error("the token could not be verified in time")]
+    TimedOut,
+    #[error("the token could not be verified: the database's schema does not fit")]
+    Unfit,
     /// The database was not asked, to keep the rest going.
     #[error("{0}")]
     Shed(Shed),
     /// The look-up failed, and would again.
-    #[error("the token could not be verified: {0}")]
-    Failed(String),
+    #[error("the look-up of the token failed")]
+    Failed,
+}
+
+impl Rejection {
+    /// Whether the database may say something else in a moment, so that what it said before counts until then.
+    fn may_pass(self) -> bool {
+        matches!(self, Self::Unavailable | Self::TimedOut | Self::Shed(_))
+    }
 }
 
 /// What is known of a token without the database.
@@ -64,6 +75,7 @@ pub struct Verifier {
     first_lookups: Lookups,
     /// Requests whose token was never seen.
     unverified: Semaphore,
+    failures: FailureLog,
     use_times: UseTimes,
     metrics: Metrics,
 }
@@ -111,6 +123,7 @@ impl Verifier {
             renewals: Lookups::default(),
             first_lookups: Lookups::default(),
             unverified: Semaphore::new(UNVERIFIED_MAX),
+            failures: FailureLog::default(),
             use_times,
             metrics,
         }
@@ -156,7 +169,7 @@ impl Verifier {
             }
         }
         match (wait(answer, deadline).await, honoured) {
-            (Err(Rejection::Unavailable(_) | Rejection::Shed(_)), Some(known)) => Ok(known.caller),
+            (Err(rejection), Some(known)) if rejection.may_pass() => Ok(known.caller),
             (answer, _) => answer,
         }
     }
@@ -165,13 +178,19 @@ impl Verifier {
     ///
     /// # Errors
     /// [`Rejection`], at `deadline` at the latest; at once if too many requests wait for such a look-up, or if the database
-    /// has been away for long and another request is looking for it.
+    /// has been away for long and another request is looking for it. [`Rejection::Shed`] if no answer comes in time: a
+    /// stranger's request is not worth a log line.
     pub async fn verify(&self, digest: TokenDigest, deadline: Instant) -> Answer {
-        if self.pools.unknown.refuses() && self.first_lookups.is_busy() {
+        let pool = &self.pools.unknown;
+        if pool.refuses() && self.first_lookups.is_busy() {
             return Err(Rejection::Shed(Shed::Outage));
         }
         let _place = self.unverified.try_acquire().map_err(|_| Rejection::Shed(Shed::UnknownTokens))?;
-        wait(self.first_lookups.ask(digest), deadline).await
+        match wait(self.first_lookups.ask(digest), deadline).await {
+            Err(Rejection::TimedOut) if pool.is_away() => Err(Rejection::Shed(Shed::Outage)),
+            Err(Rejection::TimedOut) => Err(Rejection::Shed(Shed::UnknownTokens)),
+            answer => answer,
+        }
     }
 
     async fn send(&self, lookups: &Lookups, pool: &Lane) {
@@ -183,9 +202,10 @@ impl Verifier {
     async fn look_up(&self, digests: &[TokenDigest], lookups: &Lookups, pool: &Lane) {
         // Taken before the question is asked: the answer may be as old as that.
         let since = Instant::now();
+        let ends = since + LOOK_UP_DEADLINE;
         let asked = digests.to_vec();
         let find = async move |connection: &mut _| queries::find_callers(connection, &asked).await;
-        match pool.read(since + LOOK_UP_DEADLINE, find).await {
+        match pool.read(ends, find).await {
             Ok(mut callers) => {
                 for digest in digests {
                     let answer = callers.remove(digest).ok_or(Rejection::Unknown);
@@ -194,20 +214,22 @@ impl Verifier {
                 }
             }
             Err(error) => {
-                let answer = Err(match error {
+                let rejection = match error {
+                    DatabaseError::Statement(_) => Rejection::Failed,
+                    DatabaseError::Unfit(_) => Rejection::Unfit,
+                    _ if Instant::now() >= ends => Rejection::TimedOut,
                     DatabaseError::Shed(reason) => Rejection::Shed(reason),
-                    DatabaseError::Statement(source) => Rejection::Failed(source.to_string()),
-                    DatabaseError::Unfit(reason) => Rejection::Unfit(reason),
-                    _ => Rejection::Unavailable(error.to_string()),
-                });
+                    _ => Rejection::Unavailable,
+                };
+                if !matches!(rejection, Rejection::Shed(_)) {
+                    self.failures.write(&error);
+                }
                 for digest in digests {
                     self.metrics.count_token_lookup(TokenLookup::Failed);
-                    if let (Some(known), Err(Rejection::Unavailable(_) | Rejection::Shed(_))) =
-                        (self.known.peek(digest), &answer)
-                    {
+                    if let Some(known) = self.known.peek(digest).filter(|_| rejection.may_pass()) {
                         self.known.insert(*digest, Verified { renewal_failed: Some(Instant::now()), ..known });
                     }
-                    lookups.tell(digest, &answer);
+                    lookups.tell(digest, &Err(rejection));
                 }
             }
         }
@@ -240,8 +262,9 @@ impl Verified {
 async fn wait(answer: tokio::sync::oneshot::Receiver<Answer>, deadline: Instant) -> Answer {
     match timeout_at(deadline.min(Instant::now() + LOOK_UP_DEADLINE), answer).await {
         Ok(Ok(answer)) => answer,
-        Ok(Err(_)) => Err(Rejection::Unavailable("the service is shutting down".to_owned())),
-        Err(_) => Err(Rejection::Unavailable("no answer came in time".to_owned())),
+        // The service is shutting down.
+        Ok(Err(_)) => Err(Rejection::Unavailable),
+        Err(_) => Err(Rejection::TimedOut),
     }
 }
 

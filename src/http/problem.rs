@@ -84,6 +84,12 @@ pub enum Problem {
     StatementTimeout,
     /// The database is there, but its schema does not fit.
     Unfit(String),
+    /// The database did not say whether the token is valid. The verifier logs why: a request that anybody can send must not
+    /// write an error into the log.
+    TokenUnverified {
+        /// Because its schema does not fit.
+        unfit: bool,
+    },
     OutcomeUnknown,
     NotReady(String),
     /// It came on a connection behind the last request.
@@ -163,7 +169,7 @@ impl Problem {
             Self::PreconditionRequired => (428, "precondition-required", "An If-Match is required", false),
             Self::QuotaExceeded(_) => (429, "quota-exceeded", "A quota is used up", true),
             Self::Internal(_) => (500, "internal-error", "The service failed", true),
-            Self::Unavailable(_) | Self::Unfit(_) | Self::Shed(Shed::Outage) => {
+            Self::Unavailable(_) | Self::Unfit(_) | Self::TokenUnverified { .. } | Self::Shed(Shed::Outage) => {
                 (503, "database-unavailable", "The database is not available", true)
             }
             Self::Shed(_) => (503, "overloaded", "The service has as much to do as it can", true),
@@ -258,7 +264,7 @@ impl Problem {
                     whole_seconds(window)
                 )
             }
-            Self::Unavailable(_) | Self::Shed(Shed::Outage) => {
+            Self::Unavailable(_) | Self::TokenUnverified { unfit: false } | Self::Shed(Shed::Outage) => {
                 "The database did not take it, and nothing was written. Send the same request again.".to_owned()
             }
             Self::Shed(_) => "Nothing was written. Send the same request again, a little later.".to_owned(),
@@ -267,7 +273,7 @@ impl Problem {
                  again after Retry-After."
                     .to_owned()
             }
-            Self::Unfit(_) => {
+            Self::Unfit(_) | Self::TokenUnverified { unfit: true } => {
                 "The database's schema is not the one that this release needs, or is not on the search_path; nothing was \
                  written. An operator has to correct it; then send the same request again."
                     .to_owned()
@@ -387,7 +393,7 @@ impl Problem {
     }
 
     /// Says it once, where it is handled: what is ours as an error with its whole chain, what is the client's not at
-    /// all (the request's own line has the code).
+    /// all (the request's own line has the code), and not what a task has logged that works for many requests.
     pub fn log(&self) {
         match self {
             Self::Internal(error) => tracing::error!(error = with_causes(error.as_ref()), "the request failed"),
@@ -395,7 +401,6 @@ impl Problem {
             Self::StatementTimeout => tracing::warn!("a statement took too long and was cancelled"),
             Self::Unfit(reason) => tracing::error!(%reason, "the database's schema does not fit; run `hapax migrate`"),
             Self::OutcomeUnknown => tracing::error!("the database did not answer in time; the outcome is unknown"),
-            Self::NotReady(reason) => tracing::warn!(%reason, "the service is not ready"),
             _ => {}
         }
     }
@@ -479,8 +484,8 @@ impl From<Rejection> for Problem {
     fn from(rejection: Rejection) -> Self {
         match rejection {
             Rejection::Unknown => Self::Unauthenticated(Unauthenticated::Unknown),
-            Rejection::Unavailable(reason) | Rejection::Failed(reason) => Self::Unavailable(reason),
-            Rejection::Unfit(reason) => Self::Unfit(reason),
+            Rejection::Unavailable | Rejection::TimedOut | Rejection::Failed => Self::TokenUnverified { unfit: false },
+            Rejection::Unfit => Self::TokenUnverified { unfit: true },
             Rejection::Shed(reason) => Self::Shed(reason),
         }
     }
@@ -602,6 +607,7 @@ mod tests {
             Problem::QuotaExceeded(Standing { policy, remaining: 0, reset, retry_after: None }),
             Problem::Unavailable("it is away".to_owned()),
             Problem::Unfit("it is old".to_owned()),
+            Problem::TokenUnverified { unfit: false },
             Problem::StatementTimeout,
             Problem::OutcomeUnknown,
             Problem::NotReady("it is away".to_owned()),

@@ -91,6 +91,10 @@ impl Readiness {
     pub async fn watch(&self, ending: CancellationToken) {
         while ending.run_until_cancelled(self.wanted.notified()).await.is_some() {
             let result = self.look().await;
+            if let Err(reason) = &result {
+                // Not by each probe, which anybody may send.
+                tracing::warn!(%reason, "the service is not ready");
+            }
             self.seen.send_replace(Some(Seen { at: Instant::now(), result }));
         }
     }

@@ -142,7 +142,7 @@ pub(super) const SHED_REQUESTS: Description = Description {
               pool. `queue_full`: `intake.queue_jobs` or `intake.queue_bytes` are waiting to be written. \
               `tenant_queue_full`: half of that is one tenant's. `outage`: the database has been away for longer than that, and it was another request's turn to look. \
               `unknown_tokens`: too many requests wait for the look-up of a token that this replica has not seen \
-              before.",
+              before, or one has waited for 2 s.",
 };
 
 pub(super) const QUOTA_REFUSALS: Description = Description {

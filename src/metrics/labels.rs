@@ -80,7 +80,7 @@ pub enum Shed {
     TenantQueueFull,
     #[error("the database is away, and another request is looking whether it is back")]
     Outage,
-    #[error("too many tokens that nobody has seen before are waiting")]
+    #[error("too many tokens that this replica has not seen are being looked up, or one for too long")]
     UnknownTokens,
 }
 

@@ -114,6 +114,22 @@ async fn requests_whose_token_is_not_verified_take_no_place() {
 }
 
 #[tokio::test]
+async fn a_request_whose_unseen_token_is_not_looked_up_in_time_is_shed_and_logs_no_error() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let locked = ledger.lock_table("access_tokens", "access exclusive").await;
+    for n in 1..=2 {
+        let refused = server.as_caller(Token::mint().expose()).get("/jobs").await;
+        refused.is_problem(503, "overloaded");
+        refused.wants_a_retry();
+        assert_eq!(server.metric(r#"hapax_shed_requests_total{reason="unknown_tokens"}"#).await, f64::from(n));
+        assert_eq!(server.warnings_of_requests(&refused).await, [0; 0]);
+    }
+    server.until_logged("access tokens could not be looked up").await;
+    locked.roll_back().await;
+}
+
+#[tokio::test]
 async fn look_ups_of_unseen_tokens_that_hang_leave_a_connection_to_known_tokens() {
     let ledger = Ledger::new().await;
     let url = ledger.url_of_ordinary_user().await;
@@ -132,7 +148,7 @@ async fn look_ups_of_unseen_tokens_that_hang_leave_a_connection_to_known_tokens(
         .await;
     let held = ledger.hold("select pg_advisory_xact_lock(1)").await;
     for token in unseen {
-        assert_eq!(server.as_caller(&token).get("/jobs").await.status, 503);
+        server.as_caller(&token).get("/jobs").await.is_problem(503, "overloaded");
         ledger.until_waiting(1).await;
     }
     assert_eq!(server.submit("key-1", job(1)).await.status, 200);

@@ -1,5 +1,6 @@
 //! What an operator can see.
 
+use hapax::access::Token;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -116,4 +117,34 @@ async fn requests_and_outcomes_are_counted_under_labels_that_no_client_chooses()
     }
     let text = server.metrics_text().await;
     assert!(!text.contains("made-up") && !text.contains("BREW") && text.ends_with("# EOF\n"), "{text}");
+}
+
+#[tokio::test]
+async fn look_ups_of_tokens_that_fail_are_not_logged_by_each_request() {
+    let ledger = Ledger::new().await;
+    let url = ledger.url_of_ordinary_user().await;
+    let server = Server::start(&url, &ledger.token, &[]).await;
+    ledger.execute(&format!("revoke select on access_tokens from {}", ledger.name)).await;
+    let mut last = None;
+    for _ in 0..50 {
+        let refused = server.as_caller(Token::mint().expose()).get("/jobs").await;
+        refused.is_problem(503, "database-unavailable");
+        last = Some(refused);
+    }
+    assert_eq!(server.warnings_of_requests(&last.unwrap()).await, [0; 0]);
+    server.until_logged("permission denied").await;
+    let lines = server.log_text().matches("access tokens could not be looked up").count();
+    assert!((1..50).contains(&lines), "{lines}");
+}
+
+#[tokio::test]
+async fn why_a_replica_is_not_ready_is_not_logged_by_each_probe() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&[("HAPAX__DATABASE__PATIENCE", "200ms")]).await;
+    let away = format!("{}_away", ledger.name);
+    ledger.rename_to(&away).await;
+    let unready = server.until_status("/readyz", 503).await;
+    assert_eq!(server.warnings_of_requests(&unready).await, [0; 0]);
+    server.until_logged("the service is not ready").await;
+    ledger.rename_back_from(&away).await;
 }

@@ -166,6 +166,13 @@ impl Server {
         until(format!("the log has request {request_id}"), async || written()).await
     }
 
+    /// The warnings and errors that requests have logged as their own, up to this one.
+    pub async fn warnings_of_requests(&self, last: &Answer) -> Vec<Value> {
+        let mut lines = self.log_until(last.header("x-request-id")).await;
+        lines.retain(|line| line["level"] != "INFO" && line["span"]["request_id"].is_string());
+        lines
+    }
+
     /// Returns once a line with these words has been written.
     pub async fn until_logged(&self, words: &str) {
         until(format!("the log says: {words}"), async || self.log_text().contains(words).then_some(())).await;
