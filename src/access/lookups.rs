@@ -11,7 +11,8 @@ use super::{Caller, Rejection, TokenDigest};
 
 pub type Answer = Result<Caller, Rejection>;
 
-/// Digests to be looked up, each once for all requests that wait for it.
+/// Digests to be looked up, each once for all requests that wait for it. One that no request waits for any more is not
+/// looked up.
 #[derive(Default)]
 pub struct Lookups {
     queue: Mutex<Queue>,
@@ -22,9 +23,17 @@ pub struct Lookups {
 struct Queue {
     /// In the order of arrival.
     next: VecDeque<TokenDigest>,
-    /// Who waits for a digest that is in `next` or under way.
-    waiting: HashMap<TokenDigest, Vec<oneshot::Sender<Answer>>>,
+    /// Each digest that is in `next` or under way.
+    asked: HashMap<TokenDigest, Asked>,
     closed: bool,
+}
+
+#[derive(Default)]
+struct Asked {
+    /// The requests that wait for the answer. Some may be gone.
+    waiters: Vec<oneshot::Sender<Answer>>,
+    /// It is looked up even if no request waits.
+    in_background: bool,
 }
 
 /// How many digests one statement may carry: 16 KiB of them.
@@ -34,26 +43,38 @@ impl Lookups {
     /// Asks for a digest. What is returned gets the answer; it fails if the service is shutting down.
     pub fn ask(&self, digest: TokenDigest) -> oneshot::Receiver<Answer> {
         let (sender, receiver) = oneshot::channel();
+        self.enqueue(digest, |asked| {
+            // Those who ask again and again for one digest do not grow its list.
+            asked.waiters.retain(|waiter| !waiter.is_closed());
+            asked.waiters.push(sender);
+        });
+        receiver
+    }
+
+    /// Has a digest looked up for requests to come. None waits for it.
+    pub fn ask_in_background(&self, digest: TokenDigest) {
+        self.enqueue(digest, |asked| asked.in_background = true);
+    }
+
+    fn enqueue(&self, digest: TokenDigest, change: impl FnOnce(&mut Asked)) {
         let mut queue = self.queue();
         if queue.closed {
-            return receiver;
+            return;
         }
-        let Queue { next, waiting, .. } = &mut *queue;
-        let waiters = waiting.entry(digest).or_insert_with(|| {
+        let Queue { next, asked, .. } = &mut *queue;
+        change(asked.entry(digest).or_insert_with(|| {
             next.push_back(digest);
-            Vec::new()
-        });
-        // Those who ask again and again for one digest do not grow its list.
-        waiters.retain(|waiter| !waiter.is_closed());
-        waiters.push(sender);
+            Asked::default()
+        }));
         drop(queue);
         self.arrived.notify_one();
-        receiver
     }
 
     /// Whether a statement is in flight, or about to be sent.
     pub fn is_busy(&self) -> bool {
-        !self.queue().waiting.is_empty()
+        let Queue { next, asked, .. } = &*self.queue();
+        let in_flight = asked.len() > next.len();
+        in_flight || next.iter().any(|digest| asked.get(digest).is_some_and(Asked::is_wanted))
     }
 
     /// What is asked next, as soon as there is anything; `None` once closed.
@@ -62,9 +83,9 @@ impl Lookups {
             let arrived = self.arrived.notified();
             {
                 let mut queue = self.queue();
-                let size = queue.next.len().min(BATCH_MAX);
-                if size > 0 {
-                    return Some(queue.next.drain(..size).collect());
+                let batch = queue.take_batch();
+                if !batch.is_empty() {
+                    return Some(batch);
                 }
                 if queue.closed {
                     return None;
@@ -76,7 +97,7 @@ impl Lookups {
 
     /// Tells everybody who waits for a digest.
     pub fn tell(&self, digest: &TokenDigest, answer: &Answer) {
-        for waiter in self.queue().waiting.remove(digest).unwrap_or_default() {
+        for waiter in self.queue().asked.remove(digest).unwrap_or_default().waiters {
             // A request that is gone needs no answer.
             let _gone = waiter.send(answer.clone());
         }
@@ -89,6 +110,30 @@ impl Lookups {
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queue {
+    /// The digests of the next statement. Those that are not wanted any more are forgotten: while the database stalls,
+    /// requests give up faster than statements end, and the rest would be looked up for nobody.
+    fn take_batch(&mut self) -> Vec<TokenDigest> {
+        let mut batch = Vec::new();
+        while batch.len() < BATCH_MAX
+            && let Some(digest) = self.next.pop_front()
+        {
+            if self.asked.get(&digest).is_some_and(Asked::is_wanted) {
+                batch.push(digest);
+            } else {
+                self.asked.remove(&digest);
+            }
+        }
+        batch
+    }
+}
+
+impl Asked {
+    fn is_wanted(&self) -> bool {
+        self.in_background || self.waiters.iter().any(|waiter| !waiter.is_closed())
     }
 }
 
@@ -112,5 +157,21 @@ mod tests {
         lookups.close();
         assert!(lookups.next_batch().await.is_none());
         assert!(lookups.ask(one).await.is_err());
+    }
+    #[tokio::test]
+    async fn a_digest_that_no_request_waits_for_any_more_is_not_looked_up() {
+        let lookups = Lookups::default();
+        let [given_up, waited_for, in_background] = [(); 3].map(|()| Token::mint().digest());
+        drop(lookups.ask(given_up));
+        assert!(!lookups.is_busy());
+        let waiting = lookups.ask(waited_for);
+        lookups.ask_in_background(in_background);
+        assert!(lookups.next_batch().await.unwrap() == [waited_for, in_background]);
+        drop(waiting);
+        assert!(lookups.is_busy(), "the statement is in flight");
+        [waited_for, in_background].iter().for_each(|digest| lookups.tell(digest, &Err(Rejection::Unknown)));
+        assert!(!lookups.is_busy());
+        let _waiting = lookups.ask(given_up);
+        assert!(lookups.next_batch().await.unwrap() == [given_up]);
     }
 }

@@ -161,14 +161,14 @@ impl Verifier {
     /// [`Rejection`], at `deadline` at the latest.
     pub async fn renew(&self, digest: TokenDigest, deadline: Instant) -> Answer {
         let honoured = self.known.peek(&digest).filter(|known| known.age() < self.lives.outage);
-        let answer = self.renewals.ask(digest);
         if let Some(known) = &honoured {
             let failed = known.renewal_failed.is_some_and(|at| at.elapsed() < FAILURE_LIFE);
             if failed || self.pools.known.refuses() {
+                self.renewals.ask_in_background(digest);
                 return Ok(known.caller.clone());
             }
         }
-        match (wait(answer, deadline).await, honoured) {
+        match (wait(self.renewals.ask(digest), deadline).await, honoured) {
             (Err(rejection), Some(known)) if rejection.may_pass() => Ok(known.caller),
             (answer, _) => answer,
         }
