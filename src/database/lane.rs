@@ -41,12 +41,21 @@ struct Shared {
     metrics: Metrics,
 }
 
+/// What a connection in use takes from the others, until it is idle or closed, whatever becomes of its request.
+struct Place {
+    _in_pool: OwnedSemaphorePermit,
+    _share: Option<Share>,
+}
+
+/// A tenant's share of the connections of a pool, while a request uses a part of it.
+pub(super) type Share = Arc<OwnedSemaphorePermit>;
+
 /// A connection on loan, with its place. [`Lease::give_back`] returns it, [`Lease::close`] closes it. A lease that is
 /// dropped while a statement is under way, because its request ran out of time, lets the statement finish first: see
 /// [`Lane::finish`].
 struct Lease {
     connection: Option<PgConnection>,
-    place: Option<OwnedSemaphorePermit>,
+    place: Option<Place>,
     lane: Lane,
     /// By when the statement under way must have ended. `None` before the first statement.
     attempt_ends: Option<Instant>,
@@ -81,7 +90,7 @@ impl Lane {
         deadline: Instant,
         work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
     ) -> Result<T, DatabaseError> {
-        self.run(self.course(Loss::MustBecomeKnown, deadline), work).await
+        self.run(self.course(Loss::MustBecomeKnown, deadline), None, work).await
     }
 
     /// The same for what only reads, several statements maybe: an attempt that is lost leaves nothing unknown.
@@ -93,16 +102,18 @@ impl Lane {
         deadline: Instant,
         work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
     ) -> Result<T, DatabaseError> {
-        self.run(self.course(Loss::ChangesNothing, deadline), work).await
+        self.run(self.course(Loss::ChangesNothing, deadline), None, work).await
     }
 
     pub(super) fn course(&self, loss: Loss, deadline: Instant) -> Course {
         Course::of(loss, deadline, self.shared.settings.patience)
     }
 
+    /// `share`: what the connections of this call take from their tenant's share.
     pub(super) async fn run<T>(
         &self,
         mut course: Course,
+        share: Option<Share>,
         mut work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
     ) -> Result<T, DatabaseError> {
         while Instant::now() < course.ends() {
@@ -115,7 +126,7 @@ impl Lane {
                 Ok(Err(_)) => {
                     return Err(course.refuse(DatabaseError::Unavailable("the service is shutting down".to_owned())));
                 }
-                Ok(Ok(place)) => place,
+                Ok(Ok(in_pool)) => Place { _in_pool: in_pool, _share: share.clone() },
             };
             let mut lease = match timeout_at(course.ends(), self.lease(place, &course)).await {
                 Err(_) => {
@@ -209,7 +220,7 @@ impl Lane {
     }
 
     /// A connection for the next attempt, idle or new.
-    async fn lease(&self, place: OwnedSemaphorePermit, course: &Course) -> sqlx::Result<Lease> {
+    async fn lease(&self, place: Place, course: &Course) -> sqlx::Result<Lease> {
         // One that is not wanted is closed, not left: there are never more than there are places.
         let idle = self.take_idle().filter(|_| !course.fresh);
         let place = match idle {
@@ -233,7 +244,7 @@ impl Lane {
         Ok(self.lend(connection, place))
     }
 
-    fn lend(&self, connection: PgConnection, place: OwnedSemaphorePermit) -> Lease {
+    fn lend(&self, connection: PgConnection, place: Place) -> Lease {
         Lease { connection: Some(connection), place: Some(place), lane: self.clone(), attempt_ends: None }
     }
 
@@ -253,7 +264,7 @@ impl Lane {
     ///
     /// To drop a future of sqlx in the middle of a statement is sound: it writes whole messages to a buffer before it
     /// waits, counts the answers that are due, and reads them all before it sends the next statement. ADR 0020.
-    fn finish(&self, mut connection: PgConnection, place: Option<OwnedSemaphorePermit>, ends: Instant) {
+    fn finish(&self, mut connection: PgConnection, place: Option<Place>, ends: Instant) {
         let lane = self.clone();
         self.shared.runtime.spawn(async move {
             // An answer that is an error ends a ping early; the next one reads what is left.
@@ -269,7 +280,7 @@ impl Lane {
     }
 
     /// Opens a connection, with its place: whoever waits for it may be gone before it is open, and the next one has it.
-    async fn open(&self, place: OwnedSemaphorePermit) -> sqlx::Result<(PgConnection, OwnedSemaphorePermit)> {
+    async fn open(&self, place: Place) -> sqlx::Result<(PgConnection, Place)> {
         let (hand_over, opened) = oneshot::channel();
         let lane = self.clone();
         self.shared.runtime.spawn(async move {
@@ -372,7 +383,7 @@ impl Lease {
     }
 
     /// Closes the connection; its place is left for another.
-    fn close(mut self) -> Option<OwnedSemaphorePermit> {
+    fn close(mut self) -> Option<Place> {
         self.connection = None;
         self.place.take()
     }

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 
 use sqlx::PgConnection;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 use super::course::{Course, DatabaseError, Loss};
-use super::lane::Lane;
+use super::lane::{Lane, Share};
 use crate::ids::TenantId;
 use crate::metrics::{Connections, Shed};
 use crate::shares::{Shares, half};
 
-/// A [`Lane`] of which one tenant uses at most half of the connections, so that a tenant whose statements are slow leaves
-/// the other half to the rest. ADR 0027.
+/// A [`Lane`] of which one tenant uses at most half of the connections (the only one if there is one), so that a tenant
+/// whose statements are slow leaves the other half to the rest. A connection counts for its tenant until its statement has
+/// ended, even if the request has not waited for that. ADR 0027.
 #[derive(Clone)]
 pub struct SharedPool {
     lane: Lane,
@@ -38,8 +38,8 @@ impl SharedPool {
         deadline: Instant,
         work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
     ) -> Result<T, DatabaseError> {
-        let (course, _share) = self.enter(tenant, self.lane.course(Loss::MustBecomeKnown, deadline)).await?;
-        self.lane.run(course, work).await
+        let (course, share) = self.enter(tenant, self.lane.course(Loss::MustBecomeKnown, deadline)).await?;
+        self.lane.run(course, Some(share), work).await
     }
 
     /// [`Lane::read`] for a tenant.
@@ -52,8 +52,8 @@ impl SharedPool {
         deadline: Instant,
         work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
     ) -> Result<T, DatabaseError> {
-        let (course, _share) = self.enter(tenant, self.lane.course(Loss::ChangesNothing, deadline)).await?;
-        self.lane.run(course, work).await
+        let (course, share) = self.enter(tenant, self.lane.course(Loss::ChangesNothing, deadline)).await?;
+        self.lane.run(course, Some(share), work).await
     }
 
     /// How many connections one tenant may use at once.
@@ -67,15 +67,15 @@ impl SharedPool {
 
     /// Waits for the tenant's share as long as the course allows to wait for a connection. What is left of that time is
     /// for the connection itself.
-    async fn enter(&self, tenant: TenantId, course: Course) -> Result<(Course, OwnedSemaphorePermit), DatabaseError> {
+    async fn enter(&self, tenant: TenantId, course: Course) -> Result<(Course, Share), DatabaseError> {
         if let Some(share) = self.shares.try_acquire(tenant, 1) {
-            return Ok((course, share));
+            return Ok((course, Arc::new(share)));
         }
         if self.lane.refuses() {
             return Err(DatabaseError::Shed(Shed::Outage));
         }
         match timeout_at(course.ends(), self.shares.acquire(tenant, 1)).await {
-            Ok(share) => Ok((course, share)),
+            Ok(share) => Ok((course, Arc::new(share))),
             Err(_) if self.lane.is_away() => Err(DatabaseError::Unavailable("there is no connection to it".to_owned())),
             Err(_) => Err(DatabaseError::Shed(Shed::TenantWaited)),
         }

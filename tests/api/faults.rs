@@ -3,8 +3,9 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use hapax::database::{DatabaseError, Lane, Pooler, Settings};
-use hapax::metrics::Metrics;
+use hapax::database::{DatabaseError, Lane, Pooler, Settings, SharedPool};
+use hapax::ids::TenantId;
+use hapax::metrics::{Metrics, Shed};
 use rustix::process::Signal;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tokio::time::Instant;
@@ -218,21 +219,27 @@ async fn backend(connection: &mut PgConnection) -> sqlx::Result<i32> {
     sqlx::query_scalar("select pg_backend_pid()").fetch_one(connection).await
 }
 
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// How a pool of a test's own connects.
+fn patient(ledger: &Ledger) -> Settings {
+    Settings {
+        options: PgConnectOptions::from_str(&ledger.url).unwrap(),
+        pooler: Pooler::None,
+        connect_timeout: MINUTE,
+        patience: MINUTE,
+        statement_timeout: MINUTE,
+        lock_timeout: MINUTE,
+        idle_in_transaction_timeout: MINUTE,
+    }
+}
+
 #[tokio::test]
 async fn a_statement_whose_request_has_gone_ends_by_itself_and_its_connection_is_used_again() {
     let ledger = Ledger::new().await;
-    let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
-    let settings = Settings {
-        options: PgConnectOptions::from_str(&ledger.url).unwrap(),
-        pooler: Pooler::None,
-        connect_timeout: second,
-        patience: minute,
-        statement_timeout: minute,
-        lock_timeout: second,
-        idle_in_transaction_timeout: minute,
-    };
-    let lane = Lane::new("test", settings, 1, Metrics::new());
-    let later = || Instant::now() + minute;
+    let lane =
+        Lane::new("test", Settings { lock_timeout: Duration::from_secs(1), ..patient(&ledger) }, 1, Metrics::new());
+    let later = || Instant::now() + MINUTE;
     let first = lane.read(later(), backend).await.unwrap();
     // The first time it is cut off while it is prepared, then while it is executed; and at last it fails behind our back.
     for roll_back in [true, true, false] {
@@ -250,4 +257,39 @@ async fn a_statement_whose_request_has_gone_ends_by_itself_and_its_connection_is
             held.roll_back().await;
         }
     }
+}
+
+#[tokio::test]
+async fn a_statement_whose_request_has_gone_counts_for_its_tenant_until_it_ends() {
+    let ledger = Ledger::new().await;
+    let pool = SharedPool::new(Lane::new("test", patient(&ledger), 2, Metrics::new()));
+    let [tenant, other] = [1, 2].map(|number| TenantId(uuid::Uuid::from_u128(number)));
+    let later = || Instant::now() + MINUTE;
+    let held = ledger.lock_table("jobs", "access exclusive").await;
+    tokio::select! {
+        counted = pool.read(tenant, later(), count_jobs) => panic!("the table is locked: {counted:?}"),
+        () = ledger.until_waiting(1) => {}
+    }
+    let refused = pool.read(tenant, Instant::now() + Duration::from_millis(100), backend).await;
+    assert!(matches!(refused, Err(DatabaseError::Shed(Shed::TenantWaited))), "{refused:?}");
+    assert!(pool.read(other, later(), backend).await.is_ok());
+    held.roll_back().await;
+    assert!(pool.read(tenant, later(), backend).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_connection_that_is_being_opened_counts_for_its_tenant_when_the_request_has_gone() {
+    let ledger = Ledger::new().await;
+    // Nobody accepts, so no session begins.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let options = PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(silent.local_addr().unwrap().port());
+    let pool = SharedPool::new(Lane::new("test", Settings { options, ..patient(&ledger) }, 2, Metrics::new()));
+    let read = async || {
+        let deadline = Instant::now() + Duration::from_millis(100);
+        pool.read(TenantId(uuid::Uuid::from_u128(1)), deadline, backend).await
+    };
+    let given_up = read().await;
+    assert!(matches!(given_up, Err(DatabaseError::Unavailable(_))), "{given_up:?}");
+    let refused = read().await;
+    assert!(matches!(refused, Err(DatabaseError::Shed(Shed::TenantWaited))), "{refused:?}");
 }
