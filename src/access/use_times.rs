@@ -1,6 +1,7 @@
 //! When tokens were last used: collected from the verifier's look-ups, and written in batches.
 //!
-//! No request writes or waits for it. A server that is killed loses what it has collected, a few minutes at the most.
+//! No request writes or waits for it. A server that is killed loses what it has collected since the last batch that was
+//! written.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,9 +20,9 @@ pub struct UseTimes(Arc<Mutex<HashSet<TokenDigest>>>);
 
 /// Between two batches, give or take a quarter, so that replicas started together drift apart.
 const INTERVAL: Duration = Duration::from_secs(5 * 60);
-/// For one batch; what is not written by then is lost.
+/// For one batch; what is not written by then is kept for the next time.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// More tokens than one replica meets between two batches; the use of one more is not noted.
+/// More tokens than one replica meets between two batches, or while the database is away; the use of one more is not noted.
 const TOKENS_MAX: usize = 100_000;
 /// As many in one statement.
 const BATCH: usize = 1000;
@@ -29,10 +30,13 @@ const BATCH: usize = 1000;
 impl UseTimes {
     /// Notes that a valid token was used.
     pub fn note(&self, digest: TokenDigest) {
+        self.note_all(&[digest]);
+    }
+
+    fn note_all(&self, digests: &[TokenDigest]) {
         let mut used = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if used.len() < TOKENS_MAX {
-            used.insert(digest);
-        }
+        let room = TOKENS_MAX.saturating_sub(used.len());
+        used.extend(digests.iter().take(room));
     }
 
     fn take(&self) -> Vec<TokenDigest> {
@@ -53,13 +57,41 @@ impl UseTimes {
     }
 
     async fn write(&self, lane: &Lane) {
-        for batch in self.take().chunks(BATCH) {
+        let used = self.take();
+        let mut unwritten = &used[..];
+        while !unwritten.is_empty() {
+            let (batch, rest) = unwritten.split_at(BATCH.min(unwritten.len()));
             let digests: Arc<[TokenDigest]> = batch.into();
             let write = async move |connection: &mut _| queries::note_use(connection, &digests).await;
             if let Err(error) = lane.complete(Instant::now() + DEADLINE, write).await {
                 tracing::warn!(%error, "when tokens were last used could not be written");
-                return;
+                // They will be shown as used when they are written, which is too late by as long as writing fails.
+                return self.note_all(unwritten);
             }
+            unwritten = rest;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::Token;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_could_not_be_written_is_kept() {
+        let use_times = UseTimes::default();
+        let digest = Token::mint().digest();
+        use_times.note(digest);
+        use_times.write(&Lane::to_nowhere()).await;
+        assert!(use_times.take() == [digest]);
+    }
+
+    #[test]
+    fn no_more_tokens_are_kept_than_may_be() {
+        let use_times = UseTimes::default();
+        (0..TOKENS_MAX - 1).for_each(|_| use_times.note(Token::mint().digest()));
+        use_times.note_all(&[(); 3].map(|()| Token::mint().digest()));
+        assert_eq!(use_times.take().len(), TOKENS_MAX);
     }
 }
