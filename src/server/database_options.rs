@@ -12,7 +12,7 @@ use crate::configuration::variable;
 
 /// The parameters that sqlx knows. It passes over any other with a line in the log, and `?sslmod=require` would connect
 /// in clear.
-const PARAMETERS: [&str; 16] = [
+const PARAMETERS: [&str; 18] = [
     "application_name",
     "dbname",
     "host",
@@ -29,8 +29,9 @@ const PARAMETERS: [&str; 16] = [
     "sslkey",
     "sslmode",
     "sslrootcert",
+    "statement-cache-capacity",
+    "user",
 ];
-const MORE_PARAMETERS: [&str; 2] = ["statement-cache-capacity", "user"];
 
 /// Files that the URL or libpq's variables may name, by all the names of each.
 const FILES: [(&[&str], &str); 3] = [
@@ -45,12 +46,9 @@ pub fn parse(url: &str) -> anyhow::Result<PgConnectOptions> {
     if !["postgres", "postgresql"].contains(&parsed.scheme()) {
         bail!("setting database.url: it must begin with postgres://");
     }
-    let known = |name: &str| {
-        let plain = PARAMETERS.iter().chain(&MORE_PARAMETERS).any(|known| *known == name);
-        plain || (name.starts_with("options[") && name.ends_with(']'))
-    };
+    let known = |name: &str| PARAMETERS.contains(&name) || (name.starts_with("options[") && name.ends_with(']'));
     if let Some((name, _)) = parsed.query_pairs().find(|(name, _)| !known(name)) {
-        let names = [&PARAMETERS[..], &MORE_PARAMETERS].concat().join(", ");
+        let names = PARAMETERS.join(", ");
         bail!("setting database.url: the parameter {name} is unknown; known are {names} and options[NAME]");
     }
     let options: PgConnectOptions =
@@ -124,7 +122,11 @@ mod tests {
     #[test]
     fn a_parameter_that_is_unknown_is_refused_by_its_name() {
         let words = refusal("postgres://u:s3cret@h/d?sslmod=require&application_name=a");
-        assert!(words.contains("parameter sslmod is unknown") && words.contains("sslmode"), "{words}");
+        assert!(words.contains("parameter sslmod is unknown"), "{words}");
+        assert!(
+            words.contains("known are application_name, ") && words.contains(", user and options[NAME]"),
+            "{words}"
+        );
         assert!(!words.contains("s3cret"), "{words}");
         for url in
             ["postgres://h/d?options[lock_timeout]=1s", "postgres://h/d?sslmode=require&statement-cache-capacity=9"]
