@@ -44,6 +44,13 @@ impl Deadline {
             *deadline += by;
         }
     }
+
+    /// Brings it forward, if `to` is before it.
+    pub fn limit(request: &impl HttpMessage, to: Instant) {
+        if let Some(Self(deadline)) = request.extensions_mut().get_mut() {
+            *deadline = to.min(*deadline);
+        }
+    }
 }
 
 impl FromRequest for RequiredKey {

@@ -11,11 +11,16 @@ use thiserror::Error;
 use tokio::time::Instant;
 
 use super::Problem;
+use super::extractors::Deadline;
 
 const FIRST_SENT: HeaderName = HeaderName::from_static("repeatability-first-sent");
 
 /// By how much the clocks of clients, replicas and the database may differ.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
+
+/// A request whose key may have expired.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TooOld;
 
 /// When the client has first sent a request, if it says so.
 #[derive(Clone, Copy)]
@@ -32,13 +37,30 @@ pub enum InvalidFirstSent {
 }
 
 impl FirstSent {
-    /// Whether the key of the request may have expired by `deadline`, by when this copy is carried out at the latest. The
-    /// allowance for clocks that differ makes it too old somewhat early, never late.
-    pub fn is_too_old(self, time_to_live: Duration, deadline: Instant) -> bool {
-        let Some(first_sent) = self.0 else { return false };
+    /// Brings the deadline of a request forward to the moment when its key may expire, so that it is not carried out after
+    /// that.
+    ///
+    /// Not a margin of the whole deadline: with keys that live no longer than a request may take, every request would be
+    /// too old. And not a smaller margin without a new deadline: a copy that waits could be carried out with an expired key.
+    ///
+    /// # Errors
+    /// [`TooOld`] if no time is left.
+    pub fn limit_deadline(self, request: &HttpRequest, time_to_live: Duration) -> Result<(), TooOld> {
+        if let Some(left) = self.time_left(time_to_live)? {
+            Deadline::limit(request, Instant::now() + left);
+        }
+        Ok(())
+    }
+
+    /// How long the key of the request lives for certain; `None` if the client does not say when it has first sent it. The
+    /// allowance for clocks that differ makes that somewhat shorter, never longer.
+    fn time_left(self, time_to_live: Duration) -> Result<Option<Duration>, TooOld> {
+        let Some(first_sent) = self.0 else { return Ok(None) };
         let allowance = CLOCK_TOLERANCE.min(time_to_live / 4);
-        let carried_out = SystemTime::now() + deadline.saturating_duration_since(Instant::now());
-        first_sent + time_to_live <= carried_out + allowance
+        match (first_sent + (time_to_live - allowance)).duration_since(SystemTime::now()) {
+            Ok(left) if !left.is_zero() => Ok(Some(left)),
+            _ => Err(TooOld),
+        }
     }
 
     fn read<'a>(mut lines: impl Iterator<Item = &'a [u8]>, now: SystemTime) -> Result<Self, InvalidFirstSent> {
@@ -69,6 +91,9 @@ impl FromRequest for FirstSent {
 
 #[cfg(test)]
 mod tests {
+    use actix_web::HttpMessage;
+    use actix_web::test::TestRequest;
+
     use super::*;
 
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -77,17 +102,33 @@ mod tests {
         FirstSent(Some(SystemTime::now() - time))
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_request_is_too_old_when_its_key_may_have_expired_by_its_deadline() {
-        let in_ten_seconds = Instant::now() + Duration::from_secs(10);
-        let too_old = |first_sent: FirstSent, time_to_live| first_sent.is_too_old(time_to_live, in_ten_seconds);
+    #[test]
+    fn a_request_has_as_much_time_as_its_key_lives_less_an_allowance_for_clocks() {
         let seconds = Duration::from_secs;
-        assert!(!too_old(FirstSent(None), DAY));
-        assert!(!too_old(ago(Duration::ZERO), DAY));
-        // A day, less a minute for the clocks and ten seconds for the deadline.
-        assert!(!too_old(ago(DAY - seconds(72)), DAY) && too_old(ago(DAY - seconds(70)), DAY));
-        // A short life is not used up by the allowance.
-        assert!(!too_old(ago(seconds(15)), seconds(40)) && too_old(ago(seconds(20)), seconds(40)));
+        assert_eq!(FirstSent(None).time_left(DAY), Ok(None));
+        for (sent, time_to_live, left) in [
+            (ago(Duration::ZERO), DAY, DAY - seconds(60)),
+            (ago(DAY - seconds(3600)), DAY, seconds(3600 - 60)),
+            (ago(seconds(8000)), seconds(20_000), seconds(20_000 - 8000 - 60)),
+            // A short life is not used up by the allowance.
+            (ago(seconds(5)), seconds(200), seconds(200 - 5 - 50)),
+        ] {
+            let found = sent.time_left(time_to_live).unwrap().unwrap();
+            assert!(found <= left && found > left / 2, "{found:?} of {left:?}");
+        }
+        assert_eq!(ago(DAY - seconds(60)).time_left(DAY), Err(TooOld));
+        assert_eq!(ago(seconds(6)).time_left(seconds(8)), Err(TooOld));
+    }
+
+    #[actix_web::test]
+    async fn a_request_whose_key_soon_expires_has_a_nearer_deadline() {
+        let request = TestRequest::default().to_http_request();
+        let (now, hour) = (Instant::now(), Duration::from_secs(3600));
+        request.extensions_mut().insert(Deadline(now + hour));
+        ago(Duration::ZERO).limit_deadline(&request, DAY).unwrap();
+        assert_eq!(Deadline::of(&request), now + hour);
+        ago(DAY - hour).limit_deadline(&request, DAY).unwrap();
+        assert!(Deadline::of(&request) < now + hour);
     }
 
     #[test]

@@ -82,3 +82,18 @@ async fn a_late_batch_is_answered_item_by_item() {
     items[1].is_problem(412, "first-sent-too-old");
     ledger.is_whole_with(1).await;
 }
+
+#[tokio::test]
+async fn keys_that_live_no_longer_than_a_request_may_take_are_taken_with_the_time_of_the_first_copy() {
+    let ledger = Ledger::new().await;
+    let lives = [("HAPAX__IDEMPOTENCY__TIME_TO_LIVE", "10m"), ("HAPAX__SERVER__REQUEST_DEADLINE", "10m")];
+    let server = ledger.serve_with(&lives).await;
+    assert_eq!(submit(&server, "k", 1, Duration::ZERO).await.status, 201);
+    assert_eq!(submit(&server, "k", 1, Duration::ZERO).await.status, 200);
+    // A minute for clocks that differ leaves two seconds. A request that would wait for another is not carried out after.
+    let held = ledger.hold_key("held").await;
+    let late = submit(&server, "held", 2, Duration::from_secs(10 * 60 - 62)).await;
+    assert!([409, 412, 503].contains(&late.status), "{late:?}");
+    held.roll_back().await;
+    ledger.is_whole_with(1).await;
+}

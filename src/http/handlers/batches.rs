@@ -93,7 +93,7 @@ pub async fn submit(
     let items = read(&request, &app, &reader, body).await?;
     let answer_bytes = app.body_memory.hold(caller.tenant, items.len() * ANSWER_BYTES_MAX)?;
     request.extensions_mut().insert(AnswerBytes(answer_bytes));
-    let is_too_old = first_sent.is_too_old(time_to_live, Deadline::of(&request));
+    let is_too_old = first_sent.limit_deadline(&request, time_to_live).is_err();
     let batch = Batch {
         request: &request,
         app: &app,
@@ -215,7 +215,7 @@ struct Batch<'a> {
     request: &'a HttpRequest,
     app: &'a App,
     request_id: &'a RequestId,
-    /// By [`FirstSent::is_too_old`], of every item.
+    /// By [`FirstSent::limit_deadline`], of every item.
     is_too_old: bool,
     /// How many items were compared with the first request of their key.
     compared: Cell<usize>,

@@ -8,7 +8,7 @@ use crate::changes::Change;
 use crate::http::body::{Body, MergePatch};
 use crate::http::conditions::{IfMatch, IfNoneMatch, NoConditions};
 use crate::http::extractors::{Deadline, NoParameters, OptionalKey, PathId};
-use crate::http::first_sent::FirstSent;
+use crate::http::first_sent::{FirstSent, TooOld};
 use crate::http::keyed::{charge_key, finish, only_replayed, scope, write};
 use crate::http::{App, CHANGE, JOBS, Problem};
 use crate::idempotency::{Fingerprint, Keyed};
@@ -57,18 +57,17 @@ pub async fn change(
     let (patch, fingerprint) = body.read(&app, caller.tenant, Deadline::of(&request), read).await?;
     Facts::current().note_value("job_id", id.0);
     let change = Change { tenant: caller.tenant, id: id.0, patch, condition: condition.0 };
-    let deadline = Deadline::of(&request);
     let Some(key) = key.0 else {
-        let answer = app.changes.patch(&change, deadline).await??;
+        let answer = app.changes.patch(&change, Deadline::of(&request)).await??;
         return Ok(write(&app, &mut HttpResponse::Ok(), &answer));
     };
     let key = scope(&caller, CHANGE, key);
     charge_key(&app, &key, &request)?;
     let time_to_live = app.time_to_live(&caller);
     let keyed = Keyed { key, fingerprint, request_id, created_at: jobs::now(), time_to_live, makes: None };
-    let changed = match first_sent.is_too_old(time_to_live, deadline) {
-        true => only_replayed(app.changes.find_outcome(&keyed, deadline).await)?,
-        false => app.changes.patch_keyed(&change, &keyed, deadline).await,
+    let changed = match first_sent.limit_deadline(&request, time_to_live) {
+        Err(TooOld) => only_replayed(app.changes.find_outcome(&keyed, Deadline::of(&request)).await)?,
+        Ok(()) => app.changes.patch_keyed(&change, &keyed, Deadline::of(&request)).await,
     };
     finish(&request, &app, changed)
 }

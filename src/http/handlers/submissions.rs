@@ -10,7 +10,7 @@ use crate::access::Caller;
 use crate::http::body::{Body, Json};
 use crate::http::conditions::NoConditions;
 use crate::http::extractors::{Deadline, NoParameters, RequiredKey};
-use crate::http::first_sent::FirstSent;
+use crate::http::first_sent::{FirstSent, TooOld};
 use crate::http::keyed::{charge_key, finish, only_replayed, scope, write};
 use crate::http::quotas::{charge, give_back};
 use crate::http::{App, JOBS, Problem, SUBMIT};
@@ -45,10 +45,11 @@ pub async fn submit(
         Asked::New(job, fingerprint) => {
             let time_to_live = app.time_to_live(&caller);
             let submission = Arc::new(Submission::mint(key, fingerprint, job, request_id, time_to_live));
+            let too_old = first_sent.limit_deadline(&request, time_to_live);
             let deadline = Deadline::of(&request);
-            let mut submitted = match first_sent.is_too_old(time_to_live, deadline) {
-                true => only_replayed(app.intake.find_outcome(&submission, deadline).await)?,
-                false => submit_within_quota(&request, &app, &submission).await?,
+            let mut submitted = match too_old {
+                Err(TooOld) => only_replayed(app.intake.find_outcome(&submission, deadline).await)?,
+                Ok(()) => submit_within_quota(&request, &app, &submission).await?,
             };
             if let Err(error) = &mut submitted {
                 app.intake.compare(&submission, error, deadline).await;
