@@ -139,7 +139,7 @@ pub(super) const SHED_REQUESTS: Description = Description {
               `server.body_bytes_in_flight_per_tenant`. `cpu`: large bodies of one tenant waited for a CPU until their \
               deadline. `waited`: no connection to the database came free, or no writer, within \
               `database.patience`. `tenant_waited`: none of the connections that one tenant may use, which is half of a \
-              pool. `queue_full`: `intake.queue_jobs` or `intake.queue_bytes` are waiting to be written. \
+              pool, or its only one. `queue_full`: `intake.queue_jobs` or `intake.queue_bytes` are waiting to be written. \
               `tenant_queue_full`: half of that is one tenant's. `outage`: the database has been away for longer than that, and it was another request's turn to look. \
               `unknown_tokens`: too many requests wait for the look-up of a token that this replica has not seen \
               before, or one has waited for 2 s.",
@@ -267,7 +267,7 @@ pub(super) const DATABASE_CONNECTIONS: Description = Description {
     labels: &["lane", "state"],
     help: "Connections to PostgreSQL, by lane and state",
     meaning: "`busy` at the lane's limit for long: requests wait for a connection. One tenant uses at most half of intake and of \
-              reads. Lanes: writers, intake, reads, \
+              reads, or the only one. Lanes: writers, intake, reads, \
               known_tokens, unknown_tokens, purge, probes, metrics.",
 };
 
