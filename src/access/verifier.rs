@@ -21,7 +21,7 @@ pub enum Rejection {
     /// The database did not say.
     #[error("the token could not be verified")]
     Unavailable,
-    /// No answer came within [`LOOK_UP_DEADLINE`], or before the request's own deadline.
+    /// No answer came within `LOOK_UP_DEADLINE`, or before the request's own deadline.
     #[error("the token could not be verified in time")]
     TimedOut,
     #[error("the token could not be verified: the database's schema does not fit")]
@@ -82,7 +82,7 @@ pub struct Verifier {
 
 /// The connections for looking up tokens, which nothing else uses.
 ///
-/// A statement that is given up after [`LOOK_UP_DEADLINE`] keeps its connection until it ends. With one pool for both, two
+/// A statement that is given up after `LOOK_UP_DEADLINE` keeps its connection until it ends. With one pool for both, two
 /// such statements for tokens that nobody has seen would leave none for a renewal.
 #[derive(Clone)]
 pub struct TokenPools {
