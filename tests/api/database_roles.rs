@@ -49,7 +49,7 @@ async fn the_service_needs_no_more_than_the_page_on_roles_grants() {
     let ledger = Ledger::empty().await;
     let roles = follow_the_page(&ledger).await;
     let server = Server::start(&roles.service, &token(&roles).await, &[]).await;
-    assert_eq!(server.get("/readyz").await.status, 200);
+    server.until_status("/readyz", 200).await;
     let unique = json!({ "type": "t", "payload": 1, "unique": { "by": ["/payload"] } });
     let id = server.submit("k", &unique).await.job_id();
     assert_eq!(server.submit("k", &unique).await.status, 200);

@@ -91,6 +91,7 @@ async fn the_operations_address_answers_probes_and_metrics_and_nothing_else() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let operations = server.operations();
+    server.until_status("/readyz", 200).await;
     assert_eq!(operations.get("/healthz").await.status, 200);
     assert_eq!(operations.get("/readyz").await.status, 200);
     let metrics = Answer::of(operations.request("GET", "/metrics").send().await.unwrap()).await;
@@ -121,6 +122,7 @@ async fn health(server: &Server, arguments: &[&str]) -> Result<(), String> {
 async fn hapax_health_tells_alive_from_ready_from_gone() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__DATABASE__PATIENCE", "200ms")]).await;
+    server.until_status("/readyz", 200).await;
     assert_eq!((health(&server, &[]).await, health(&server, &["--ready"]).await), (Ok(()), Ok(())));
     let away = format!("{}_away", ledger.name);
     ledger.rename_to(&away).await;

@@ -224,7 +224,7 @@ async fn a_server_that_starts_before_its_database_waits_for_it() {
     let server = ledger.serve_through(&proxy, &[]).await;
     assert!(proxy.is_done());
     assert!(server.log_text().contains("waiting for the database"));
-    assert_eq!(server.get("/readyz").await.status, 200);
+    server.until_status("/readyz", 200).await;
 }
 
 #[tokio::test]
@@ -247,7 +247,7 @@ async fn a_replica_that_is_busy_is_ready_all_the_same() {
         ledger.until_waiting(n as i64 + 1).await;
     }
     assert_eq!(server.metric(r#"hapax_database_connections{lane="writers",state="busy"}"#).await, 2.0);
-    assert_eq!(server.get("/readyz").await.status, 200);
+    server.until_status("/readyz", 200).await;
     sqlx::raw_sql("select pg_advisory_unlock(1)").execute(&mut holder).await.unwrap();
     for request in waiting {
         assert_eq!(request.await.unwrap().status, 201);
@@ -276,6 +276,7 @@ async fn a_slow_link_leaves_a_replica_ready_and_its_connections_open() {
 async fn a_scrape_whose_statement_hangs_leaves_a_replica_ready() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__PURGE__INTERVAL", "1h")]).await;
+    server.until_status("/readyz", 200).await;
     let locked = ledger.lock_table("idempotency_keys", "access exclusive").await;
     let scraped = server.metrics_text().await;
     assert!(scraped.contains("hapax_purge_lag_seconds NaN"), "{scraped}");

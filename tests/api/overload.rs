@@ -6,7 +6,7 @@ use hapax::access::{Scope, Token};
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-use crate::harness::{Answer, Client, Ledger, Server, hapax, hapax_through, job};
+use crate::harness::{Answer, Client, Ledger, Server, hapax, hapax_through, job, until};
 
 /// A server that the system allows no more open files than these.
 fn serve_with_descriptors(limit: u32, ledger: &Ledger) -> Command {
@@ -23,6 +23,7 @@ async fn connections_beyond_the_limit_wait_and_the_probes_answer_all_the_same() 
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__SERVER__CONNECTIONS", "4")]).await;
     let operations: Client = server.operations();
+    until("the replica is ready", async || (operations.get("/readyz").await.status == 200).then_some(())).await;
     let mut idle = Vec::new();
     for _ in 0..4 {
         idle.push(server.raw().await);

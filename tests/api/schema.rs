@@ -149,7 +149,7 @@ async fn a_server_that_may_lose_acknowledged_jobs_is_refused_unless_told_so_in_s
 async fn readiness_follows_the_schema_and_liveness_does_not() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
-    assert_eq!(server.get("/readyz").await.json()["status"], "ready");
+    assert_eq!(server.until_status("/readyz", 200).await.json()["status"], "ready");
     ledger.execute("alter table _sqlx_migrations rename to gone").await;
     server.until_status("/readyz", 503).await;
     assert_eq!(server.get("/healthz").await.status, 200);

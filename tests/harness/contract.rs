@@ -1,6 +1,7 @@
-use std::collections::BTreeSet;
-use std::sync::OnceLock;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use jsonschema::Validator;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
@@ -9,6 +10,8 @@ use super::Answer;
 /// The contract, against which every answer that a test's client gets is held.
 pub struct Contract {
     document: Value,
+    /// By the text of their schema.
+    validators: Mutex<HashMap<String, Arc<Validator>>>,
 }
 
 /// What HTTP itself puts on an answer, of which the contract says nothing.
@@ -19,7 +22,8 @@ impl Contract {
 
     pub fn get() -> &'static Self {
         static CONTRACT: OnceLock<Contract> = OnceLock::new();
-        CONTRACT.get_or_init(|| Self { document: yaml_serde::from_str(Self::TEXT).unwrap() })
+        CONTRACT
+            .get_or_init(|| Self { document: yaml_serde::from_str(Self::TEXT).unwrap(), validators: Mutex::default() })
     }
 
     /// Demands that the contract has this answer: its status, its header fields, its body.
@@ -108,11 +112,20 @@ impl Contract {
     }
 
     fn validate(&self, schema: Value, value: &Value, case: &str) {
-        let registry = jsonschema::Registry::new().add(CONTRACT, &self.document).unwrap().prepare().unwrap();
-        let options = jsonschema::options().with_registry(&registry).should_validate_formats(true);
-        let validator = options.build(&schema).unwrap();
+        let validator = self.validator(schema);
         let errors: Vec<String> = validator.iter_errors(value).map(|error| error.to_string()).collect();
         assert!(errors.is_empty(), "{errors:?}: {case}");
+    }
+
+    /// Compiled once for all tests: that takes longer than most requests do.
+    fn validator(&self, schema: Value) -> Arc<Validator> {
+        let mut validators = self.validators.lock().unwrap_or_else(PoisonError::into_inner);
+        let compile = || {
+            let registry = jsonschema::Registry::new().add(CONTRACT, &self.document).unwrap().prepare().unwrap();
+            let options = jsonschema::options().with_registry(&registry).should_validate_formats(true);
+            Arc::new(options.build(&schema).unwrap())
+        };
+        Arc::clone(validators.entry(schema.to_string()).or_insert_with(compile))
     }
 
     /// What stands at a place, or where a reference there leads to, and where that is.
