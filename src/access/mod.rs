@@ -10,7 +10,7 @@ mod token;
 pub mod use_times;
 mod verifier;
 
-pub use quota::{Charge, Policy, Quota, Rate, Standing};
+pub use quota::{Policy, Quota, QuotaStatus, Rate, Reservation};
 pub use token::{InvalidTokenName, Scope, Scopes, Token, TokenDigest, TokenName, UnknownScope};
 pub use use_times::UseTimes;
 pub use verifier::{Lives, Recalled, Rejection, TokenPools, Verifier};

@@ -40,7 +40,7 @@ pub struct Policy {
 
 /// What is left of a quota for one subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct QuotaStatus {
     pub policy: Policy,
     pub remaining: u32,
     /// When the whole quota is there again.
@@ -50,9 +50,9 @@ pub struct Standing {
 }
 
 /// Units of a quota that were taken, and can be given back.
-pub struct Charge {
+pub struct Reservation {
     /// `None` where there is no limit.
-    pub standing: Option<Standing>,
+    pub quota_status: Option<QuotaStatus>,
     taken: Option<Taken>,
 }
 
@@ -95,17 +95,17 @@ impl<S: Hash + Eq + Clone> Quota<S> {
     /// Takes one unit.
     ///
     /// # Errors
-    /// The subject's [`Standing`], if nothing is left; then nothing was taken.
-    pub fn take(&self, subject: &S) -> Result<Charge, Standing> {
+    /// The subject's [`QuotaStatus`], if nothing is left; then nothing was taken.
+    pub fn take(&self, subject: &S) -> Result<Reservation, QuotaStatus> {
         self.take_many(subject, 1)
     }
 
     /// Takes several units at once, or all of the burst but one if that is less.
     ///
     /// # Errors
-    /// The subject's [`Standing`], if not so much is left; then nothing was taken.
-    pub fn take_many(&self, subject: &S, units: u32) -> Result<Charge, Standing> {
-        let Some(cells) = self.cells else { return Ok(Charge { standing: None, taken: None }) };
+    /// The subject's [`QuotaStatus`], if not so much is left; then nothing was taken.
+    pub fn take_many(&self, subject: &S, units: u32) -> Result<Reservation, QuotaStatus> {
+        let Some(cells) = self.cells else { return Ok(Reservation { quota_status: None, taken: None }) };
         let Ok(bucket) = self.buckets.get_or_insert_with(subject, || Ok::<_, Infallible>(Arc::default()));
         let now = u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
         // One unit less than the burst: the request itself has taken one, and would never fit otherwise.
@@ -118,19 +118,22 @@ impl<S: Hash + Eq + Clone> Quota<S> {
         match taking {
             Ok(before) => {
                 let debt = after(before) - now;
-                let standing = self.standing((cells.depth - debt) / cells.interval, debt, None);
-                Ok(Charge { standing: Some(standing), taken: Some(Taken { bucket, cost, interval: cells.interval }) })
+                let quota_status = self.quota_status((cells.depth - debt) / cells.interval, debt, None);
+                Ok(Reservation {
+                    quota_status: Some(quota_status),
+                    taken: Some(Taken { bucket, cost, interval: cells.interval }),
+                })
             }
             Err(full_at) => {
                 let debt = full_at.saturating_sub(now);
                 let remaining = cells.depth.saturating_sub(debt) / cells.interval;
-                Err(self.standing(remaining, debt, Some(after(full_at) - now - cells.depth)))
+                Err(self.quota_status(remaining, debt, Some(after(full_at) - now - cells.depth)))
             }
         }
     }
 
-    fn standing(&self, remaining: u64, reset: u64, retry_after: Option<u64>) -> Standing {
-        Standing {
+    fn quota_status(&self, remaining: u64, reset: u64, retry_after: Option<u64>) -> QuotaStatus {
+        QuotaStatus {
             policy: self.policy,
             remaining: u32::try_from(remaining).unwrap_or(u32::MAX),
             reset: Duration::from_nanos(reset),
@@ -139,15 +142,15 @@ impl<S: Hash + Eq + Clone> Quota<S> {
     }
 }
 
-impl Charge {
+impl Reservation {
     /// As if it had not been taken; says what is left then.
-    pub fn give_back(self) -> Option<Standing> {
-        let (Taken { bucket, cost, interval }, standing) = (self.taken?, self.standing?);
-        let given_back = |full_at: u64| Some(full_at.saturating_sub(cost));
-        let _always_done = bucket.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, given_back);
-        let reset = standing.reset.saturating_sub(Duration::from_nanos(cost));
-        let remaining = standing.remaining.saturating_add(u32::try_from(cost / interval).unwrap_or(u32::MAX));
-        Some(Standing { remaining, reset, ..standing })
+    pub fn refund(self) -> Option<QuotaStatus> {
+        let (Taken { bucket, cost, interval }, quota_status) = (self.taken?, self.quota_status?);
+        let refunded = |full_at: u64| Some(full_at.saturating_sub(cost));
+        let _always_done = bucket.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, refunded);
+        let reset = quota_status.reset.saturating_sub(Duration::from_nanos(cost));
+        let remaining = quota_status.remaining.saturating_add(u32::try_from(cost / interval).unwrap_or(u32::MAX));
+        Some(QuotaStatus { remaining, reset, ..quota_status })
     }
 }
 
@@ -176,23 +179,23 @@ mod tests {
     async fn what_is_given_back_can_be_taken_again_and_no_more_than_that() {
         let quota = Quota::new("some", RATE);
         for _ in 0..100 {
-            let standing = quota.take(&1).map_err(drop).unwrap().give_back().unwrap();
-            assert_eq!((standing.remaining, standing.reset), (3, Duration::ZERO));
+            let quota_status = quota.take(&1).map_err(drop).unwrap().refund().unwrap();
+            assert_eq!((quota_status.remaining, quota_status.reset), (3, Duration::ZERO));
         }
         assert_eq!(taken(&quota, 1, 9), 3);
         tokio::time::advance(Duration::from_millis(100)).await;
-        let charge = quota.take(&1).map_err(drop).unwrap();
+        let reservation = quota.take(&1).map_err(drop).unwrap();
         tokio::time::advance(Duration::from_secs(60)).await;
-        charge.give_back();
+        reservation.refund();
         assert_eq!(taken(&quota, 1, 9), 3, "what has grown back meanwhile does not count twice");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_standing_tells_what_is_left_and_when_there_is_more() {
         let quota = Quota::new("some", RATE);
-        let standing = quota.take(&1).map_err(drop).unwrap().standing.unwrap();
-        assert_eq!((standing.remaining, standing.reset), (2, Duration::from_millis(100)));
-        assert_eq!((standing.policy.quota, standing.policy.window), (3, Duration::from_millis(300)));
+        let quota_status = quota.take(&1).map_err(drop).unwrap().quota_status.unwrap();
+        assert_eq!((quota_status.remaining, quota_status.reset), (2, Duration::from_millis(100)));
+        assert_eq!((quota_status.policy.quota, quota_status.policy.window), (3, Duration::from_millis(300)));
         taken(&quota, 1, 2);
         let refused = quota.take(&1).err().unwrap();
         assert_eq!((refused.remaining, refused.reset), (0, Duration::from_millis(300)));
@@ -205,10 +208,10 @@ mod tests {
     async fn several_units_cost_as_much_as_one_by_one_and_never_more_than_the_burst() {
         let quota = Quota::new("some", RATE);
         let left = quota.take_many(&1, 2).map_err(drop).unwrap();
-        assert_eq!(left.standing.unwrap().remaining, 1);
+        assert_eq!(left.quota_status.unwrap().remaining, 1);
         let refused = quota.take_many(&1, 2).err().unwrap();
         assert_eq!((refused.remaining, refused.retry_after), (1, Some(Duration::from_millis(100))));
-        assert_eq!(left.give_back().unwrap().remaining, 3);
+        assert_eq!(left.refund().unwrap().remaining, 3);
         assert_eq!(taken(&quota, 1, 1), 1);
         assert!(quota.take_many(&1, 100).is_ok(), "what is dearer than the whole quota takes what one request leaves");
         assert_eq!(taken(&quota, 1, 9), 0);
@@ -218,7 +221,7 @@ mod tests {
     async fn a_rate_of_nought_is_no_limit() {
         let quota = Quota::new("some", Rate { per_second: 0, burst: 0 });
         assert_eq!(taken(&quota, 1, 10_000), 10_000);
-        assert_eq!(quota.take(&1).map_err(drop).unwrap().standing, None);
+        assert_eq!(quota.take(&1).map_err(drop).unwrap().quota_status, None);
     }
 
     #[test]

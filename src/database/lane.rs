@@ -50,7 +50,7 @@ struct Place {
 /// A tenant's share of the connections of a pool, while a request uses a part of it.
 pub(super) type Share = Arc<OwnedSemaphorePermit>;
 
-/// A connection on loan, with its place. [`Lease::give_back`] returns it, [`Lease::close`] closes it. A lease that is
+/// A connection on loan, with its place. [`Lease::refund`] returns it, [`Lease::close`] closes it. A lease that is
 /// dropped while a statement is under way, because its request ran out of time, lets the statement finish first: see
 /// [`Lane::finish`].
 struct Lease {
@@ -146,7 +146,7 @@ impl Lane {
             let error = match timeout_at(attempt_ends.min(course.deadline()), work(&mut lease)).await {
                 Ok(Ok(done)) => {
                     self.shared.outage.end();
-                    lease.give_back();
+                    lease.refund();
                     return Ok(done);
                 }
                 Ok(Err(error)) => error,
@@ -321,12 +321,12 @@ impl Lane {
             Failure::Stale | Failure::ReadOnly | Failure::Unfit => Retry::Stale,
             Failure::Collided => Retry::Collided,
             Failure::Locked | Failure::Refused | Failure::Cancelled | Failure::Violation | Failure::Other => {
-                return lease.give_back();
+                return lease.refund();
             }
         };
         self.shared.metrics.count_database_retry(retry);
         if *failure == Failure::Collided {
-            return lease.give_back();
+            return lease.refund();
         }
         if *failure == Failure::Away {
             tracing::debug!(%error, "no session for a statement; trying again");
@@ -376,7 +376,7 @@ impl Lane {
 }
 
 impl Lease {
-    fn give_back(mut self) {
+    fn refund(mut self) {
         if let Some(connection) = self.connection.take() {
             self.lane.put_back(connection);
         }
@@ -401,13 +401,13 @@ impl Deref for Lease {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
-        self.connection.as_ref().expect("only give_back and close take it, and they consume the lease")
+        self.connection.as_ref().expect("only refund and close take it, and they consume the lease")
     }
 }
 
 impl DerefMut for Lease {
     fn deref_mut(&mut self) -> &mut PgConnection {
-        self.connection.as_mut().expect("only give_back and close take it, and they consume the lease")
+        self.connection.as_mut().expect("only refund and close take it, and they consume the lease")
     }
 }
 

@@ -4,7 +4,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use super::Problem;
 use crate::ids::TenantId;
-use crate::metrics::{Level, Shed};
+use crate::metrics::{Shed, Usage};
 use crate::shares::Shares;
 
 /// A place for each request that may be worked on; one more is told so at once. A tenant has a share of them, so that one
@@ -35,7 +35,7 @@ impl Admission {
         Ok(Places { _place: place, _share: share })
     }
 
-    pub fn level(&self) -> Level {
-        Level { now: self.limit - self.places.available_permits(), limit: self.limit }
+    pub fn usage(&self) -> Usage {
+        Usage { now: self.limit - self.places.available_permits(), limit: self.limit }
     }
 }

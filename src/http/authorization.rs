@@ -10,7 +10,7 @@ use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
 
 use super::admission::Places;
 use super::extractors::Deadline;
-use super::quotas::{charge, charge_many};
+use super::quotas::{reserve, reserve_many};
 use super::{App, Problem, Unauthenticated};
 use crate::access::{Caller, Recalled, Scope, TokenDigest};
 use crate::ids::TenantId;
@@ -57,7 +57,7 @@ async fn admit<'a>(app: &'a App, scope: Scope, request: &ServiceRequest) -> Resu
     if !caller.scopes.contains(scope) {
         return Err(Problem::MissingScope(scope));
     }
-    charge(&app.quotas.requests, &digest, request)?;
+    reserve(&app.quotas.requests, &digest, request)?;
     let entered = entered.map_or_else(|| app.admission.enter(caller.tenant), Ok)?;
     Ok((caller, entered))
 }
@@ -69,9 +69,9 @@ const BYTES_A_UNIT: usize = 16 * 1024;
 ///
 /// # Errors
 /// [`Problem::QuotaExceeded`].
-pub fn charge_bytes(app: &App, request: &HttpRequest, bytes: usize) -> Result<usize, Problem> {
+pub fn reserve_bytes(app: &App, request: &HttpRequest, bytes: usize) -> Result<usize, Problem> {
     let units = bytes / BYTES_A_UNIT;
-    charge_requests(app, request, units)?;
+    reserve_requests(app, request, units)?;
     Ok(units * BYTES_A_UNIT)
 }
 
@@ -79,13 +79,13 @@ pub fn charge_bytes(app: &App, request: &HttpRequest, bytes: usize) -> Result<us
 ///
 /// # Errors
 /// [`Problem::QuotaExceeded`].
-pub fn charge_requests(app: &App, request: &HttpRequest, requests: usize) -> Result<(), Problem> {
+pub fn reserve_requests(app: &App, request: &HttpRequest, requests: usize) -> Result<(), Problem> {
     if requests == 0 {
         return Ok(());
     }
     let digest = bearer(request.headers()).map_err(Problem::Unauthenticated)?;
     let units = u32::try_from(requests).unwrap_or(u32::MAX);
-    charge_many(&app.quotas.requests, &digest, units, request).map(drop)
+    reserve_many(&app.quotas.requests, &digest, units, request).map(drop)
 }
 
 /// `Authorization: Bearer hpx_…`, once (RFC 6750, section 2.1).

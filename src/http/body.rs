@@ -17,7 +17,7 @@ use futures_util::future::LocalBoxFuture;
 use futures_util::{Stream, StreamExt};
 use tokio::time::{Instant, timeout};
 
-use super::authorization::charge_bytes;
+use super::authorization::reserve_bytes;
 use super::body_memory::HeldBytes;
 use super::connection::{BodyLength, ConnectionState};
 use super::extractors::Deadline;
@@ -140,7 +140,7 @@ impl<T: MediaType> Incoming<T> {
         let limit = app.limits.body_bytes.saturating_mul(T::BODIES).min(app.limits.body_bytes_per_tenant);
         let announced = check_head::<T>(request.headers(), limit)?;
         if let Some(bytes) = announced {
-            charge_bytes(app, request, bytes)?;
+            reserve_bytes(app, request, bytes)?;
         }
         Ok(Self {
             request: request.clone(),
@@ -226,7 +226,7 @@ impl<T: MediaType> Incoming<T> {
             return Ok(());
         };
         let app = self.request.app_data::<web::Data<App>>().expect("the server registers it");
-        self.charged += charge_bytes(app, &self.request, arrived - self.charged)?;
+        self.charged += reserve_bytes(app, &self.request, arrived - self.charged)?;
         Ok(())
     }
 

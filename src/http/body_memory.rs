@@ -6,7 +6,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Problem;
 use crate::ids::TenantId;
-use crate::metrics::{Level, Shed};
+use crate::metrics::{Shed, Usage};
 use crate::shares::Shares;
 
 /// A budget of bytes. What does not fit is refused at once, so that a process in a container is not killed with
@@ -42,8 +42,8 @@ impl BodyMemory {
         Ok(HeldBytes { all, tenant })
     }
 
-    pub fn level(&self) -> Level {
-        Level { now: self.limit - self.all.available_permits(), limit: self.limit }
+    pub fn usage(&self) -> Usage {
+        Usage { now: self.limit - self.all.available_permits(), limit: self.limit }
     }
 }
 
@@ -95,8 +95,8 @@ mod tests {
         let other = memory.hold(OTHER, 50).unwrap();
         assert_eq!(reason(one.grow(11)), Some(Shed::BodyBytes));
         one.grow(10).unwrap();
-        assert_eq!(memory.level().now, 100);
+        assert_eq!(memory.usage().now, 100);
         drop((one, other));
-        assert_eq!(memory.level().now, 0);
+        assert_eq!(memory.usage().now, 0);
     }
 }

@@ -7,7 +7,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderName, HeaderValue};
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, HttpResponseBuilder};
 
-use super::quotas::charge;
+use super::quotas::reserve;
 use super::{App, Problem};
 use crate::access::Caller;
 use crate::idempotency::{Answer, Key, KeyedError, Outcome, Performed, Route, ScopedKey};
@@ -30,9 +30,9 @@ pub fn scope(caller: &Caller, route: Route, key: Key) -> ScopedKey {
 ///
 /// # Errors
 /// [`Problem::QuotaExceeded`].
-pub fn charge_key(app: &App, key: &ScopedKey, request: &HttpRequest) -> Result<(), Problem> {
+pub fn reserve_key(app: &App, key: &ScopedKey, request: &HttpRequest) -> Result<(), Problem> {
     // A replay is what the quota is for, so nothing is ever given back.
-    charge(&app.quotas.replays, key, request).map(drop)
+    reserve(&app.quotas.replays, key, request).map(drop)
 }
 
 /// What became of a request that was first sent longer ago than its key lives: an earlier copy may still have its

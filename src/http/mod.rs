@@ -25,7 +25,7 @@ mod refused_lines;
 pub use admission::Admission;
 pub use body_memory::BodyMemory;
 pub use connection::{Connection, ConnectionDeadlines};
-pub use handlers::service::Watched;
+pub use handlers::service::MetricsSources;
 pub use observation::observe;
 pub use outgoing::PIECE_BYTES;
 pub use problem::{Problem, Unauthenticated};

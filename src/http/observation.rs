@@ -18,7 +18,7 @@ use super::body_memory::{AnswerBytes, HeldBytes};
 use super::connection::ConnectionState;
 use super::extractors::{Deadline, IDEMPOTENCY_KEY};
 use super::outgoing::{in_pieces, is_large};
-use super::quotas::{self, Standings};
+use super::quotas::{self, QuotaStatuses};
 use super::{App, KEY_REQUIRED, KEYED_ROUTES, PROBES, Problem, TEMPLATES};
 use crate::access::Caller;
 use crate::ids::RequestId;
@@ -112,11 +112,11 @@ fn first_facts(request: &ServiceRequest, request_id: &RequestId, method: &'stati
 }
 
 fn write_headers(response: &mut ServiceResponse<BoxBody>, request_id: &RequestId) {
-    let standings = response.request().extensions_mut().remove::<Standings>();
+    let quota_statuses = response.request().extensions_mut().remove::<QuotaStatuses>();
     let is_error = response.status().is_client_error() || response.status().is_server_error();
     let headers = response.headers_mut();
-    if let Some(standings) = standings {
-        quotas::write_headers(&standings, headers);
+    if let Some(quota_statuses) = quota_statuses {
+        quotas::write_headers(&quota_statuses, headers);
     }
     let id = HeaderValue::from_str(request_id.as_str()).expect("a request id is made of plain characters");
     headers.insert(X_REQUEST_ID, id);

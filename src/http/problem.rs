@@ -13,7 +13,7 @@ use thiserror::Error;
 use super::first_sent::InvalidFirstSent;
 use super::parameters::InvalidParameter;
 use super::quotas::whole_seconds;
-use crate::access::{Policy, Rejection, Scope, Standing};
+use crate::access::{Policy, QuotaStatus, Rejection, Scope};
 use crate::changes::Refusal;
 use crate::database::{DatabaseError, with_causes};
 use crate::idempotency::{InvalidKey, KeyedError};
@@ -76,7 +76,7 @@ pub enum Problem {
         pointers: Vec<String>,
     },
     RequestInFlight,
-    QuotaExceeded(Standing),
+    QuotaExceeded(QuotaStatus),
     /// Refused to keep the rest going.
     Shed(Shed),
     Unavailable(String),
@@ -256,8 +256,8 @@ impl Problem {
                  job before you send a new request with a new Idempotency-Key."
                     .to_owned()
             }
-            Self::QuotaExceeded(standing) => {
-                let Policy { name, quota, window } = standing.policy;
+            Self::QuotaExceeded(quota_status) => {
+                let Policy { name, quota, window } = quota_status.policy;
                 format!(
                     "The quota \"{name}\" of {quota} in {} s is used up; nothing was written. Send the same request \
                      again after Retry-After.",
@@ -342,7 +342,7 @@ impl Problem {
     pub fn retry_after(&self) -> Option<u64> {
         self.entry().retryable.then(|| match self {
             Self::RequestInFlight => 1,
-            Self::QuotaExceeded(standing) => whole_seconds(standing.retry_after.unwrap_or(standing.reset)),
+            Self::QuotaExceeded(quota_status) => whole_seconds(quota_status.retry_after.unwrap_or(quota_status.reset)),
             Self::StatementTimeout => rand::random_range(RETRY_AFTER_TIMEOUT_SECONDS),
             _ => rand::random_range(RETRY_AFTER_SECONDS),
         })
@@ -372,7 +372,7 @@ impl Problem {
                 _ => Vec::new(),
             },
             violated_policies: match self {
-                Self::QuotaExceeded(standing) => vec![standing.policy.name],
+                Self::QuotaExceeded(quota_status) => vec![quota_status.policy.name],
                 _ => Vec::new(),
             },
         }
@@ -387,7 +387,7 @@ impl Problem {
     pub fn count(&self, metrics: &Metrics) {
         match self {
             Self::Shed(reason) => metrics.count_shed_request(*reason),
-            Self::QuotaExceeded(standing) => metrics.count_quota_refusal(standing.policy.name),
+            Self::QuotaExceeded(quota_status) => metrics.count_quota_refusal(quota_status.policy.name),
             _ => {}
         }
     }
@@ -604,7 +604,7 @@ mod tests {
             Problem::FirstSentTooOld,
             Problem::KeyReused { job_id, pointers: Vec::new() },
             Problem::RequestInFlight,
-            Problem::QuotaExceeded(Standing { policy, remaining: 0, reset, retry_after: None }),
+            Problem::QuotaExceeded(QuotaStatus { policy, remaining: 0, reset, retry_after: None }),
             Problem::Unavailable("it is away".to_owned()),
             Problem::Unfit("it is old".to_owned()),
             Problem::TokenUnverified { unfit: false },

@@ -7,7 +7,7 @@ use actix_web::HttpMessage;
 use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::Problem;
-use crate::access::{Charge, Quota, Standing};
+use crate::access::{Quota, QuotaStatus, Reservation};
 
 const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -17,55 +17,58 @@ const TEXT_LENGTH: usize = 128;
 
 /// What a request has been charged to, in order.
 #[derive(Default)]
-pub struct Standings(Vec<Standing>);
+pub struct QuotaStatuses(Vec<QuotaStatus>);
 
 /// Takes one unit of a quota for a request, whose answer will tell what is left.
 ///
 /// # Errors
 /// [`Problem::QuotaExceeded`] if nothing is left.
-pub fn charge<S: Hash + Eq + Clone>(
+pub fn reserve<S: Hash + Eq + Clone>(
     quota: &Quota<S>,
     subject: &S,
     request: &impl HttpMessage,
-) -> Result<Charge, Problem> {
-    charge_many(quota, subject, 1, request)
+) -> Result<Reservation, Problem> {
+    reserve_many(quota, subject, 1, request)
 }
 
 /// Takes several units at once.
 ///
 /// # Errors
 /// [`Problem::QuotaExceeded`] if not so much is left.
-pub fn charge_many<S: Hash + Eq + Clone>(
+pub fn reserve_many<S: Hash + Eq + Clone>(
     quota: &Quota<S>,
     subject: &S,
     units: u32,
     request: &impl HttpMessage,
-) -> Result<Charge, Problem> {
+) -> Result<Reservation, Problem> {
     let taken = quota.take_many(subject, units);
-    note(taken.as_ref().map_or_else(|standing| Some(*standing), |charge| charge.standing), request);
+    note(
+        taken.as_ref().map_or_else(|quota_status| Some(*quota_status), |reservation| reservation.quota_status),
+        request,
+    );
     taken.map_err(Problem::QuotaExceeded)
 }
 
 /// Gives a unit back that the request turned out not to need.
-pub fn give_back(charge: Charge, request: &impl HttpMessage) {
-    note(charge.give_back(), request);
+pub fn refund(reservation: Reservation, request: &impl HttpMessage) {
+    note(reservation.refund(), request);
 }
 
-/// For the answer's header fields; the last standing counts.
-fn note(standing: Option<Standing>, request: &impl HttpMessage) {
-    let Some(standing) = standing else { return };
+/// For the answer's header fields; the last status of a quota counts.
+fn note(quota_status: Option<QuotaStatus>, request: &impl HttpMessage) {
+    let Some(quota_status) = quota_status else { return };
     let mut extensions = request.extensions_mut();
-    let standings = extensions.get_or_insert(Standings::default());
-    match standings.0.iter_mut().find(|known| known.policy == standing.policy) {
-        Some(known) => *known = standing,
-        None => standings.0.push(standing),
+    let quota_statuses = extensions.get_or_insert(QuotaStatuses::default());
+    match quota_statuses.0.iter_mut().find(|known| known.policy == quota_status.policy) {
+        Some(known) => *known = quota_status,
+        None => quota_statuses.0.push(quota_status),
     }
 }
 
 /// `RateLimit-Policy` and `RateLimit`, one item for each quota that was charged.
-pub fn write_headers(standings: &Standings, headers: &mut HeaderMap) {
+pub fn write_headers(quota_statuses: &QuotaStatuses, headers: &mut HeaderMap) {
     let (mut policies, mut limits) = (String::with_capacity(TEXT_LENGTH), String::with_capacity(TEXT_LENGTH));
-    for Standing { policy, remaining, reset, .. } in &standings.0 {
+    for QuotaStatus { policy, remaining, reset, .. } in &quota_statuses.0 {
         write_item(&mut policies, policy.name, [(";q=", policy.quota.into()), (";w=", whole_seconds(policy.window))]);
         write_item(&mut limits, policy.name, [(";r=", (*remaining).into()), (";t=", whole_seconds(*reset))]);
     }

@@ -11,7 +11,7 @@ use quick_cache::sync::{Cache, DefaultLifecycle, PlaceholderGuard};
 
 use super::clock::Moment;
 use super::{Fingerprint, Outcome, ScopedKey};
-use crate::metrics::{Level, Metrics, Recall};
+use crate::metrics::{Metrics, Recall, Usage};
 
 /// The replay cache, bounded by bytes.
 pub struct Replays {
@@ -94,9 +94,9 @@ impl Replays {
     }
 
     /// Bytes that are used, of those that may be.
-    pub fn level(&self) -> Level {
+    pub fn usage(&self) -> Usage {
         let bytes = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
-        Level { now: bytes(self.outcomes.weight()), limit: bytes(self.limit_bytes) }
+        Usage { now: bytes(self.outcomes.weight()), limit: bytes(self.limit_bytes) }
     }
 }
 
@@ -221,7 +221,7 @@ mod tests {
             let Known::Nothing(first_copy) = replays.look(&key(&format!("key-{n}"))).await else { panic!("{n}") };
             first_copy.end(outcome("x".repeat(n % 500)), Moment::now(), HOUR);
         }
-        let Level { now, limit } = replays.level();
+        let Usage { now, limit } = replays.usage();
         assert!(now <= limit && now > limit / 2, "{now} of {limit}");
     }
 
@@ -230,7 +230,7 @@ mod tests {
         let replays = Replays::new(1 << 20, Metrics::new());
         let Known::Nothing(first_copy) = replays.look(&key("k")).await else { panic!("nobody was here before") };
         first_copy.end(outcome("x".repeat(10_000)), Moment::now(), HOUR);
-        let Level { now, .. } = replays.level();
+        let Usage { now, .. } = replays.usage();
         assert!((10_000..11_000).contains(&now), "{now}");
     }
 }

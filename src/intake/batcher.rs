@@ -15,7 +15,7 @@ use super::Submission;
 use crate::database::DatabaseError;
 use crate::idempotency::queries::Stored;
 use crate::ids::TenantId;
-use crate::metrics::{Level, Shed};
+use crate::metrics::{Shed, Usage};
 use crate::shares::{Shares, half};
 
 /// How much may wait, and how much one statement may carry. A submission that is larger than either limit of bytes is
@@ -152,8 +152,8 @@ impl Batcher {
     }
 
     /// How many submissions are not answered yet, of those that may be.
-    pub fn level(&self) -> Level {
-        Level { now: self.bounds.queue_jobs - self.jobs.available_permits(), limit: self.bounds.queue_jobs }
+    pub fn usage(&self) -> Usage {
+        Usage { now: self.bounds.queue_jobs - self.jobs.available_permits(), limit: self.bounds.queue_jobs }
     }
 
     fn enter(
@@ -393,7 +393,7 @@ pub(super) mod tests {
         let unsent = batcher.ride(submission(10), in_a_minute()).await;
         assert!(matches!(unsent, Err(DatabaseError::Shed(Shed::Waited))), "{unsent:?}");
         assert_eq!(started.elapsed(), BOUNDS.patience);
-        assert_eq!(batcher.level().now, 0, "its room is free");
+        assert_eq!(batcher.usage().now, 0, "its room is free");
         assert!(batcher.ride(submission(10), in_a_minute()).await.is_err());
         assert_eq!(batcher.queue().tickets.len(), 1, "with no writer, whoever comes clears away those who have left");
         assert_eq!(tell_all(batcher.next_batch().await.unwrap()), 0);
@@ -430,7 +430,7 @@ pub(super) mod tests {
     async fn whoever_is_dropped_before_he_is_sent_leaves() {
         let batcher = Batcher::new(BOUNDS);
         drop(riding!(batcher, 10));
-        assert_eq!(batcher.level().now, 0);
+        assert_eq!(batcher.usage().now, 0);
         assert_eq!(tell_all(batcher.next_batch().await.unwrap()), 0);
     }
 

@@ -26,7 +26,7 @@ use crate::idempotency::{
 };
 use crate::ids::{JobId, TenantId};
 use crate::jobs::{self, ContentDigest, Found, NewJob};
-use crate::metrics::{Level, Metrics, Shed};
+use crate::metrics::{Metrics, Shed, Usage};
 use crate::offload::Offload;
 use crate::shares::Shares;
 use batcher::{Batcher, Ridden};
@@ -98,13 +98,13 @@ impl Intake {
     }
 
     /// How many submissions are not answered yet, of those that may be.
-    pub fn level(&self) -> Level {
-        self.batcher.level()
+    pub fn usage(&self) -> Usage {
+        self.batcher.usage()
     }
 
     /// How many submissions one request may have under way at once: a part of what its tenant has room for.
     pub fn share(&self) -> Share {
-        let Level { limit, .. } = self.batcher.level();
+        let Usage { limit, .. } = self.batcher.usage();
         Share { in_batches: (limit / 16).max(1), one_by_one: (self.engine.pool().share() / 2).max(1) }
     }
 

@@ -68,7 +68,7 @@ pub struct CountedConnection(Metrics);
 
 /// A gauge and its limit, as read at one moment.
 #[derive(Clone, Copy, Debug)]
-pub struct Level {
+pub struct Usage {
     pub now: usize,
     pub limit: usize,
 }
@@ -239,24 +239,24 @@ impl Metrics {
         self.catalogue.ready.set(i64::from(ready));
     }
 
-    pub fn read_requests_in_flight(&self, level: Level) {
-        self.catalogue.http_requests_in_flight.set(gauge(level.now));
-        self.catalogue.http_requests_in_flight_limit.set(gauge(level.limit));
+    pub fn read_requests_in_flight(&self, usage: Usage) {
+        self.catalogue.http_requests_in_flight.set(gauge(usage.now));
+        self.catalogue.http_requests_in_flight_limit.set(gauge(usage.limit));
     }
 
-    pub fn read_body_bytes(&self, level: Level) {
-        self.catalogue.http_body_bytes.set(gauge(level.now));
-        self.catalogue.http_body_bytes_limit.set(gauge(level.limit));
+    pub fn read_body_bytes(&self, usage: Usage) {
+        self.catalogue.http_body_bytes.set(gauge(usage.now));
+        self.catalogue.http_body_bytes_limit.set(gauge(usage.limit));
     }
 
-    pub fn read_intake_queue(&self, level: Level) {
-        self.catalogue.intake_queue.set(gauge(level.now));
-        self.catalogue.intake_queue_limit.set(gauge(level.limit));
+    pub fn read_intake_queue(&self, usage: Usage) {
+        self.catalogue.intake_queue.set(gauge(usage.now));
+        self.catalogue.intake_queue_limit.set(gauge(usage.limit));
     }
 
-    pub fn read_replay_cache(&self, level: Level) {
-        self.catalogue.replay_cache_bytes.set(gauge(level.now));
-        self.catalogue.replay_cache_limit_bytes.set(gauge(level.limit));
+    pub fn read_replay_cache(&self, usage: Usage) {
+        self.catalogue.replay_cache_bytes.set(gauge(usage.now));
+        self.catalogue.replay_cache_limit_bytes.set(gauge(usage.limit));
     }
 
     pub fn count_purged_keys(&self, keys: u64) {

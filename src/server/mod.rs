@@ -25,7 +25,7 @@ use crate::access::{Lives, Quota, Rate, TokenPools, UseTimes, Verifier};
 use crate::changes::Changes;
 use crate::configuration::{self, Configuration};
 use crate::database::{self, Lane, SharedPool};
-use crate::http::{self, Admission, App, BodyMemory, Limits, Quotas, Readiness, RefusedLines, Watched};
+use crate::http::{self, Admission, App, BodyMemory, Limits, MetricsSources, Quotas, Readiness, RefusedLines};
 use crate::idempotency::purger::{self, Pace};
 use crate::idempotency::{Engine, Replays, Terms};
 use crate::intake::{Bounds, Intake};
@@ -60,10 +60,10 @@ pub async fn run(
     let app = web::Data::new(compose(configuration, &lanes, use_times.clone(), &metrics));
 
     let (address, operations_address) = (listeners.api.local_addr()?, listeners.operations_address()?);
-    let watched = Watched { lanes: lanes.all().to_vec(), scrapes: lanes.metrics.clone() };
+    let sources = MetricsSources { lanes: lanes.all().to_vec(), scrapes: lanes.metrics.clone() };
     let operations = listeners
         .operations
-        .map(|listener| serve_operations(configuration, listener, app.clone(), watched))
+        .map(|listener| serve_operations(configuration, listener, app.clone(), sources))
         .transpose()?;
     let api = serve_api(configuration, listeners.api, app.clone())?;
     let api_handle = api.handle();
@@ -82,9 +82,9 @@ pub async fn run(
     let purging = purger::run(lanes.purge.clone(), pace(&configuration.purge), metrics, ending.clone());
     tasks.start("the purger", purging.map(Ok));
     tasks.start("the writer of use times", use_times.run(lanes.purge.clone(), ending.clone()).map(Ok));
-    let (watched, until) = (app.clone(), ending.clone());
+    let (sources, until) = (app.clone(), ending.clone());
     tasks.start("the watch over readiness", async move {
-        watched.readiness.watch(until).await;
+        sources.readiness.watch(until).await;
         Ok(())
     });
     let operations_handle = operations.map(|server| start_server(&mut tasks, server));

@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 
 use super::{LAST_CALL, Lanes};
 use crate::configuration::{Configuration, Server};
-use crate::http::{self, App, Connection, ConnectionDeadlines, PIECE_BYTES, Watched};
+use crate::http::{self, App, Connection, ConnectionDeadlines, MetricsSources, PIECE_BYTES};
 use crate::metrics::CountedConnection;
 
 /// By when a request's head must have arrived, and how long an idle connection is kept: longer than the usual load
@@ -143,9 +143,9 @@ pub fn serve_operations(
     configuration: &Configuration,
     listener: TcpListener,
     app: web::Data<App>,
-    watched: Watched,
+    sources: MetricsSources,
 ) -> anyhow::Result<HttpTask> {
-    let watched = web::Data::new(watched);
+    let sources = web::Data::new(sources);
     let builder = ServerBuilder::new().workers(1).max_concurrent_connections(OPERATIONS_CONNECTIONS).disable_signals();
     let deadlines = ConnectionDeadlines { head: HEAD_DEADLINE, write: configuration.server.write_deadline };
     serve(
@@ -155,7 +155,7 @@ pub fn serve_operations(
         deadlines,
         || None,
         move |routes| {
-            routes.app_data(watched.clone());
+            routes.app_data(sources.clone());
             http::operations_routes(routes);
         },
     )

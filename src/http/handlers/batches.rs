@@ -13,12 +13,12 @@ use serde_json::value::RawValue;
 
 use super::submissions::submit_within_quota;
 use crate::access::Caller;
-use crate::http::authorization::charge_requests;
+use crate::http::authorization::reserve_requests;
 use crate::http::body::{Incoming, JsonLines, MediaType};
 use crate::http::body_memory::AnswerBytes;
 use crate::http::extractors::{Deadline, NoParameters};
 use crate::http::first_sent::FirstSent;
-use crate::http::keyed::{self, charge_key, only_replayed};
+use crate::http::keyed::{self, only_replayed, reserve_key};
 use crate::http::lines::{Line, Lines};
 use crate::http::{App, JOBS, Problem, ProblemDocument, SUBMIT};
 use crate::idempotency::{Fingerprint, InvalidKey, Key, KeyedError, Outcome, Performed, ScopedKey};
@@ -141,7 +141,7 @@ async fn read(
         };
         let some = app.offload.run(tenant, bytes, Deadline::of(request), read).await?;
         // An item that is carried out is charged as a submission. One that is refused costs a request, for its answer.
-        charge_requests(app, request, some.iter().filter(|item| matches!(item, Item::Refused(_))).count())?;
+        reserve_requests(app, request, some.iter().filter(|item| matches!(item, Item::Refused(_))).count())?;
         items.extend(some);
     }
 }
@@ -255,7 +255,7 @@ impl Batch<'_> {
     }
 
     async fn carry_out(&self, submission: &Arc<Submission>) -> (KeyedOutcome, Result<Done, Problem>) {
-        let submitted = match charge_key(self.app, &submission.keyed.key, self.request) {
+        let submitted = match reserve_key(self.app, &submission.keyed.key, self.request) {
             Ok(()) if self.is_too_old => {
                 only_replayed(self.app.intake.find_outcome(submission, Deadline::of(self.request)).await)
             }

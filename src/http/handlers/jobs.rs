@@ -9,7 +9,7 @@ use crate::http::body::{Body, MergePatch};
 use crate::http::conditions::{IfMatch, IfNoneMatch, NoConditions};
 use crate::http::extractors::{Deadline, NoParameters, OptionalKey, PathId};
 use crate::http::first_sent::{FirstSent, TooOld};
-use crate::http::keyed::{charge_key, finish, only_replayed, scope, write};
+use crate::http::keyed::{finish, only_replayed, reserve_key, scope, write};
 use crate::http::{App, CHANGE, JOBS, Problem};
 use crate::idempotency::{Fingerprint, Keyed};
 use crate::ids::RequestId;
@@ -62,7 +62,7 @@ pub async fn change(
         return Ok(write(&app, &mut HttpResponse::Ok(), &answer));
     };
     let key = scope(&caller, CHANGE, key);
-    charge_key(&app, &key, &request)?;
+    reserve_key(&app, &key, &request)?;
     let time_to_live = app.time_to_live(&caller);
     let keyed = Keyed { key, fingerprint, request_id, created_at: jobs::now(), time_to_live, makes: None };
     let changed = match first_sent.limit_deadline(&request, time_to_live) {

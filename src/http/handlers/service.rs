@@ -58,24 +58,24 @@ pub async fn openapi(app: web::Data<App>, _: NoParameters) -> HttpResponse {
 }
 
 /// What `/metrics` reads when it is asked.
-pub struct Watched {
+pub struct MetricsSources {
     pub lanes: Vec<Lane>,
     /// For what a scrape asks the database.
     pub scrapes: Lane,
 }
 
 /// `GET /metrics`, on an address of its own.
-pub async fn metrics(app: web::Data<App>, watched: web::Data<Watched>) -> HttpResponse {
+pub async fn metrics(app: web::Data<App>, sources: web::Data<MetricsSources>) -> HttpResponse {
     let metrics = &app.metrics;
-    for lane in &watched.lanes {
+    for lane in &sources.lanes {
         metrics.read_connections(lane.name(), lane.count());
     }
-    metrics.read_requests_in_flight(app.admission.level());
-    metrics.read_body_bytes(app.body_memory.level());
-    metrics.read_intake_queue(app.intake.level());
-    metrics.read_replay_cache(app.replays.level());
+    metrics.read_requests_in_flight(app.admission.usage());
+    metrics.read_body_bytes(app.body_memory.usage());
+    metrics.read_intake_queue(app.intake.usage());
+    metrics.read_replay_cache(app.replays.usage());
     metrics.read_ready(app.readiness.check().await.is_ok());
-    metrics.read_purge_lag(purge_lag(&watched.scrapes).await);
+    metrics.read_purge_lag(purge_lag(&sources.scrapes).await);
     HttpResponse::Ok().content_type("application/openmetrics-text; version=1.0.0; charset=utf-8").body(metrics.encode())
 }
 

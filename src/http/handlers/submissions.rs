@@ -11,8 +11,8 @@ use crate::http::body::{Body, Json};
 use crate::http::conditions::NoConditions;
 use crate::http::extractors::{Deadline, NoParameters, RequiredKey};
 use crate::http::first_sent::{FirstSent, TooOld};
-use crate::http::keyed::{charge_key, finish, only_replayed, scope, write};
-use crate::http::quotas::{charge, give_back};
+use crate::http::keyed::{finish, only_replayed, reserve_key, scope, write};
+use crate::http::quotas::{refund, reserve};
 use crate::http::{App, JOBS, Problem, SUBMIT};
 use crate::idempotency::{Fingerprint, KeyedError, Outcome, Performed, ScopedKey};
 use crate::ids::{JobId, RequestId};
@@ -39,7 +39,7 @@ pub async fn submit(
         move |text: &[u8]| read(&app, &key, text)
     };
     let asked = body.read(&app, caller.tenant, Deadline::of(&request), read).await?;
-    charge_key(&app, &key, &request)?;
+    reserve_key(&app, &key, &request)?;
     let submitted = match asked {
         Asked::Before(outcome) => Ok(Performed::Replayed(outcome)),
         Asked::New(job, fingerprint) => {
@@ -84,9 +84,9 @@ pub async fn submit_within_quota(
     submission: &Arc<Submission>,
 ) -> Result<Result<Performed<Infallible>, KeyedError>, Problem> {
     let deadline = Deadline::of(request);
-    let exceeded = match charge(&app.quotas.creations, &submission.draft.tenant, request) {
+    let exceeded = match reserve(&app.quotas.creations, &submission.draft.tenant, request) {
         Err(exceeded) => exceeded,
-        Ok(charge) => {
+        Ok(reservation) => {
             let submitted = app.intake.submit(submission, deadline).await;
             let may_have_created = match &submitted {
                 Ok(Performed::First(outcome)) => outcome.answer.job_id == submission.draft.answer.job_id,
@@ -94,7 +94,7 @@ pub async fn submit_within_quota(
                 _ => false,
             };
             if !may_have_created {
-                give_back(charge, request);
+                refund(reservation, request);
             }
             return Ok(submitted);
         }
@@ -137,12 +137,12 @@ pub async fn put(
 /// Likewise, a job that is there already is answered for.
 async fn put_within_quota(request: &HttpRequest, app: &App, draft: &Arc<Draft>) -> Result<Put, Problem> {
     let deadline = Deadline::of(request);
-    match charge(&app.quotas.creations, &draft.tenant, request) {
+    match reserve(&app.quotas.creations, &draft.tenant, request) {
         Err(exceeded) => app.intake.find_named(draft, deadline).await?.ok_or(exceeded),
-        Ok(charge) => {
+        Ok(reservation) => {
             let put = app.intake.put(draft, deadline).await.map_err(Problem::from);
             if !matches!(put, Ok(Put::Created(_)) | Err(Problem::OutcomeUnknown)) {
-                give_back(charge, request);
+                refund(reservation, request);
             }
             put
         }
