@@ -88,7 +88,7 @@ const SMOKE: Plan = Plan {
     tutorial_pools: &[8],
     tutorial_connections: &[8],
     // It may run where others compile, and nobody reads its latencies: it waits rather than refuses.
-    settings: &[("HAPAX__DATABASE__PATIENCE", "5s"), ("HAPAX__DATABASE__CONNECT_TIMEOUT", "5s")],
+    settings: &[("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "5s"), ("HAPAX__DATABASE__CONNECT_TIMEOUT", "5s")],
     ..SHORT
 };
 

@@ -108,7 +108,7 @@ impl Changes {
                 repeated |= attempts > 1;
                 written
             };
-            let made = self.engine.patiently(change.tenant, deadline, patch).await?;
+            let made = self.engine.with_lock_wait(change.tenant, deadline, patch).await?;
             if made || (repeated && self.was_ours(change, &next, deadline).await?) {
                 return Ok(Ok(next.answer));
             }
@@ -130,7 +130,7 @@ impl Changes {
             self.pool().complete(tenant, deadline, write).await
         };
         loop {
-            self.engine.patiently(tenant, deadline, cancel).await?;
+            self.engine.with_lock_wait(tenant, deadline, cancel).await?;
             match self.find(tenant, id, deadline).await.map_err(DatabaseError::after_a_write)? {
                 // It came into the queue in between.
                 Some(Found::Job(job)) if job.state == State::Queued => {}
@@ -148,10 +148,10 @@ impl Changes {
             let write = async |connection: &mut _| queries::delete(connection, tenant, id, terms).await;
             self.pool().complete(tenant, deadline, write).await
         };
-        let deletion = self.engine.patiently(tenant, deadline, delete).await?;
+        let deletion = self.engine.with_lock_wait(tenant, deadline, delete).await?;
         if deletion.emptied && !deletion.removed {
             // It was being moved from one table to another, where that statement could not see it. The next one can.
-            self.engine.patiently(tenant, deadline, delete).await.map_err(DatabaseError::after_a_write)?;
+            self.engine.with_lock_wait(tenant, deadline, delete).await.map_err(DatabaseError::after_a_write)?;
         }
         Ok(())
     }

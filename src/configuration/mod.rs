@@ -90,7 +90,7 @@ pub struct Database {
     /// How long a request waits for a connection to come free, or for a database that is away, before it is answered
     /// 503.
     #[serde(with = "humantime_serde")]
-    pub patience: Duration,
+    pub acquire_timeout: Duration,
     #[serde(with = "humantime_serde")]
     pub statement_timeout: Duration,
     #[serde(with = "humantime_serde")]
@@ -220,7 +220,7 @@ impl Default for Database {
             pooler: Pooler::None,
             connections: 4,
             connect_timeout: Duration::from_secs(1),
-            patience: Duration::from_secs(1),
+            acquire_timeout: Duration::from_secs(1),
             statement_timeout: Duration::from_secs(5),
             idle_in_transaction_timeout: Duration::from_secs(10),
             allow_losing_acknowledged_jobs: false,
@@ -358,7 +358,10 @@ impl Configuration {
             (server.requests_in_flight_per_tenant >= 1, "server.requests_in_flight_per_tenant: at least 1"),
             ((1..=1000).contains(&database.connections), "database.connections: from 1 to 1000"),
             (database.connect_timeout >= millisecond, "database.connect_timeout: more than nothing"),
-            ((millisecond..=hour).contains(&database.patience), "database.patience: more than nothing, at most 1h"),
+            (
+                (millisecond..=hour).contains(&database.acquire_timeout),
+                "database.acquire_timeout: more than nothing, at most 1h",
+            ),
             (server.drain_delay <= hour, "server.drain_delay: at most 1h"),
             (database.statement_timeout >= millisecond, "database.statement_timeout: more than nothing"),
             (

@@ -62,9 +62,9 @@ pub enum Loss {
 pub struct Course {
     loss: Loss,
     deadline: Instant,
-    patience: Duration,
+    acquire_timeout: Duration,
     /// Up to when a connection is waited for.
-    patience_ends: Instant,
+    acquire_ends: Instant,
     /// An attempt was sent whose end nobody knows, and matters.
     unknown: bool,
     /// An attempt has met stale prepared statements, or a schema that does not fit.
@@ -76,12 +76,12 @@ pub struct Course {
 }
 
 impl Course {
-    pub fn of(loss: Loss, deadline: Instant, patience: Duration) -> Self {
+    pub fn of(loss: Loss, deadline: Instant, acquire_timeout: Duration) -> Self {
         Self {
             loss,
             deadline,
-            patience,
-            patience_ends: deadline.min(Instant::now() + patience),
+            acquire_timeout,
+            acquire_ends: deadline.min(Instant::now() + acquire_timeout),
             unknown: false,
             stale: false,
             fresh: false,
@@ -111,7 +111,7 @@ impl Course {
     /// When to give up. With an attempt that may have succeeded, not before the deadline: the truth is worth waiting
     /// for.
     pub fn ends(&self) -> Instant {
-        if self.unknown { self.deadline } else { self.patience_ends }
+        if self.unknown { self.deadline } else { self.acquire_ends }
     }
 
     /// Waits before the next attempt: not at all the first time, for a lost connection is replaced at once; then
@@ -129,7 +129,7 @@ impl Course {
 
     /// The database is there and did its part, so the waiting begins anew.
     pub fn renew_patience(&mut self) {
-        self.patience_ends = self.deadline.min(Instant::now() + self.patience);
+        self.acquire_ends = self.deadline.min(Instant::now() + self.acquire_timeout);
     }
 
     /// What it means that a lock was held for too long. Whoever only reads waits for nobody but work on the database itself.

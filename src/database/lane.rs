@@ -64,7 +64,7 @@ struct Lease {
 impl Lane {
     /// Opens nothing yet. Must be called on the runtime that the connections shall live on.
     pub fn new(name: &'static str, settings: Settings, limit: usize, metrics: Metrics) -> Self {
-        let outage = Outage::new(name, settings.patience, settings.connect_timeout);
+        let outage = Outage::new(name, settings.acquire_timeout, settings.connect_timeout);
         let shared = Shared {
             name,
             attempt_limit: settings.statement_timeout + ATTEMPT_GRACE,
@@ -84,7 +84,7 @@ impl Lane {
     /// until it knows.
     ///
     /// # Errors
-    /// [`DatabaseError`], at `deadline` at the latest; after `Settings::patience` if no attempt could even begin.
+    /// [`DatabaseError`], at `deadline` at the latest; after `Settings::acquire_timeout` if no attempt could even begin.
     pub async fn complete<T>(
         &self,
         deadline: Instant,
@@ -106,7 +106,7 @@ impl Lane {
     }
 
     pub(super) fn course(&self, loss: Loss, deadline: Instant) -> Course {
-        Course::of(loss, deadline, self.shared.settings.patience)
+        Course::of(loss, deadline, self.shared.settings.acquire_timeout)
     }
 
     /// `share`: what the connections of this call take from their tenant's share.
@@ -366,7 +366,7 @@ impl Lane {
             options: sqlx::postgres::PgConnectOptions::new_without_pgpass(),
             pooler: Pooler::None,
             connect_timeout: second,
-            patience: second,
+            acquire_timeout: second,
             statement_timeout: second,
             lock_timeout: second,
             idle_in_transaction_timeout: second,

@@ -25,7 +25,7 @@ pub const MIGRATION_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 const PAUSE_FIRST: Duration = Duration::from_secs(2);
 const PAUSE_LONGEST: Duration = Duration::from_secs(10);
 /// When a migration gives up.
-const PATIENCE: Duration = Duration::from_secs(120);
+const RETRIES_END_AFTER: Duration = Duration::from_secs(120);
 /// How often one looks who holds the lock that an attempt waits for. PostgreSQL knows that only while it waits.
 const LOOK_INTERVAL: Duration = Duration::from_millis(300);
 
@@ -75,7 +75,7 @@ async fn apply(
     pid: i32,
     tell: &impl Fn(&LockWait),
 ) -> sqlx::Result<usize> {
-    let ends = Some(Instant::now() + PATIENCE);
+    let ends = Some(Instant::now() + RETRIES_END_AFTER);
     let before = retried(ends, "the table of migrations", tell, async || {
         let counting = async {
             match queries::count_applied_migrations(connection).await {

@@ -36,7 +36,7 @@ pub struct Settings {
     /// A connection that is not open by then is given up.
     pub connect_timeout: Duration,
     /// How long a statement waits for a connection: for one to come free, or for the database to be there.
-    pub patience: Duration,
+    pub acquire_timeout: Duration,
     /// The server ends a statement that takes longer; behind a pooler, only if the operator has told it so.
     pub statement_timeout: Duration,
     /// The server ends a statement that waits longer for a lock. A submission's own wait is shorter; this is for a lock on a

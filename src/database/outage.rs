@@ -10,7 +10,7 @@ use tokio::time::Instant;
 /// and then one of them tries, so its return is seen without anything running in the background.
 pub struct Outage {
     lane: &'static str,
-    patience: Duration,
+    acquire_timeout: Duration,
     /// How long the last failure counts: nobody may have tried since, and so nobody knows.
     memory: Duration,
     /// Whether there is anything to look at, so that a request does not take the lock when all is well.
@@ -26,8 +26,8 @@ struct Course {
 }
 
 impl Course {
-    fn has_lasted(&self, patience: Duration, memory: Duration) -> bool {
-        self.since.elapsed() > patience && self.last_failure.elapsed() <= memory
+    fn has_lasted(&self, acquire_timeout: Duration, memory: Duration) -> bool {
+        self.since.elapsed() > acquire_timeout && self.last_failure.elapsed() <= memory
     }
 }
 
@@ -36,9 +36,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 impl Outage {
     /// `attempt`: the longest that an attempt to connect may take.
-    pub fn new(lane: &'static str, patience: Duration, attempt: Duration) -> Self {
+    pub fn new(lane: &'static str, acquire_timeout: Duration, attempt: Duration) -> Self {
         let memory = attempt + LOOK_INTERVAL * 4;
-        Self { lane, patience, memory, on: AtomicBool::default(), course: Mutex::default() }
+        Self { lane, acquire_timeout, memory, on: AtomicBool::default(), course: Mutex::default() }
     }
 
     /// An attempt to reach the database has failed.
@@ -69,7 +69,8 @@ impl Outage {
 
     /// Whether [`Outage::admits`] would refuse all but one request in a while. Unlike it, this takes nobody's turn.
     pub fn has_lasted(&self) -> bool {
-        self.is_on() && self.course().as_ref().is_some_and(|course| course.has_lasted(self.patience, self.memory))
+        self.is_on()
+            && self.course().as_ref().is_some_and(|course| course.has_lasted(self.acquire_timeout, self.memory))
     }
 
     /// Whether a request may try: always while the outage is young, or has not been looked at for long; else one each
@@ -80,7 +81,7 @@ impl Outage {
         }
         let mut course = self.course();
         let Some(course) = &mut *course else { return true };
-        if !course.has_lasted(self.patience, self.memory) {
+        if !course.has_lasted(self.acquire_timeout, self.memory) {
             return true;
         }
         if !course.announced {
@@ -106,11 +107,11 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(1);
+    const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
 
     /// As after some time in which somebody looked whenever it was allowed.
     async fn that_has_lasted() -> Outage {
-        let outage = Outage::new("some", PATIENCE, Duration::from_secs(1));
+        let outage = Outage::new("some", ACQUIRE_TIMEOUT, Duration::from_secs(1));
         outage.note_failure();
         assert!((0..9).all(|_| outage.admits()), "a young outage is waited out");
         for _ in 0..5 {

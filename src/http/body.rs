@@ -44,7 +44,7 @@ pub struct Incoming<T> {
     /// Of a body that announces no length: how many of its bytes the quota has been charged for.
     charged: usize,
     /// How much longer the client may take.
-    patience: Duration,
+    time_left: Duration,
     held: Option<HeldBytes>,
     media_type: PhantomData<T>,
 }
@@ -149,7 +149,7 @@ impl<T: MediaType> Incoming<T> {
             limit,
             arrived: 0,
             charged: 0,
-            patience: app.limits.body_deadline,
+            time_left: app.limits.body_deadline,
             held: None,
             media_type: PhantomData,
         })
@@ -166,9 +166,9 @@ impl<T: MediaType> Incoming<T> {
             return Ok(None);
         }
         let began = Instant::now();
-        let arriving = timeout(self.patience, self.payload.next()).await;
+        let arriving = timeout(self.time_left, self.payload.next()).await;
         let waited = began.elapsed();
-        self.patience = self.patience.saturating_sub(waited);
+        self.time_left = self.time_left.saturating_sub(waited);
         Deadline::extend(&self.request, waited);
         self.charge_unannounced()?;
         let mut part = match arriving {

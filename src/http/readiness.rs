@@ -43,7 +43,7 @@ impl Seen {
 /// How long one look at the database counts: `/readyz` needs no token and must not be load.
 const LIFE: Duration = Duration::from_millis(500);
 /// How long a probe waits for a look: a load balancer gives up after a second or two.
-const PROBE_PATIENCE: Duration = Duration::from_millis(800);
+const PROBE_TIMEOUT: Duration = Duration::from_millis(800);
 /// When a look is given up, and the database is taken for gone.
 const LOOK_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a look counts while the next one is under way: that one's time, and some more for probes that come rarely.
@@ -78,7 +78,7 @@ impl Readiness {
         let younger_than = |age| move |seen: &Option<Seen>| seen.as_ref().is_some_and(|seen| seen.is_younger_than(age));
         if !younger_than(LIFE)(&seen.borrow()) {
             self.wanted.notify_one();
-            let _in_time = timeout(PROBE_PATIENCE, seen.wait_for(younger_than(LIFE))).await;
+            let _in_time = timeout(PROBE_TIMEOUT, seen.wait_for(younger_than(LIFE))).await;
         }
         let result = match &*seen.borrow() {
             Some(seen) if seen.is_younger_than(LIFE_MEANWHILE) => seen.result.clone(),

@@ -116,9 +116,9 @@ pub struct Engine {
     pool: SharedPool,
     terms: Terms,
     /// Places for those who wait out a lock, so that one held key cannot take every connection.
-    patient: Arc<Semaphore>,
+    lock_waiters: Arc<Semaphore>,
     /// One tenant's part of these places.
-    patient_shares: Arc<Shares>,
+    lock_waiter_shares: Arc<Shares>,
     replays: Arc<Replays>,
 }
 
@@ -135,8 +135,9 @@ impl Engine {
     /// `pool` is for writes alone; `terms.lock_wait` is the longest that a request waits for another that holds its key.
     pub fn new(pool: SharedPool, terms: Terms, replays: Arc<Replays>) -> Self {
         let places = (pool.count().limit / 2).max(1);
-        let (patient, patient_shares) = (Arc::new(Semaphore::new(places)), Arc::new(Shares::new(half(places))));
-        Self { pool, terms, patient, patient_shares, replays }
+        let (lock_waiters, lock_waiter_shares) =
+            (Arc::new(Semaphore::new(places)), Arc::new(Shares::new(half(places))));
+        Self { pool, terms, lock_waiters, lock_waiter_shares, replays }
     }
 
     /// On what terms an act is tried at first.
@@ -155,7 +156,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`DatabaseError`], at `deadline` at the latest.
-    pub async fn patiently<T>(
+    pub async fn with_lock_wait<T>(
         &self,
         tenant: TenantId,
         deadline: Instant,
@@ -166,15 +167,15 @@ impl Engine {
             Err(DatabaseError::Locked { after_loss }) => after_loss,
             done => return done,
         };
-        let patience_ends = deadline.min(began + self.terms.lock_wait);
+        let lock_wait_ends = deadline.min(began + self.terms.lock_wait);
         let places = async {
-            let share = self.patient_shares.acquire(tenant, 1).await;
-            self.patient.acquire().await.map(|place| (share, place))
+            let share = self.lock_waiter_shares.acquire(tenant, 1).await;
+            self.lock_waiters.acquire().await.map(|place| (share, place))
         };
-        let Ok(Ok(_places)) = timeout_at(patience_ends, places).await else {
+        let Ok(Ok(_places)) = timeout_at(lock_wait_ends, places).await else {
             return Err(DatabaseError::Locked { after_loss });
         };
-        let wait = patience_ends.saturating_duration_since(Instant::now());
+        let wait = lock_wait_ends.saturating_duration_since(Instant::now());
         // Less than what was not enough is not worth another try; and by its wait a try with the whole of it is told from
         // the first.
         if wait <= FIRST_LOCK_WAIT {
@@ -208,8 +209,8 @@ impl Engine {
         deadline: Instant,
         mut act: impl AsyncFnMut(OnConflict, Terms) -> Result<Acted<R>, DatabaseError>,
     ) -> Result<Performed<R>, KeyedError> {
-        let patience_ends = deadline.min(Instant::now() + self.terms.lock_wait);
-        let first_copy = match timeout_at(patience_ends, self.replays.look(&request.key)).await {
+        let lock_wait_ends = deadline.min(Instant::now() + self.terms.lock_wait);
+        let first_copy = match timeout_at(lock_wait_ends, self.replays.look(&request.key)).await {
             Ok(Known::Outcome(outcome)) => return judge(request, outcome).map(Performed::Replayed),
             Ok(Known::Nothing(first_copy)) => first_copy,
             Err(_) => return Err(KeyedError::InFlight),
@@ -220,7 +221,7 @@ impl Engine {
         loop {
             let asked = Moment::now();
             let acted =
-                self.patiently(request.key.tenant, deadline, async |terms| act(on_conflict, terms).await).await?;
+                self.with_lock_wait(request.key.tenant, deadline, async |terms| act(on_conflict, terms).await).await?;
             let (stored, refusal) = match acted {
                 Acted::Done(answer, expires_at) => {
                     let outcome = Arc::new(request.outcome(answer, expires_at));
@@ -357,12 +358,12 @@ mod tests {
                 sleep(terms.lock_wait).await;
                 Err::<(), _>(DatabaseError::Locked { after_loss: false })
             };
-            let acted = engine(Duration::from_millis(lock_wait)).patiently(TENANT, in_a_minute(), act).await;
+            let acted = engine(Duration::from_millis(lock_wait)).with_lock_wait(TENANT, in_a_minute(), act).await;
             assert!(matches!(acted, Err(DatabaseError::Locked { .. })), "{acted:?}");
             assert!(waits[0].is_brief());
-            let patient: Vec<_> =
+            let waited: Vec<_> =
                 waits[1..].iter().map(|terms| (terms.is_brief(), terms.lock_wait.as_millis())).collect();
-            assert_eq!(patient, second.map(|wait| (false, wait)).into_iter().collect::<Vec<_>>(), "{lock_wait} ms");
+            assert_eq!(waited, second.map(|wait| (false, wait)).into_iter().collect::<Vec<_>>(), "{lock_wait} ms");
         }
     }
 
@@ -373,7 +374,7 @@ mod tests {
             let act = async |terms: Terms| {
                 Err::<(), _>(if terms.is_brief() { DatabaseError::Locked { after_loss } } else { unavailable() })
             };
-            let acted = engine(Duration::from_secs(2)).patiently(TENANT, in_a_minute(), act).await;
+            let acted = engine(Duration::from_secs(2)).with_lock_wait(TENANT, in_a_minute(), act).await;
             assert_eq!(matches!(acted, Err(DatabaseError::Unknown)), after_loss, "{acted:?}");
         }
     }
@@ -384,7 +385,7 @@ mod tests {
             let act = async |terms: Terms| {
                 Err::<(), _>(DatabaseError::Locked { after_loss: if terms.is_brief() { first } else { second } })
             };
-            let acted = engine(Duration::from_secs(2)).patiently(TENANT, in_a_minute(), act).await;
+            let acted = engine(Duration::from_secs(2)).with_lock_wait(TENANT, in_a_minute(), act).await;
             assert!(matches!(acted, Err(DatabaseError::Locked { after_loss }) if after_loss == (first || second)));
         }
     }

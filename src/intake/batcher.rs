@@ -28,7 +28,7 @@ pub struct Bounds {
     pub queue_jobs: usize,
     pub queue_bytes: usize,
     /// How long a submission waits to be sent.
-    pub patience: Duration,
+    pub acquire_timeout: Duration,
 }
 
 /// What came of a ride.
@@ -111,12 +111,12 @@ impl Batcher {
     /// Rides in the next statement, and says what came of it.
     ///
     /// # Errors
-    /// [`DatabaseError`], at `deadline` at the latest; at once if the queue is full, and after [`Bounds::patience`] if
+    /// [`DatabaseError`], at `deadline` at the latest; at once if the queue is full, and after [`Bounds::acquire_timeout`] if
     /// nothing was sent by then.
     pub async fn ride(&self, submission: Arc<Submission>, deadline: Instant) -> Result<Ridden, DatabaseError> {
         let (ride, mut answer) = self.enter(submission, deadline)?;
-        let patience_ends = deadline.min(Instant::now() + self.bounds.patience);
-        if let Ok(answered) = timeout_at(patience_ends, &mut answer).await {
+        let acquire_ends = deadline.min(Instant::now() + self.bounds.acquire_timeout);
+        if let Ok(answered) = timeout_at(acquire_ends, &mut answer).await {
             return answered.unwrap_or(Err(DatabaseError::Unknown));
         }
         if ride.ticket.leave() {
@@ -296,7 +296,7 @@ pub(super) mod tests {
         batch_bytes: 8192,
         queue_jobs: 5,
         queue_bytes: 16 * 1024,
-        patience: Duration::from_secs(1),
+        acquire_timeout: Duration::from_secs(1),
     };
 
     pub fn submission(payload_bytes: usize) -> Arc<Submission> {
@@ -392,7 +392,7 @@ pub(super) mod tests {
         let started = Instant::now();
         let unsent = batcher.ride(submission(10), in_a_minute()).await;
         assert!(matches!(unsent, Err(DatabaseError::Shed(Shed::Waited))), "{unsent:?}");
-        assert_eq!(started.elapsed(), BOUNDS.patience);
+        assert_eq!(started.elapsed(), BOUNDS.acquire_timeout);
         assert_eq!(batcher.usage().now, 0, "its room is free");
         assert!(batcher.ride(submission(10), in_a_minute()).await.is_err());
         assert_eq!(batcher.queue().tickets.len(), 1, "with no writer, whoever comes clears away those who have left");

@@ -188,7 +188,7 @@ impl Intake {
             self.engine.pool().complete(draft.tenant, deadline, write).await
         };
         loop {
-            if self.engine.patiently(draft.tenant, deadline, put).await? {
+            if self.engine.with_lock_wait(draft.tenant, deadline, put).await? {
                 return Ok(Put::Created(draft.answer.clone()));
             }
             if let Some(found) = self.find_named(draft, deadline).await.map_err(DatabaseError::after_a_write)? {

@@ -138,7 +138,7 @@ pub(super) const SHED_REQUESTS: Description = Description {
               `body_bytes`: bodies take `server.body_bytes_in_flight`. `tenant_body_bytes`: one tenant's bodies take \
               `server.body_bytes_in_flight_per_tenant`. `cpu`: large bodies of one tenant waited for a CPU until their \
               deadline. `waited`: no connection to the database came free, or no writer, within \
-              `database.patience`. `tenant_waited`: none of the connections that one tenant may use, which is half of a \
+              `database.acquire_timeout`. `tenant_waited`: none of the connections that one tenant may use, which is half of a \
               pool, or its only one. `queue_full`: `intake.queue_jobs` or `intake.queue_bytes` are waiting to be written. \
               `tenant_queue_full`: half of that is one tenant's. `outage`: the database has been away for longer than that, and it was another request's turn to look. \
               `unknown_tokens`: too many requests wait for the look-up of a token that this replica has not seen \
@@ -227,7 +227,7 @@ pub(super) const INTAKE_WAIT: Description = Description {
     unit: "seconds",
     labels: &[],
     help: "How long the first submission of a batch has waited for a writer",
-    meaning: "As long as a statement takes, when there is load. At `database.patience` whoever still waits is answered 503.",
+    meaning: "As long as a statement takes, when there is load. At `database.acquire_timeout` whoever still waits is answered 503.",
 };
 
 pub(super) const INTAKE_SPLITS: Description = Description {

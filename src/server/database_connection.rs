@@ -20,7 +20,7 @@ pub fn database_settings(configuration: &Configuration) -> anyhow::Result<databa
         options: options.application_name("hapax"),
         pooler: configuration.database.pooler,
         connect_timeout: configuration.database.connect_timeout,
-        patience: configuration.database.patience,
+        acquire_timeout: configuration.database.acquire_timeout,
         statement_timeout: configuration.database.statement_timeout,
         lock_timeout: configuration.intake.lock_wait,
         idle_in_transaction_timeout: configuration.database.idle_in_transaction_timeout,

@@ -216,7 +216,7 @@ fn compose(configuration: &Configuration, lanes: &Lanes, use_times: UseTimes, me
 
 fn bounds(configuration: &Configuration) -> Bounds {
     let configuration::Intake { batch_jobs, batch_bytes, queue_jobs, queue_bytes, .. } = configuration.intake;
-    Bounds { batch_jobs, batch_bytes, queue_jobs, queue_bytes, patience: configuration.database.patience }
+    Bounds { batch_jobs, batch_bytes, queue_jobs, queue_bytes, acquire_timeout: configuration.database.acquire_timeout }
 }
 
 fn quotas(settings: &configuration::Quota, metrics: &Metrics) -> Quotas {

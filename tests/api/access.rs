@@ -308,7 +308,7 @@ async fn a_verified_token_stays_valid_through_an_outage_and_a_revocation_counts_
 #[tokio::test]
 async fn while_the_database_is_away_tokens_that_were_never_seen_are_refused_at_once() {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&[("HAPAX__DATABASE__PATIENCE", "100ms")]).await;
+    let server = ledger.serve_with(&[("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "100ms")]).await;
     let away = format!("{}_away", ledger.name);
     ledger.rename_to(&away).await;
     until("the outage is known", async || {

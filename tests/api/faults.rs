@@ -117,9 +117,9 @@ async fn frozen_in_the_middle(ledger: &Ledger) -> (Server, tokio::task::JoinHand
     let request = server.post_jobs("the-key", job(1));
     let asked = tokio::spawn(async move { Some(request.send().await.ok()?.status().as_u16()) });
     // Longer than the first, short wait for the lock: this is the statement that stays.
-    let patient = "select count(*) from pg_stat_activity where datname = current_database() \
+    let waiting_for_locks = "select count(*) from pg_stat_activity where datname = current_database() \
                    and wait_event_type = 'Lock' and clock_timestamp() - query_start > interval '100 ms'";
-    ledger.until(patient, |waiting| waiting == 1).await;
+    ledger.until(waiting_for_locks, |waiting| waiting == 1).await;
     (server, asked, held)
 }
 
@@ -193,8 +193,11 @@ async fn an_attempt_that_was_lost_is_not_forgotten_when_what_follows_fails() {
 #[tokio::test]
 async fn a_database_that_comes_back_does_not_meet_more_connections_than_the_limit() {
     let ledger = Ledger::new().await;
-    let settings =
-        [("HAPAX__INTAKE__WRITERS", "3"), ("HAPAX__ACCESS__CACHE_LIFE", "1h"), ("HAPAX__DATABASE__PATIENCE", "1h")];
+    let settings = [
+        ("HAPAX__INTAKE__WRITERS", "3"),
+        ("HAPAX__ACCESS__CACHE_LIFE", "1h"),
+        ("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "1h"),
+    ];
     let server = ledger.serve_with(&settings).await;
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
     let away = format!("{}_away", ledger.name);
@@ -222,12 +225,12 @@ async fn backend(connection: &mut PgConnection) -> sqlx::Result<i32> {
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// How a pool of a test's own connects.
-fn patient(ledger: &Ledger) -> Settings {
+fn unhurried(ledger: &Ledger) -> Settings {
     Settings {
         options: PgConnectOptions::from_str(&ledger.url).unwrap(),
         pooler: Pooler::None,
         connect_timeout: MINUTE,
-        patience: MINUTE,
+        acquire_timeout: MINUTE,
         statement_timeout: MINUTE,
         lock_timeout: MINUTE,
         idle_in_transaction_timeout: MINUTE,
@@ -238,7 +241,7 @@ fn patient(ledger: &Ledger) -> Settings {
 async fn a_statement_whose_request_has_gone_ends_by_itself_and_its_connection_is_used_again() {
     let ledger = Ledger::new().await;
     let lane =
-        Lane::new("test", Settings { lock_timeout: Duration::from_secs(1), ..patient(&ledger) }, 1, Metrics::new());
+        Lane::new("test", Settings { lock_timeout: Duration::from_secs(1), ..unhurried(&ledger) }, 1, Metrics::new());
     let later = || Instant::now() + MINUTE;
     let first = lane.read(later(), backend).await.unwrap();
     // The first time it is cut off while it is prepared, then while it is executed; and at last it fails behind our back.
@@ -262,7 +265,7 @@ async fn a_statement_whose_request_has_gone_ends_by_itself_and_its_connection_is
 #[tokio::test]
 async fn a_statement_whose_request_has_gone_counts_for_its_tenant_until_it_ends() {
     let ledger = Ledger::new().await;
-    let pool = SharedPool::new(Lane::new("test", patient(&ledger), 2, Metrics::new()));
+    let pool = SharedPool::new(Lane::new("test", unhurried(&ledger), 2, Metrics::new()));
     let [tenant, other] = [1, 2].map(|number| TenantId(uuid::Uuid::from_u128(number)));
     let later = || Instant::now() + MINUTE;
     let held = ledger.lock_table("jobs", "access exclusive").await;
@@ -283,7 +286,7 @@ async fn a_connection_that_is_being_opened_counts_for_its_tenant_when_the_reques
     // Nobody accepts, so no session begins.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let options = PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(silent.local_addr().unwrap().port());
-    let pool = SharedPool::new(Lane::new("test", Settings { options, ..patient(&ledger) }, 2, Metrics::new()));
+    let pool = SharedPool::new(Lane::new("test", Settings { options, ..unhurried(&ledger) }, 2, Metrics::new()));
     let read = async || {
         let deadline = Instant::now() + Duration::from_millis(100);
         pool.read(TenantId(uuid::Uuid::from_u128(1)), deadline, backend).await

@@ -288,7 +288,7 @@ async fn a_silent_database_is_told_apart_by_who_was_sent() {
 #[tokio::test]
 async fn a_dead_database_keeps_nobody_waiting() {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&[&QUICK[..], &[("HAPAX__DATABASE__PATIENCE", "300ms")]].concat()).await;
+    let server = ledger.serve_with(&[&QUICK[..], &[("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "300ms")]].concat()).await;
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
     let away = format!("{}_away", ledger.name);
     ledger.rename_to(&away).await;

@@ -86,8 +86,8 @@ impl World {
         let ledger = Ledger::new().await;
         let proxy = Proxy::before(&ledger).await;
         // A connection that died idle is replaced before anything is sent, which on a busy machine takes longer than the
-        // default patience; what is compared here is never a 503.
-        let own = [("HAPAX__INTAKE__WRITERS", "1"), ("HAPAX__DATABASE__PATIENCE", "9s")];
+        // default acquire timeout; what is compared here is never a 503.
+        let own = [("HAPAX__INTAKE__WRITERS", "1"), ("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "9s")];
         let settings = [settings, &own].concat();
         let replicas = [ledger.serve_through(&proxy, &settings).await, ledger.serve_through(&proxy, &settings).await];
         Self { ledger, proxy, replicas, jobs: Cell::new(0) }

@@ -121,7 +121,7 @@ async fn health(server: &Server, arguments: &[&str]) -> Result<(), String> {
 #[tokio::test]
 async fn hapax_health_tells_alive_from_ready_from_gone() {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&[("HAPAX__DATABASE__PATIENCE", "200ms")]).await;
+    let server = ledger.serve_with(&[("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "200ms")]).await;
     server.until_status("/readyz", 200).await;
     assert_eq!((health(&server, &[]).await, health(&server, &["--ready"]).await), (Ok(()), Ok(())));
     let away = format!("{}_away", ledger.name);
@@ -139,8 +139,8 @@ async fn hapax_health_tells_alive_from_ready_from_gone() {
 #[tokio::test]
 async fn a_server_told_to_stop_fails_its_readiness_first_and_serves_on() {
     let ledger = Ledger::new().await;
-    let patient = [("HAPAX__SERVER__DRAIN_DELAY", "10m"), ("HAPAX__SERVER__SHUTDOWN_DEADLINE", "20m")];
-    let server = ledger.serve_with(&patient).await;
+    let unhurried = [("HAPAX__SERVER__DRAIN_DELAY", "10m"), ("HAPAX__SERVER__SHUTDOWN_DEADLINE", "20m")];
+    let server = ledger.serve_with(&unhurried).await;
     let before = server.submit("key-1", job(1)).await;
     assert!(!before.headers.contains_key("connection"), "{before:?}");
     let mut kept_alive = server.raw().await;
@@ -168,8 +168,8 @@ async fn a_server_told_to_stop_fails_its_readiness_first_and_serves_on() {
 #[tokio::test]
 async fn a_second_signal_ends_the_drain_at_once() {
     let ledger = Ledger::new().await;
-    let patient = [("HAPAX__SERVER__DRAIN_DELAY", "10m"), ("HAPAX__SERVER__SHUTDOWN_DEADLINE", "20m")];
-    let mut server = ledger.serve_with(&patient).await;
+    let unhurried = [("HAPAX__SERVER__DRAIN_DELAY", "10m"), ("HAPAX__SERVER__SHUTDOWN_DEADLINE", "20m")];
+    let mut server = ledger.serve_with(&unhurried).await;
     server.signal(Signal::TERM);
     server.until_logged("no longer ready").await;
     // One that follows within a second may be an echo of the first, and is not taken for a second.
@@ -197,7 +197,7 @@ async fn the_deadline_ends_what_does_not_end_by_itself() {
 #[tokio::test]
 async fn what_probes_ask_is_not_in_the_log_unless_it_fails() {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&[("HAPAX__DATABASE__PATIENCE", "200ms")]).await;
+    let server = ledger.serve_with(&[("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "200ms")]).await;
     server.get("/healthz").await;
     server.get("/readyz").await;
     server.metrics_text().await;

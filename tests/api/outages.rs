@@ -6,14 +6,14 @@ use crate::harness::{Ledger, Load, NO_QUOTAS, OwnPostgres, Persistence, Proxy, Q
 
 /// And who waits for a connection is told sooner.
 const IMPATIENT: [(&str, &str); 6] =
-    [QUICK[0], QUICK[1], QUICK[2], QUICK[3], QUICK[4], ("HAPAX__DATABASE__PATIENCE", "200ms")];
+    [QUICK[0], QUICK[1], QUICK[2], QUICK[3], QUICK[4], ("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "200ms")];
 
 #[tokio::test]
 async fn a_postgresql_stopped_immediately_and_started_again_loses_nothing_and_doubles_nothing() {
     let postgres = OwnPostgres::start().await;
     let ledger = postgres.ledger().await;
     let settings =
-        [("HAPAX__DATABASE__ALLOW_LOSING_ACKNOWLEDGED_JOBS", "false"), ("HAPAX__DATABASE__PATIENCE", "200ms")];
+        [("HAPAX__DATABASE__ALLOW_LOSING_ACKNOWLEDGED_JOBS", "false"), ("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "200ms")];
     let server = ledger.serve_with(&[&settings[..], &NO_QUOTAS].concat()).await;
     let load = Load::start(&server, 16, Persistence::Retries);
     load.until_more(201, 100).await;

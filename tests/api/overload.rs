@@ -85,7 +85,7 @@ async fn a_tenant_whose_requests_take_their_time_leaves_room_for_others() {
 
 /// Statements wait for a lock for as long as the test holds it, and requests not so long for a connection.
 const PATIENT_STATEMENTS: [(&str, &str); 4] = [
-    ("HAPAX__DATABASE__PATIENCE", "5s"),
+    ("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "5s"),
     ("HAPAX__INTAKE__LOCK_WAIT", "60s"),
     ("HAPAX__DATABASE__STATEMENT_TIMEOUT", "90s"),
     ("HAPAX__SERVER__REQUEST_DEADLINE", "120s"),

@@ -82,7 +82,7 @@ async fn a_migration_under_a_live_server_is_not_seen_by_its_clients() {
 async fn a_database_that_is_away_is_told_from_a_commit_that_is_unknown() {
     let ledger = Ledger::new().await;
     let pooler = Pooler::before(&ledger, 3).await;
-    let quick = [("HAPAX__DATABASE__PATIENCE", "200ms"), ("HAPAX__ACCESS__CACHE_LIFE", "1h")];
+    let quick = [("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "200ms"), ("HAPAX__ACCESS__CACHE_LIFE", "1h")];
     let server = pooler.serve(&ledger, &quick).await;
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
     let away = format!("{}_away", ledger.name);

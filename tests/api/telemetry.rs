@@ -140,7 +140,7 @@ async fn look_ups_of_tokens_that_fail_are_not_logged_by_each_request() {
 #[tokio::test]
 async fn why_a_replica_is_not_ready_is_not_logged_by_each_probe() {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&[("HAPAX__DATABASE__PATIENCE", "200ms")]).await;
+    let server = ledger.serve_with(&[("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "200ms")]).await;
     let away = format!("{}_away", ledger.name);
     ledger.rename_to(&away).await;
     let unready = server.until_status("/readyz", 503).await;

@@ -30,7 +30,7 @@ const UNHURRIED: [(&str, &str); 8] = [
     ("HAPAX__SERVER__REQUEST_DEADLINE", "10m"),
     ("HAPAX__SERVER__SHUTDOWN_DEADLINE", "10m"),
     ("HAPAX__DATABASE__CONNECT_TIMEOUT", "5m"),
-    ("HAPAX__DATABASE__PATIENCE", "10m"),
+    ("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "10m"),
     ("HAPAX__DATABASE__STATEMENT_TIMEOUT", "9m"),
     ("HAPAX__INTAKE__LOCK_WAIT", "8m"),
 ];
@@ -42,7 +42,7 @@ pub const QUICK: [(&str, &str); 6] = [
     ("HAPAX__INTAKE__LOCK_WAIT", "500ms"),
     ("HAPAX__ACCESS__CACHE_LIFE", "1h"),
     ("HAPAX__DATABASE__CONNECT_TIMEOUT", "1s"),
-    ("HAPAX__DATABASE__PATIENCE", "1s"),
+    ("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "1s"),
 ];
 
 /// A `hapax` process that serves, killed with the test.

@@ -12,7 +12,7 @@ use crate::memory::Memory;
 
 const LARGE_FILE: &str = "/docs/swagger-ui-bundle.js";
 /// Longer than the server waits for a client that accepts no byte.
-const PATIENCE: Duration = Duration::from_secs(40);
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(40);
 const READ_INTERVAL: Duration = Duration::from_millis(500);
 /// So small that almost everything stays with the server.
 const RECEIVE_BUFFER: usize = 4096;
@@ -24,7 +24,7 @@ pub async fn slow(field: &Field) -> Row {
     let count = field.count(1000, 50);
     let _warm_up = field.server.request("GET", LARGE_FILE).send().await.unwrap().bytes().await;
     let memory = Memory::of(field.server.process());
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + GIVEN_UP_AFTER;
     let mut readers = Vec::new();
     for n in 0..count {
         readers.push(tokio::spawn(read(field.server.address, n % 2 == 0, until)));
@@ -38,7 +38,7 @@ pub async fn slow(field: &Field) -> Row {
         attack: format!("{count} connections"),
         result: format!(
             "{growth} more than {before}; open after {} s: {} of {} that read a byte each {} ms, {} of {} that read nothing",
-            PATIENCE.as_secs(),
+            GIVEN_UP_AFTER.as_secs(),
             open[0],
             count.div_ceil(2),
             READ_INTERVAL.as_millis(),

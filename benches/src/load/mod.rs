@@ -49,7 +49,7 @@ pub struct Load {
 }
 
 /// How long a request may take before the run is given up: longer than the server's own deadline.
-const PATIENCE: Duration = Duration::from_secs(30);
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(30);
 /// Latencies are kept to three digits, up to a minute.
 const DIGITS: u8 = 3;
 const LONGEST: Duration = Duration::from_secs(60);
@@ -57,7 +57,7 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// Sends what `next` writes into the buffer that it is given.
 ///
 /// # Errors
-/// When a connection is lost, nothing is answered for [`PATIENCE`], or one request in a hundred is refused.
+/// When a connection is lost, nothing is answered for [`GIVEN_UP_AFTER`], or one request in a hundred is refused.
 pub fn run(plan: &Plan, accounts: Accounts, next: &mut dyn FnMut(&mut Vec<u8>)) -> anyhow::Result<Load> {
     let mut crowd = Crowd::connect(plan)?;
     let (mut counted, extent) = (Counted::new(plan.expected)?, plan.extent);
@@ -77,13 +77,13 @@ pub fn run(plan: &Plan, accounts: Accounts, next: &mut dyn FnMut(&mut Vec<u8>)) 
         Extent::Requests(_) => None,
     };
     while crowd.waiting > 0 && end.is_none_or(|end| Instant::now() < end) {
-        crowd.turn(end.unwrap_or_else(|| Instant::now() + PATIENCE), limit, next, &mut counted)?;
+        crowd.turn(end.unwrap_or_else(|| Instant::now() + GIVEN_UP_AFTER), limit, next, &mut counted)?;
     }
     let (elapsed, spent) = (begun.elapsed(), accounts.read()? - spent);
     let (answered, latency) = counted.end();
     // Whoever has been asked answers, so that the database can be counted.
     while crowd.waiting > 0 {
-        crowd.turn(Instant::now() + PATIENCE, 0, next, &mut counted)?;
+        crowd.turn(Instant::now() + GIVEN_UP_AFTER, 0, next, &mut counted)?;
     }
     counted.judge()?;
     Ok(Load { answered, elapsed, latency, spent, answered_in_all: counted.answered_in_all, refused: counted.refused })
@@ -132,7 +132,7 @@ impl Crowd {
         counted: &mut Counted,
     ) -> anyhow::Result<()> {
         let left = until.saturating_duration_since(Instant::now());
-        self.poll.poll(&mut self.events, Some(left.min(PATIENCE))).context("interrupted")?;
+        self.poll.poll(&mut self.events, Some(left.min(GIVEN_UP_AFTER))).context("interrupted")?;
         for event in &self.events {
             let connection = &mut self.connections[event.token().0];
             connection.send_rest()?;
@@ -148,8 +148,8 @@ impl Crowd {
                 self.waiting -= 1;
             }
         }
-        if self.heard.elapsed() > PATIENCE {
-            bail!("nothing was answered for {} s", PATIENCE.as_secs());
+        if self.heard.elapsed() > GIVEN_UP_AFTER {
+            bail!("nothing was answered for {} s", GIVEN_UP_AFTER.as_secs());
         }
         Ok(())
     }
