@@ -171,7 +171,7 @@ fn only_server_starts_what_lives_as_long_as_the_process() {
         // The log is there before the server is, and after it.
         let may_spawn = [
             "server/tasks.rs",
-            "database/lane.rs",
+            "database/pool.rs",
             "telemetry/output.rs",
             "cli/private_postgres/programs.rs",
             "cli/with_postgres.rs",

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{TokenDigest, queries};
-use crate::database::Lane;
+use crate::database::Pool;
 
 /// The tokens that have been used since the last batch was written.
 #[derive(Clone, Default)]
@@ -45,25 +45,25 @@ impl UseTimes {
     }
 
     /// Writes every few minutes until `shutdown`, and once more then.
-    pub async fn run(self, lane: Lane, shutdown: CancellationToken) {
+    pub async fn run(self, pool: Pool, shutdown: CancellationToken) {
         loop {
             let wait = INTERVAL.mul_f64(rand::rng().random_range(0.75..1.25));
             let ends = shutdown.run_until_cancelled(tokio::time::sleep(wait)).await.is_none();
-            self.write(&lane).await;
+            self.write(&pool).await;
             if ends {
                 return;
             }
         }
     }
 
-    async fn write(&self, lane: &Lane) {
+    async fn write(&self, pool: &Pool) {
         let used = self.take();
         let mut unwritten = &used[..];
         while !unwritten.is_empty() {
             let (batch, rest) = unwritten.split_at(BATCH.min(unwritten.len()));
             let digests: Arc<[TokenDigest]> = batch.into();
             let write = async move |connection: &mut _| queries::note_use(connection, &digests).await;
-            if let Err(error) = lane.complete(Instant::now() + DEADLINE, write).await {
+            if let Err(error) = pool.complete(Instant::now() + DEADLINE, write).await {
                 tracing::warn!(%error, "when tokens were last used could not be written");
                 // They will be shown as used when they are written, which is too late by as long as writing fails.
                 return self.note_all(unwritten);
@@ -83,7 +83,7 @@ mod tests {
         let use_times = UseTimes::default();
         let digest = Token::mint().digest();
         use_times.note(digest);
-        use_times.write(&Lane::to_nowhere()).await;
+        use_times.write(&Pool::to_nowhere()).await;
         assert!(use_times.take() == [digest]);
     }
 

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use super::failure_log::FailureLog;
 use super::lookups::{Answer, Lookups};
 use super::{Caller, TokenDigest, UseTimes, queries};
-use crate::database::{DatabaseError, Lane};
+use crate::database::{DatabaseError, Pool};
 use crate::metrics::{Metrics, Shed, TokenLookup};
 
 /// Why a token admits nobody. Where the database is at fault, the verifier has logged why.
@@ -87,9 +87,9 @@ pub struct Verifier {
 #[derive(Clone)]
 pub struct TokenPools {
     /// For tokens that were valid once.
-    pub known: Lane,
+    pub known: Pool,
     /// For tokens that this replica has never seen.
-    pub unknown: Lane,
+    pub unknown: Pool,
 }
 
 #[derive(Clone)]
@@ -193,13 +193,13 @@ impl Verifier {
         }
     }
 
-    async fn send(&self, lookups: &Lookups, pool: &Lane) {
+    async fn send(&self, lookups: &Lookups, pool: &Pool) {
         while let Some(digests) = lookups.next_batch().await {
             self.look_up(&digests, lookups, pool).await;
         }
     }
 
-    async fn look_up(&self, digests: &[TokenDigest], lookups: &Lookups, pool: &Lane) {
+    async fn look_up(&self, digests: &[TokenDigest], lookups: &Lookups, pool: &Pool) {
         // Taken before the question is asked: the answer may be as old as that.
         let since = Instant::now();
         let ends = since + LOOK_UP_DEADLINE;

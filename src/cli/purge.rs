@@ -4,7 +4,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{block_on, connect, print};
 use crate::configuration::Configuration;
-use crate::database::Lane;
+use crate::database::Pool;
 use crate::idempotency::purger;
 use crate::metrics::Metrics;
 use crate::server;
@@ -13,9 +13,9 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     block_on(async {
         drop(connect(configuration).await?);
         let metrics = Metrics::new();
-        let lane = Lane::new("purge", server::database_settings(configuration)?, 1, metrics.clone());
+        let pool = Pool::new("purge", server::database_settings(configuration)?, 1, metrics.clone());
         let pace = server::pace(&configuration.purge);
-        let deleted = purger::purge(&lane, pace, &metrics, &CancellationToken::new()).await?;
+        let deleted = purger::purge(&pool, pace, &metrics, &CancellationToken::new()).await?;
         print(&format!("deleted {deleted} expired keys"))?;
         Ok(())
     })

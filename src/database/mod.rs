@@ -1,15 +1,15 @@
 //! Connections, and what an error on one means.
 //!
-//! Owns the [`Lane`] and the [`SharedPool`] of which each tenant has a share, the classification of PostgreSQL's errors, and the checks of a server's schema and durability and
+//! Owns the [`Pool`] and the [`SharedPool`] of which each tenant has a share, the classification of PostgreSQL's errors, and the checks of a server's schema and durability and
 //! of the sessions that a pooler gives.
 //! It never begins a transaction: every statement of Hapax is one of its own, so nothing is ever held open across a
 //! network round trip.
 
 mod course;
 mod failure;
-mod lane;
 mod migration;
 mod outage;
+mod pool;
 pub mod queries;
 mod schema;
 mod session;
@@ -17,8 +17,8 @@ mod shared_pool;
 
 pub use course::DatabaseError;
 pub use failure::{may_pass, violates, with_causes};
-pub use lane::Lane;
 pub use migration::{LockWait, MIGRATION_LOCK_TIMEOUT, migrate, migrate_at_once};
+pub use pool::Pool;
 pub use schema::{Durability, Schema, create_if_missing, fitness};
 pub use session::{Pooler, Sessions, is_refused_by_pooler, sessions, statement_timeout};
 pub use shared_pool::SharedPool;

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 /// A circuit breaker. Once the database has been away for as long as a request would wait, none waits any more; now
 /// and then one of them tries, so its return is seen without anything running in the background.
 pub struct Outage {
-    lane: &'static str,
+    pool: &'static str,
     acquire_timeout: Duration,
     /// How long the last failure counts: nobody may have tried since, and so nobody knows.
     memory: Duration,
@@ -36,9 +36,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 impl Outage {
     /// `attempt`: the longest that an attempt to connect may take.
-    pub fn new(lane: &'static str, acquire_timeout: Duration, attempt: Duration) -> Self {
+    pub fn new(pool: &'static str, acquire_timeout: Duration, attempt: Duration) -> Self {
         let memory = attempt + LOOK_INTERVAL * 4;
-        Self { lane, acquire_timeout, memory, on: AtomicBool::default(), course: Mutex::default() }
+        Self { pool, acquire_timeout, memory, on: AtomicBool::default(), course: Mutex::default() }
     }
 
     /// An attempt to reach the database has failed.
@@ -56,7 +56,7 @@ impl Outage {
         if self.on.load(Ordering::Acquire) {
             let mut course = self.course();
             if let Some(Course { since, announced: true, .. }) = *course {
-                tracing::info!(lane = self.lane, after = ?since.elapsed(), "the database is back");
+                tracing::info!(pool = self.pool, after = ?since.elapsed(), "the database is back");
             }
             *course = None;
             self.on.store(false, Ordering::Release);
@@ -85,7 +85,7 @@ impl Outage {
             return true;
         }
         if !course.announced {
-            tracing::warn!(lane = self.lane, "the database is away; requests are refused at once until it is back");
+            tracing::warn!(pool = self.pool, "the database is away; requests are refused at once until it is back");
             course.announced = true;
         }
         let now = Instant::now();

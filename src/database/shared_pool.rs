@@ -6,54 +6,54 @@ use sqlx::PgConnection;
 use tokio::time::{Instant, timeout_at};
 
 use super::course::{Course, DatabaseError, Loss};
-use super::lane::{Lane, Share};
+use super::pool::{Pool, Share};
 use crate::ids::TenantId;
 use crate::metrics::{Connections, Shed};
 use crate::shares::{Shares, half};
 
-/// A [`Lane`] of which one tenant uses at most half of the connections (the only one if there is one), so that a tenant
+/// A [`Pool`] of which one tenant uses at most half of the connections (the only one if there is one), so that a tenant
 /// whose statements are slow leaves the other half to the rest. A connection counts for its tenant until its statement has
 /// ended, even if the request has not waited for that. ADR 0027.
 #[derive(Clone)]
 pub struct SharedPool {
-    lane: Lane,
+    pool: Pool,
     share: usize,
     shares: Arc<Shares>,
 }
 
 impl SharedPool {
-    /// `lane` is used by nobody else.
-    pub fn new(lane: Lane) -> Self {
-        let share = half(lane.count().limit);
-        Self { lane, share, shares: Arc::new(Shares::new(share)) }
+    /// `pool` is used by nobody else.
+    pub fn new(pool: Pool) -> Self {
+        let share = half(pool.count().limit);
+        Self { pool, share, shares: Arc::new(Shares::new(share)) }
     }
 
-    /// [`Lane::complete`] for a tenant.
+    /// [`Pool::complete`] for a tenant.
     ///
     /// # Errors
-    /// As [`Lane::complete`]; [`Shed::TenantWaited`] if none of the tenant's connections came free in time.
+    /// As [`Pool::complete`]; [`Shed::TenantWaited`] if none of the tenant's connections came free in time.
     pub async fn complete<T>(
         &self,
         tenant: TenantId,
         deadline: Instant,
         work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
     ) -> Result<T, DatabaseError> {
-        let (course, share) = self.enter(tenant, self.lane.course(Loss::MustBecomeKnown, deadline)).await?;
-        self.lane.run(course, Some(share), work).await
+        let (course, share) = self.enter(tenant, self.pool.course(Loss::MustBecomeKnown, deadline)).await?;
+        self.pool.run(course, Some(share), work).await
     }
 
-    /// [`Lane::read`] for a tenant.
+    /// [`Pool::read`] for a tenant.
     ///
     /// # Errors
-    /// As [`Lane::read`]; [`Shed::TenantWaited`] if none of the tenant's connections came free in time.
+    /// As [`Pool::read`]; [`Shed::TenantWaited`] if none of the tenant's connections came free in time.
     pub async fn read<T>(
         &self,
         tenant: TenantId,
         deadline: Instant,
         work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
     ) -> Result<T, DatabaseError> {
-        let (course, share) = self.enter(tenant, self.lane.course(Loss::ChangesNothing, deadline)).await?;
-        self.lane.run(course, Some(share), work).await
+        let (course, share) = self.enter(tenant, self.pool.course(Loss::ChangesNothing, deadline)).await?;
+        self.pool.run(course, Some(share), work).await
     }
 
     /// How many connections one tenant may use at once.
@@ -62,7 +62,7 @@ impl SharedPool {
     }
 
     pub fn count(&self) -> Connections {
-        self.lane.count()
+        self.pool.count()
     }
 
     /// Waits for the tenant's share as long as the course allows to wait for a connection. What is left of that time is
@@ -71,12 +71,12 @@ impl SharedPool {
         if let Some(share) = self.shares.try_acquire(tenant, 1) {
             return Ok((course, Arc::new(share)));
         }
-        if self.lane.refuses() {
+        if self.pool.refuses() {
             return Err(DatabaseError::Shed(Shed::Outage));
         }
         match timeout_at(course.ends(), self.shares.acquire(tenant, 1)).await {
             Ok(share) => Ok((course, Arc::new(share))),
-            Err(_) if self.lane.is_away() => Err(DatabaseError::Unavailable("there is no connection to it".to_owned())),
+            Err(_) if self.pool.is_away() => Err(DatabaseError::Unavailable("there is no connection to it".to_owned())),
             Err(_) => Err(DatabaseError::Shed(Shed::TenantWaited)),
         }
     }
@@ -93,7 +93,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_tenant_waits_for_its_share_as_long_as_for_a_connection() {
-        let pool = SharedPool::new(Lane::to_nowhere());
+        let pool = SharedPool::new(Pool::to_nowhere());
         let tenant = TenantId(Uuid::nil());
         let _held = pool.shares.acquire(tenant, 1).await;
         let began = Instant::now();

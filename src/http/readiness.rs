@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Problem;
-use crate::database::{self, DatabaseError, Durability, Lane, Schema};
+use crate::database::{self, DatabaseError, Durability, Pool, Schema};
 use crate::metrics::Shed;
 
 /// Says within a second whether requests can be served, however long the database takes to answer.
@@ -18,9 +18,9 @@ use crate::metrics::Shed;
 /// A probe does not ask the database itself: it asks for a look, waits for a short time, and otherwise answers with what
 /// the last look has seen. The look goes on meanwhile, so a slow link does not make a replica unready.
 pub struct Readiness {
-    probes: Lane,
+    probes: Pool,
     /// Those that requests are served on.
-    serving: Vec<Lane>,
+    serving: Vec<Pool>,
     allow_loss: bool,
     draining: AtomicBool,
     wanted: Notify,
@@ -54,7 +54,7 @@ const UNAVAILABLE: &str = "the database is not available";
 
 impl Readiness {
     /// `allow_loss`: whether a server that may lose acknowledged jobs is good enough.
-    pub fn new(probes: Lane, serving: Vec<Lane>, allow_loss: bool) -> Self {
+    pub fn new(probes: Pool, serving: Vec<Pool>, allow_loss: bool) -> Self {
         let (draining, wanted, seen) = (AtomicBool::new(false), Notify::new(), watch::Sender::new(None));
         Self { probes, serving, allow_loss, draining, wanted, seen }
     }
@@ -102,11 +102,11 @@ impl Readiness {
     async fn look(&self) -> Result<(), String> {
         let deadline = Instant::now() + LOOK_DEADLINE;
         let looking = self.probes.read(deadline, async |connection| database::fitness(connection).await);
-        let lanes = self.look_at_lanes(deadline);
-        let (looked, lanes) = match self.probes.count().idle {
+        let pools = self.check_pools(deadline);
+        let (looked, pools) = match self.probes.count().idle {
             // Of the last connection that can be had, the probes make the best use: they say why.
-            0 => (looking.await, lanes.await),
-            _ => tokio::join!(looking, lanes),
+            0 => (looking.await, pools.await),
+            _ => tokio::join!(looking, pools),
         };
         match looked {
             Err(error) => {
@@ -118,28 +118,28 @@ impl Readiness {
             Ok((_, Durability::Lossy(setting))) if !self.allow_loss => {
                 Err(format!("the database may lose what it acknowledges: {setting} is off"))
             }
-            Ok(_) => lanes,
+            Ok(_) => pools,
         }
     }
 
-    /// Whether each lane has a connection, or gets one: that the probes have theirs says nothing of the others.
-    async fn look_at_lanes(&self, deadline: Instant) -> Result<(), String> {
-        let looks = self.serving.iter().map(|lane| look_at_lane(lane, deadline));
+    /// Whether each pool has a connection, or gets one: that the probes have theirs says nothing of the others.
+    async fn check_pools(&self, deadline: Instant) -> Result<(), String> {
+        let looks = self.serving.iter().map(|pool| check_pool(pool, deadline));
         join_all(looks).await.into_iter().collect()
     }
 }
 
-async fn look_at_lane(lane: &Lane, deadline: Instant) -> Result<(), String> {
-    let connections = lane.count();
+async fn check_pool(pool: &Pool, deadline: Instant) -> Result<(), String> {
+    let connections = pool.count();
     if connections.busy == connections.limit {
         return Ok(());
     }
-    match lane.read(deadline, async |connection| connection.ping().await).await {
+    match pool.read(deadline, async |connection| connection.ping().await).await {
         // Busy is not away, and the load balancer need not know of it.
         Ok(()) | Err(DatabaseError::Shed(Shed::Waited)) => Ok(()),
         Err(error) => {
-            tracing::debug!(lane = lane.name(), %error, "a lane could not be tried");
-            Err(format!("there is no connection to the database for {}", lane.name()))
+            tracing::debug!(pool = pool.name(), %error, "a pool could not be tried");
+            Err(format!("there is no connection to the database for {}", pool.name()))
         }
     }
 }
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     fn readiness() -> Readiness {
-        Readiness::new(Lane::to_nowhere(), Vec::new(), true)
+        Readiness::new(Pool::to_nowhere(), Vec::new(), true)
     }
 
     #[tokio::test(start_paused = true)]

@@ -333,7 +333,7 @@ mod tests {
     use tokio::time::sleep;
 
     use super::*;
-    use crate::database::Lane;
+    use crate::database::Pool;
     use crate::idempotency::{Key, Route};
     use crate::ids::TenantId;
     use crate::metrics::Metrics;
@@ -342,7 +342,7 @@ mod tests {
 
     fn engine(lock_wait: Duration) -> Engine {
         let terms = Terms { lock_wait, insist_on_durability: true };
-        Engine::new(SharedPool::new(Lane::to_nowhere()), terms, Arc::new(Replays::new(0, Metrics::new())))
+        Engine::new(SharedPool::new(Pool::to_nowhere()), terms, Arc::new(Replays::new(0, Metrics::new())))
     }
 
     fn in_a_minute() -> Instant {

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::queries;
-use crate::database::{DatabaseError, Lane};
+use crate::database::{DatabaseError, Pool};
 use crate::metrics::Metrics;
 
 /// How much is deleted, and how often.
@@ -27,14 +27,14 @@ pub struct Pace {
 const BATCH_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Purges until `shutdown`.
-pub async fn run(lane: Lane, pace: Pace, metrics: Metrics, shutdown: CancellationToken) {
+pub async fn run(pool: Pool, pace: Pace, metrics: Metrics, shutdown: CancellationToken) {
     let mut first = pace.batch;
     loop {
         let wait = pace.interval.mul_f64(rand::rng().random_range(0.75..1.25));
         if shutdown.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
             return;
         }
-        match purge_from(first, &lane, pace, &metrics, &shutdown).await {
+        match purge_from(first, &pool, pace, &metrics, &shutdown).await {
             Ok(deleted) => {
                 first = pace.batch;
                 if deleted > 0 {
@@ -56,18 +56,18 @@ pub async fn run(lane: Lane, pace: Pace, metrics: Metrics, shutdown: Cancellatio
 /// # Errors
 /// [`DatabaseError`] if a batch failed; those before it stay deleted.
 pub async fn purge(
-    lane: &Lane,
+    pool: &Pool,
     pace: Pace,
     metrics: &Metrics,
     shutdown: &CancellationToken,
 ) -> Result<u64, DatabaseError> {
-    purge_from(pace.batch, lane, pace, metrics, shutdown).await
+    purge_from(pace.batch, pool, pace, metrics, shutdown).await
 }
 
 /// Begins with a batch of `limit`, which grows to the full one while all goes well.
 async fn purge_from(
     mut limit: u32,
-    lane: &Lane,
+    pool: &Pool,
     pace: Pace,
     metrics: &Metrics,
     shutdown: &CancellationToken,
@@ -76,7 +76,7 @@ async fn purge_from(
     loop {
         let deadline = Instant::now() + BATCH_DEADLINE;
         let rows = i64::from(limit);
-        let deleting = lane.complete(deadline, async move |connection| queries::purge(connection, rows).await);
+        let deleting = pool.complete(deadline, async move |connection| queries::purge(connection, rows).await);
         let Some(batch) = shutdown.run_until_cancelled(deleting).await.transpose()? else {
             return Ok(deleted);
         };

@@ -20,7 +20,7 @@ use chrono::{DateTime, Utc};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
-use crate::database::{DatabaseError, Lane, violates};
+use crate::database::{DatabaseError, Pool, violates};
 use crate::idempotency::{
     Acted, Answer, Engine, Fingerprint, KeyedError, OnConflict, Outcome, Performed, ScopedKey, Terms,
 };
@@ -36,7 +36,7 @@ pub struct Intake {
     engine: Engine,
     batcher: Arc<Batcher>,
     /// What batches are sent on.
-    lane: Lane,
+    pool: Pool,
     /// Where large jobs are compared.
     offload: Arc<Offload>,
     /// Who reads jobs as they were submitted. A small request may have a large one read, so a tenant has a few places.
@@ -76,20 +76,20 @@ pub enum Put {
 }
 
 impl Intake {
-    /// `lane` is for the writers alone.
-    pub fn new(engine: Engine, lane: Lane, bounds: Bounds, offload: Arc<Offload>) -> Self {
-        Self { engine, batcher: Arc::new(Batcher::new(bounds)), lane, offload, readers: Shares::new(READERS_MAX) }
+    /// `pool` is for the writers alone.
+    pub fn new(engine: Engine, pool: Pool, bounds: Bounds, offload: Arc<Offload>) -> Self {
+        Self { engine, batcher: Arc::new(Batcher::new(bounds)), pool, offload, readers: Shares::new(READERS_MAX) }
     }
 
-    /// One for each connection of the writers' lane. Nothing is written until they run.
+    /// One for each connection of the writers' pool. Nothing is written until they run.
     pub fn writers(&self, metrics: &Metrics) -> Vec<Writer> {
         let writer = |_| Writer {
             batcher: Arc::clone(&self.batcher),
-            lane: self.lane.clone(),
+            pool: self.pool.clone(),
             terms: self.engine.first_terms(),
             metrics: metrics.clone(),
         };
-        (0..self.lane.count().limit).map(writer).collect()
+        (0..self.pool.count().limit).map(writer).collect()
     }
 
     /// Takes no more submissions. The writers end when those that were taken are answered.
@@ -230,7 +230,7 @@ impl Intake {
                 Ok(Ridden::Made(expires_at)) => Ok(Acted::Done(submission.draft.answer.clone(), expires_at)),
                 Ok(Ridden::Met(stored)) => Ok(Acted::Met(stored)),
                 Ok(Ridden::Not) => Ok(Acted::Not),
-                Err(DatabaseError::Shed(Shed::Waited)) if self.lane.is_away() => {
+                Err(DatabaseError::Shed(Shed::Waited)) if self.pool.is_away() => {
                     Err(DatabaseError::Unavailable("there is no connection to it".to_owned()))
                 }
                 Err(error) => Err(error),

@@ -13,14 +13,14 @@ use tokio::time::Instant;
 
 use super::batcher::{Batcher, Ridden, Ticket};
 use super::{Submission, queries};
-use crate::database::{DatabaseError, Lane};
+use crate::database::{DatabaseError, Pool};
 use crate::idempotency::{self, Terms};
 use crate::metrics::{Metrics, Split};
 
-/// Has a connection of its own among those of `lane`.
+/// Has a connection of its own among those of `pool`.
 pub struct Writer {
     pub batcher: Arc<Batcher>,
-    pub lane: Lane,
+    pub pool: Pool,
     /// With a short wait for locks.
     pub terms: Terms,
     pub metrics: Metrics,
@@ -79,7 +79,7 @@ impl Writer {
                 false => queries::submit_all(connection, &submissions, terms).await,
             }
         };
-        let made = self.lane.complete(batch.deadline, write).await?;
+        let made = self.pool.complete(batch.deadline, write).await?;
         let mut met = Vec::new();
         for ticket in &batch.tickets {
             let Some(submission) = ticket.board() else { continue };
@@ -106,7 +106,7 @@ impl Writer {
             let keys = submissions.iter().map(|submission| &submission.keyed.key);
             idempotency::queries::find_all(connection, keys).await
         };
-        let mut found = self.lane.complete(deadline, find).await.unwrap_or_else(|error| {
+        let mut found = self.pool.complete(deadline, find).await.unwrap_or_else(|error| {
             // Each of them looks for himself, and is told why if he cannot either.
             tracing::debug!(%error, "what stands under some keys could not be read together");
             Default::default()
@@ -174,7 +174,7 @@ mod tests {
     async fn what_was_lost_with_a_batch_is_unknown_of_each_of_its_parts() {
         let terms = Terms { lock_wait: Duration::from_millis(20), insist_on_durability: true };
         let batcher = Arc::new(Batcher::new(BOUNDS));
-        let writer = Writer { batcher, lane: Lane::to_nowhere(), terms, metrics: Metrics::new() };
+        let writer = Writer { batcher, pool: Pool::to_nowhere(), terms, metrics: Metrics::new() };
         let deadline = Instant::now() + Duration::from_secs(60);
         let mut rides: Vec<_> = (0..2).map(|_| Box::pin(writer.batcher.ride(submission(10), deadline))).collect();
         for ride in &mut rides {

@@ -264,10 +264,10 @@ pub(super) const DATABASE_CONNECTIONS: Description = Description {
     name: "database_connections",
     kind: Kind::Gauge,
     unit: "connections",
-    labels: &["lane", "state"],
-    help: "Connections to PostgreSQL, by lane and state",
-    meaning: "`busy` at the lane's limit for long: requests wait for a connection. One tenant uses at most half of intake and of \
-              reads, or the only one. Lanes: writers, intake, reads, \
+    labels: &["pool", "state"],
+    help: "Connections to PostgreSQL, by pool and state",
+    meaning: "`busy` at the pool's limit for long: requests wait for a connection. One tenant uses at most half of intake and of \
+              reads, or the only one. Pools: writers, intake, reads, \
               known_tokens, unknown_tokens, purge, probes, metrics.",
 };
 
@@ -275,8 +275,8 @@ pub(super) const DATABASE_CONNECTIONS_LIMIT: Description = Description {
     name: "database_connections_limit",
     kind: Kind::Gauge,
     unit: "connections",
-    labels: &["lane"],
-    help: "How many connections a lane may have",
+    labels: &["pool"],
+    help: "How many connections a pool may have",
     meaning: "`intake.writers`, `intake.connections` and `database.connections`; the others are fixed. Their sum, times the replicas, must \
               fit PostgreSQL's `max_connections`.",
 };
@@ -285,7 +285,7 @@ pub(super) const DATABASE_CONNECTION_WAIT: Description = Description {
     name: "database_connection_wait_seconds",
     kind: Kind::Histogram,
     unit: "seconds",
-    labels: &["lane"],
+    labels: &["pool"],
     help: "How long a statement waited for a connection that it got",
     meaning: "The queue in front of the database; opening a new connection is in it.",
 };

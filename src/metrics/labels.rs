@@ -222,11 +222,11 @@ pub struct RetryLabels {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ConnectionLabels {
-    pub lane: &'static str,
+    pub pool: &'static str,
     pub state: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct LaneLabels {
-    pub lane: &'static str,
+pub struct PoolLabels {
+    pub pool: &'static str,
 }

@@ -55,8 +55,8 @@ struct Catalogue {
     token_lookups: Family<LookupLabels, Counter>,
     database_retries: Family<RetryLabels, Counter>,
     database_connections: Family<ConnectionLabels, Gauge>,
-    database_connections_limit: Family<LaneLabels, Gauge>,
-    database_connection_wait: Family<LaneLabels, Histogram>,
+    database_connections_limit: Family<PoolLabels, Gauge>,
+    database_connection_wait: Family<PoolLabels, Histogram>,
     purged_keys: Counter,
     purge_failures: Counter,
     purge_lag: Gauge<f64, AtomicU64>,
@@ -73,7 +73,7 @@ pub struct Usage {
     pub limit: usize,
 }
 
-/// One reading of a lane's connections.
+/// One reading of a pool's connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Connections {
     pub busy: usize,
@@ -220,9 +220,9 @@ impl Metrics {
         self.catalogue.quota_refusals.get_or_create(&QuotaLabels { policy }).inc();
     }
 
-    /// How long a statement waited for a connection of this lane.
-    pub fn observe_connection_wait(&self, lane: &'static str, wait: Duration) {
-        self.catalogue.database_connection_wait.get_or_create(&LaneLabels { lane }).observe(wait.as_secs_f64());
+    /// How long a statement waited for a connection of this pool.
+    pub fn observe_connection_wait(&self, pool: &'static str, wait: Duration) {
+        self.catalogue.database_connection_wait.get_or_create(&PoolLabels { pool }).observe(wait.as_secs_f64());
     }
 
     /// Counts a client's connection until what is returned is dropped.
@@ -271,12 +271,12 @@ impl Metrics {
         self.catalogue.purge_failures.inc();
     }
 
-    pub fn read_connections(&self, lane: &'static str, reading: Connections) {
+    pub fn read_connections(&self, pool: &'static str, reading: Connections) {
         let by_state =
-            |state| self.catalogue.database_connections.get_or_create_owned(&ConnectionLabels { lane, state });
+            |state| self.catalogue.database_connections.get_or_create_owned(&ConnectionLabels { pool, state });
         by_state("busy").set(gauge(reading.busy));
         by_state("idle").set(gauge(reading.idle));
-        self.catalogue.database_connections_limit.get_or_create(&LaneLabels { lane }).set(gauge(reading.limit));
+        self.catalogue.database_connections_limit.get_or_create(&PoolLabels { pool }).set(gauge(reading.limit));
     }
 
     /// `None` where the database could not be asked: no number is better than an old one.

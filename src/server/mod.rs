@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::access::{Lives, Quota, Rate, TokenPools, UseTimes, Verifier};
 use crate::changes::Changes;
 use crate::configuration::{self, Configuration};
-use crate::database::{self, Lane, SharedPool};
+use crate::database::{self, Pool, SharedPool};
 use crate::http::{self, Admission, App, BodyMemory, Limits, MetricsSources, Quotas, Readiness, RefusedLines};
 use crate::idempotency::purger::{self, Pace};
 use crate::idempotency::{Engine, Replays, Terms};
@@ -55,12 +55,12 @@ pub async fn run(
         Some(looked) => looked?,
     }
 
-    let lanes = Lanes::new(&settings, configuration, &metrics);
+    let pools = Pools::new(&settings, configuration, &metrics);
     let use_times = UseTimes::default();
-    let app = web::Data::new(compose(configuration, &lanes, use_times.clone(), &metrics));
+    let app = web::Data::new(compose(configuration, &pools, use_times.clone(), &metrics));
 
     let (address, operations_address) = (listeners.api.local_addr()?, listeners.operations_address()?);
-    let sources = MetricsSources { lanes: lanes.all().to_vec(), scrapes: lanes.metrics.clone() };
+    let sources = MetricsSources { pools: pools.all().to_vec(), scrapes: pools.metrics.clone() };
     let operations = listeners
         .operations
         .map(|listener| serve_operations(configuration, listener, app.clone(), sources))
@@ -79,9 +79,9 @@ pub async fn run(
         verifying.verifier.run().await;
         Ok(())
     });
-    let purging = purger::run(lanes.purge.clone(), pace(&configuration.purge), metrics, ending.clone());
+    let purging = purger::run(pools.purge.clone(), pace(&configuration.purge), metrics, ending.clone());
     tasks.start("the purger", purging.map(Ok));
-    tasks.start("the writer of use times", use_times.run(lanes.purge.clone(), ending.clone()).map(Ok));
+    tasks.start("the writer of use times", use_times.run(pools.purge.clone(), ending.clone()).map(Ok));
     let (sources, until) = (app.clone(), ending.clone());
     tasks.start("the watch over readiness", async move {
         sources.readiness.watch(until).await;
@@ -119,8 +119,8 @@ pub async fn run(
     }
     let closing = async {
         tasks.finish().await;
-        for lane in lanes.all() {
-            lane.close().await;
+        for pool in pools.all() {
+            pool.close().await;
         }
     };
     if timeout(LAST_CALL, closing).await.is_err() {
@@ -130,72 +130,72 @@ pub async fn run(
     Ok(())
 }
 
-/// A lane for each purpose, so that none starves another.
-struct Lanes {
-    writers: Lane,
-    intake: Lane,
-    reads: Lane,
+/// A pool for each purpose, so that none starves another.
+struct Pools {
+    writers: Pool,
+    intake: Pool,
+    reads: Pool,
     tokens: TokenPools,
     /// For housekeeping: the purger, and when tokens were last used.
-    purge: Lane,
+    purge: Pool,
     /// For readiness alone: a probe never waits for a connection that another statement holds.
-    probes: Lane,
+    probes: Pool,
     /// For what `/metrics` asks. A scrape gives up after a second, but its statement keeps the connection until it ends.
     /// So it must use neither that of the probes, which would answer 503, nor that of the purger, whose round would fail.
-    metrics: Lane,
+    metrics: Pool,
 }
 
-impl Lanes {
+impl Pools {
     /// Connections of the pools whose size no setting changes.
     const FIXED: usize = 5;
 
     fn new(settings: &database::Settings, configuration: &Configuration, metrics: &Metrics) -> Self {
-        let lane = |name, connections| Lane::new(name, settings.clone(), connections, metrics.clone());
+        let pool = |name, connections| Pool::new(name, settings.clone(), connections, metrics.clone());
         Self {
-            writers: lane("writers", configuration.intake.writers),
-            intake: lane("intake", configuration.intake.connections),
-            reads: lane("reads", configuration.database.connections),
-            tokens: TokenPools { known: lane("known_tokens", 1), unknown: lane("unknown_tokens", 1) },
-            purge: lane("purge", 1),
-            probes: lane("probes", 1),
-            metrics: lane("metrics", 1),
+            writers: pool("writers", configuration.intake.writers),
+            intake: pool("intake", configuration.intake.connections),
+            reads: pool("reads", configuration.database.connections),
+            tokens: TokenPools { known: pool("known_tokens", 1), unknown: pool("unknown_tokens", 1) },
+            purge: pool("purge", 1),
+            probes: pool("probes", 1),
+            metrics: pool("metrics", 1),
         }
     }
 
     /// Those that requests are served on.
-    fn serving(&self) -> [Lane; 5] {
+    fn serving(&self) -> [Pool; 5] {
         let Self { writers, intake, reads, tokens, .. } = self;
-        [writers, intake, reads, &tokens.known, &tokens.unknown].map(Lane::clone)
+        [writers, intake, reads, &tokens.known, &tokens.unknown].map(Pool::clone)
     }
 
-    fn all(&self) -> [Lane; 8] {
+    fn all(&self) -> [Pool; 8] {
         let Self { writers, intake, reads, tokens, purge, probes, metrics } = self;
-        [writers, intake, reads, &tokens.known, &tokens.unknown, purge, probes, metrics].map(Lane::clone)
+        [writers, intake, reads, &tokens.known, &tokens.unknown, purge, probes, metrics].map(Pool::clone)
     }
 }
 
-fn compose(configuration: &Configuration, lanes: &Lanes, use_times: UseTimes, metrics: &Metrics) -> App {
+fn compose(configuration: &Configuration, pools: &Pools, use_times: UseTimes, metrics: &Metrics) -> App {
     http::KEYED_ROUTES.iter().for_each(|route| metrics.expect_outcomes(route.0));
     let Configuration { server, database, intake, idempotency, access, .. } = configuration;
     let terms = Terms { lock_wait: intake.lock_wait, insist_on_durability: !database.allow_losing_acknowledged_jobs };
     let offload = Arc::new(Offload::new(available_parallelism().map_or(1, NonZero::get)));
     let replays = Arc::new(Replays::new(idempotency.replay_cache_bytes, metrics.clone()));
-    let engine = Engine::new(SharedPool::new(lanes.intake.clone()), terms, Arc::clone(&replays));
+    let engine = Engine::new(SharedPool::new(pools.intake.clone()), terms, Arc::clone(&replays));
     App {
-        intake: Intake::new(engine.clone(), lanes.writers.clone(), bounds(configuration), Arc::clone(&offload)),
+        intake: Intake::new(engine.clone(), pools.writers.clone(), bounds(configuration), Arc::clone(&offload)),
         changes: Changes::new(engine),
         replays,
-        reads: SharedPool::new(lanes.reads.clone()),
+        reads: SharedPool::new(pools.reads.clone()),
         verifier: Verifier::new(
-            lanes.tokens.clone(),
+            pools.tokens.clone(),
             Lives { cache: access.cache_life, outage: access.outage_life },
             use_times,
             metrics.clone(),
         ),
         quotas: quotas(&configuration.quota, metrics),
         readiness: Readiness::new(
-            lanes.probes.clone(),
-            lanes.serving().to_vec(),
+            pools.probes.clone(),
+            pools.serving().to_vec(),
             database.allow_losing_acknowledged_jobs,
         ),
         metrics: metrics.clone(),

@@ -18,7 +18,7 @@ use rustix::net::sockopt::set_socket_linger;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpStream;
 
-use super::{LAST_CALL, Lanes};
+use super::{LAST_CALL, Pools};
 use crate::configuration::{Configuration, Server};
 use crate::http::{self, App, Connection, ConnectionDeadlines, MetricsSources, PIECE_BYTES};
 use crate::metrics::CountedConnection;
@@ -115,7 +115,7 @@ fn connections(configuration: &Configuration, workers: usize) -> anyhow::Result<
         configuration.intake.writers
             + configuration.intake.connections
             + configuration.database.connections
-            + Lanes::FIXED,
+            + Pools::FIXED,
     );
     let reserve = RESERVE + OF_A_WORKER * workers + OPERATIONS_CONNECTIONS + to_database;
     let left = raise_descriptor_limit().saturating_sub(reserve);

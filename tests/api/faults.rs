@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use hapax::database::{DatabaseError, Lane, Pooler, Settings, SharedPool};
+use hapax::database::{DatabaseError, Pool, Pooler, Settings, SharedPool};
 use hapax::ids::TenantId;
 use hapax::metrics::{Metrics, Shed};
 use rustix::process::Signal;
@@ -209,7 +209,7 @@ async fn a_database_that_comes_back_does_not_meet_more_connections_than_the_limi
     for request in requests {
         assert_eq!(request.await.unwrap().status, 201);
     }
-    let open = server.metric(r#"hapax_database_connections{lane="writers",state="idle"}"#).await;
+    let open = server.metric(r#"hapax_database_connections{pool="writers",state="idle"}"#).await;
     assert!(open <= 3.0, "{open}");
     ledger.is_whole_with(41).await;
 }
@@ -240,23 +240,23 @@ fn unhurried(ledger: &Ledger) -> Settings {
 #[tokio::test]
 async fn a_statement_whose_request_has_gone_ends_by_itself_and_its_connection_is_used_again() {
     let ledger = Ledger::new().await;
-    let lane =
-        Lane::new("test", Settings { lock_timeout: Duration::from_secs(1), ..unhurried(&ledger) }, 1, Metrics::new());
+    let pool =
+        Pool::new("test", Settings { lock_timeout: Duration::from_secs(1), ..unhurried(&ledger) }, 1, Metrics::new());
     let later = || Instant::now() + MINUTE;
-    let first = lane.read(later(), backend).await.unwrap();
+    let first = pool.read(later(), backend).await.unwrap();
     // The first time it is cut off while it is prepared, then while it is executed; and at last it fails behind our back.
     for roll_back in [true, true, false] {
         let held = ledger.lock_table("jobs", "access exclusive").await;
-        let cut_off = lane.complete(Instant::now() + Duration::from_millis(100), count_jobs).await;
+        let cut_off = pool.complete(Instant::now() + Duration::from_millis(100), count_jobs).await;
         assert!(matches!(cut_off, Err(DatabaseError::Unknown)), "{cut_off:?}");
-        let dropped = tokio::time::timeout(Duration::from_millis(100), lane.read(later(), count_jobs)).await;
+        let dropped = tokio::time::timeout(Duration::from_millis(100), pool.read(later(), count_jobs)).await;
         assert!(dropped.is_err());
         if roll_back {
             held.roll_back().await;
-            assert_eq!(lane.read(later(), count_jobs).await.unwrap(), 0);
-            assert_eq!(lane.read(later(), backend).await.unwrap(), first);
+            assert_eq!(pool.read(later(), count_jobs).await.unwrap(), 0);
+            assert_eq!(pool.read(later(), backend).await.unwrap(), first);
         } else {
-            assert_eq!(lane.read(later(), backend).await.unwrap(), first);
+            assert_eq!(pool.read(later(), backend).await.unwrap(), first);
             held.roll_back().await;
         }
     }
@@ -265,7 +265,7 @@ async fn a_statement_whose_request_has_gone_ends_by_itself_and_its_connection_is
 #[tokio::test]
 async fn a_statement_whose_request_has_gone_counts_for_its_tenant_until_it_ends() {
     let ledger = Ledger::new().await;
-    let pool = SharedPool::new(Lane::new("test", unhurried(&ledger), 2, Metrics::new()));
+    let pool = SharedPool::new(Pool::new("test", unhurried(&ledger), 2, Metrics::new()));
     let [tenant, other] = [1, 2].map(|number| TenantId(uuid::Uuid::from_u128(number)));
     let later = || Instant::now() + MINUTE;
     let held = ledger.lock_table("jobs", "access exclusive").await;
@@ -286,7 +286,7 @@ async fn a_connection_that_is_being_opened_counts_for_its_tenant_when_the_reques
     // Nobody accepts, so no session begins.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let options = PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(silent.local_addr().unwrap().port());
-    let pool = SharedPool::new(Lane::new("test", Settings { options, ..unhurried(&ledger) }, 2, Metrics::new()));
+    let pool = SharedPool::new(Pool::new("test", Settings { options, ..unhurried(&ledger) }, 2, Metrics::new()));
     let read = async || {
         let deadline = Instant::now() + Duration::from_millis(100);
         pool.read(TenantId(uuid::Uuid::from_u128(1)), deadline, backend).await

@@ -89,7 +89,7 @@ async fn a_postgresql_without_room_for_more_connections_is_used_with_those_that_
     let url = ledger.url_of_ordinary_user().await;
     let server = Server::start(&url, &ledger.token, &[]).await;
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
-    // One is the verifier's, one a writer's; there would be another writer, and other lanes.
+    // One is the verifier's, one a writer's; there would be another writer, and other pools.
     ledger.limit_connections(2).await;
     let requests: Vec<_> = (0..60).map(|n| server.submit_meanwhile(&format!("key-{n}"), job(n))).collect();
     for request in requests {
@@ -203,7 +203,7 @@ async fn a_read_that_meets_a_lock_on_a_whole_table_is_unavailable_and_not_in_fli
 async fn a_replica_that_gets_no_connection_to_serve_with_is_not_ready() {
     let ledger = Ledger::new().await;
     let url = ledger.url_of_ordinary_user().await;
-    // One for the probes; the next is asked for by the first lane that is looked at.
+    // One for the probes; the next is asked for by the first pool that is looked at.
     ledger.limit_connections(1).await;
     let server = Server::start(&url, &ledger.token, &IMPATIENT).await;
     until("it is not ready for want of one", async || {
@@ -246,7 +246,7 @@ async fn a_replica_that_is_busy_is_ready_all_the_same() {
         waiting.push(server.submit_meanwhile(&format!("key-{n}"), job(n)));
         ledger.until_waiting(n as i64 + 1).await;
     }
-    assert_eq!(server.metric(r#"hapax_database_connections{lane="writers",state="busy"}"#).await, 2.0);
+    assert_eq!(server.metric(r#"hapax_database_connections{pool="writers",state="busy"}"#).await, 2.0);
     server.until_status("/readyz", 200).await;
     sqlx::raw_sql("select pg_advisory_unlock(1)").execute(&mut holder).await.unwrap();
     for request in waiting {
@@ -259,7 +259,7 @@ async fn a_slow_link_leaves_a_replica_ready_and_its_connections_open() {
     let ledger = Ledger::new().await;
     let proxy = Proxy::before(&ledger).await;
     let server = ledger.serve_through(&proxy, &[("HAPAX__PURGE__INTERVAL", "1h")]).await;
-    // Every lane gets its connection.
+    // Every pool gets its connection.
     server.until_status("/readyz", 200).await;
     server.metrics_text().await;
     let sessions = ledger.sessions().await;

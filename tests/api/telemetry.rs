@@ -111,7 +111,7 @@ async fn requests_and_outcomes_are_counted_under_labels_that_no_client_chooses()
         (r#"hapax_idempotency_outcomes_total{route="POST /jobs",outcome="mismatch"}"#, 1.0),
         (r#"hapax_idempotency_outcomes_total{route="POST /jobs",outcome="refused"}"#, 1.0),
         (r#"hapax_http_request_duration_seconds_count{method="POST",route="/jobs"}"#, 4.0),
-        (r#"hapax_database_connections_limit{lane="intake"}"#, 8.0),
+        (r#"hapax_database_connections_limit{pool="intake"}"#, 8.0),
     ] {
         assert_eq!(server.metric(metric).await, value, "{metric}");
     }

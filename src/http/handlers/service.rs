@@ -7,7 +7,7 @@ use actix_web::{HttpResponse, web};
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::database::Lane;
+use crate::database::Pool;
 use crate::http::extractors::NoParameters;
 use crate::http::{App, DOCS, KEY_REQUIRED, KEYED_ROUTES, OPENAPI, Problem, outgoing};
 use crate::idempotency::{self, KEY_LENGTH_MAX};
@@ -59,16 +59,16 @@ pub async fn openapi(app: web::Data<App>, _: NoParameters) -> HttpResponse {
 
 /// What `/metrics` reads when it is asked.
 pub struct MetricsSources {
-    pub lanes: Vec<Lane>,
+    pub pools: Vec<Pool>,
     /// For what a scrape asks the database.
-    pub scrapes: Lane,
+    pub scrapes: Pool,
 }
 
 /// `GET /metrics`, on an address of its own.
 pub async fn metrics(app: web::Data<App>, sources: web::Data<MetricsSources>) -> HttpResponse {
     let metrics = &app.metrics;
-    for lane in &sources.lanes {
-        metrics.read_connections(lane.name(), lane.count());
+    for pool in &sources.pools {
+        metrics.read_connections(pool.name(), pool.count());
     }
     metrics.read_requests_in_flight(app.admission.usage());
     metrics.read_body_bytes(app.body_memory.usage());
@@ -80,7 +80,7 @@ pub async fn metrics(app: web::Data<App>, sources: web::Data<MetricsSources>) ->
 }
 
 /// `None` where the database does not say: a scrape should not wait for one that is in trouble.
-async fn purge_lag(scrapes: &Lane) -> Option<Duration> {
+async fn purge_lag(scrapes: &Pool) -> Option<Duration> {
     const DEADLINE: Duration = Duration::from_secs(1);
     let deadline = Instant::now() + DEADLINE;
     scrapes.read(deadline, async |connection| idempotency::queries::purge_lag(connection).await).await.ok()

@@ -21,7 +21,7 @@ use crate::metrics::{Connections, Metrics, Retry};
 /// the round trips of a one-statement request; a future that is dropped may return its connection in the middle of a
 /// statement; and a ping on a black-holed connection holds its place forever. See ADR 0004.
 #[derive(Clone)]
-pub struct Lane {
+pub struct Pool {
     shared: Arc<Shared>,
 }
 
@@ -50,18 +50,18 @@ struct Place {
 /// A tenant's share of the connections of a pool, while a request uses a part of it.
 pub(super) type Share = Arc<OwnedSemaphorePermit>;
 
-/// A connection on loan, with its place. [`Lease::refund`] returns it, [`Lease::close`] closes it. A lease that is
+/// A connection on loan, with its place. [`Lease::release`] returns it, [`Lease::close`] closes it. A lease that is
 /// dropped while a statement is under way, because its request ran out of time, lets the statement finish first: see
-/// [`Lane::finish`].
+/// [`Pool::finish`].
 struct Lease {
     connection: Option<PgConnection>,
     place: Option<Place>,
-    lane: Lane,
+    pool: Pool,
     /// By when the statement under way must have ended. `None` before the first statement.
     attempt_ends: Option<Instant>,
 }
 
-impl Lane {
+impl Pool {
     /// Opens nothing yet. Must be called on the runtime that the connections shall live on.
     pub fn new(name: &'static str, settings: Settings, limit: usize, metrics: Metrics) -> Self {
         let outage = Outage::new(name, settings.acquire_timeout, settings.connect_timeout);
@@ -96,7 +96,7 @@ impl Lane {
     /// The same for what only reads, several statements maybe: an attempt that is lost leaves nothing unknown.
     ///
     /// # Errors
-    /// As [`Lane::complete`], but never [`DatabaseError::Unknown`].
+    /// As [`Pool::complete`], but never [`DatabaseError::Unknown`].
     pub async fn read<T>(
         &self,
         deadline: Instant,
@@ -146,7 +146,7 @@ impl Lane {
             let error = match timeout_at(attempt_ends.min(course.deadline()), work(&mut lease)).await {
                 Ok(Ok(done)) => {
                     self.shared.outage.end();
-                    lease.refund();
+                    lease.release();
                     return Ok(done);
                 }
                 Ok(Err(error)) => error,
@@ -245,7 +245,7 @@ impl Lane {
     }
 
     fn lend(&self, connection: PgConnection, place: Place) -> Lease {
-        Lease { connection: Some(connection), place: Some(place), lane: self.clone(), attempt_ends: None }
+        Lease { connection: Some(connection), place: Some(place), pool: self.clone(), attempt_ends: None }
     }
 
     /// Whether the other end of an idle connection is there. sqlx cannot be asked whether a socket has been closed, so
@@ -265,12 +265,12 @@ impl Lane {
     /// To drop a future of sqlx in the middle of a statement is sound: it writes whole messages to a buffer before it
     /// waits, counts the answers that are due, and reads them all before it sends the next statement. ADR 0020.
     fn finish(&self, mut connection: PgConnection, place: Option<Place>, ends: Instant) {
-        let lane = self.clone();
+        let pool = self.clone();
         self.shared.runtime.spawn(async move {
             // An answer that is an error ends a ping early; the next one reads what is left.
             for _ in 0..2 {
                 match timeout_at(ends, connection.ping()).await {
-                    Ok(Ok(())) => return lane.put_back(connection),
+                    Ok(Ok(())) => return pool.put_back(connection),
                     Ok(Err(error)) if Failure::of(&error).leaves_a_session() => {}
                     _ => break,
                 }
@@ -282,15 +282,15 @@ impl Lane {
     /// Opens a connection, with its place: whoever waits for it may be gone before it is open, and the next one has it.
     async fn open(&self, place: Place) -> sqlx::Result<(PgConnection, Place)> {
         let (hand_over, opened) = oneshot::channel();
-        let lane = self.clone();
+        let pool = self.clone();
         self.shared.runtime.spawn(async move {
-            let opening = connect(&lane.shared.settings).await.map(|connection| (connection, place));
+            let opening = connect(&pool.shared.settings).await.map(|connection| (connection, place));
             if opening.is_err() {
-                lane.shared.outage.note_failure();
-                lane.shared.metrics.count_database_retry(Retry::Connect);
+                pool.shared.outage.note_failure();
+                pool.shared.metrics.count_database_retry(Retry::Connect);
             }
             if let Err(Ok((connection, _place))) = hand_over.send(opening) {
-                lane.put_back(connection);
+                pool.put_back(connection);
             }
         });
         opened.await.map_err(|_| sqlx::Error::WorkerCrashed)?
@@ -321,12 +321,12 @@ impl Lane {
             Failure::Stale | Failure::ReadOnly | Failure::Unfit => Retry::Stale,
             Failure::Collided => Retry::Collided,
             Failure::Locked | Failure::Refused | Failure::Cancelled | Failure::Violation | Failure::Other => {
-                return lease.refund();
+                return lease.release();
             }
         };
         self.shared.metrics.count_database_retry(retry);
         if *failure == Failure::Collided {
-            return lease.refund();
+            return lease.release();
         }
         if *failure == Failure::Away {
             tracing::debug!(%error, "no session for a statement; trying again");
@@ -358,7 +358,7 @@ impl Lane {
 }
 
 #[cfg(test)]
-impl Lane {
+impl Pool {
     /// For tests in which nothing is sent.
     pub fn to_nowhere() -> Self {
         let second = Duration::from_secs(1);
@@ -376,9 +376,9 @@ impl Lane {
 }
 
 impl Lease {
-    fn refund(mut self) {
+    fn release(mut self) {
         if let Some(connection) = self.connection.take() {
-            self.lane.put_back(connection);
+            self.pool.put_back(connection);
         }
     }
 
@@ -392,7 +392,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let (Some(connection), Some(ends)) = (self.connection.take(), self.attempt_ends) {
-            self.lane.finish(connection, self.place.take(), ends);
+            self.pool.finish(connection, self.place.take(), ends);
         }
     }
 }
@@ -401,13 +401,13 @@ impl Deref for Lease {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
-        self.connection.as_ref().expect("only refund and close take it, and they consume the lease")
+        self.connection.as_ref().expect("only release and close take it, and they consume the lease")
     }
 }
 
 impl DerefMut for Lease {
     fn deref_mut(&mut self) -> &mut PgConnection {
-        self.connection.as_mut().expect("only refund and close take it, and they consume the lease")
+        self.connection.as_mut().expect("only release and close take it, and they consume the lease")
     }
 }
 
