@@ -145,7 +145,8 @@ async fn one_more_than_can_be_worked_on_at_once_is_told_so_at_once() {
         held.push(ledger.hold_key(&key).await);
         waiting.push(server.submit_meanwhile(&key, job(n)));
     }
-    ledger.until_waiting(3).await;
+    // A tenant waits for two locks at once; the third request waits for its turn to do so.
+    server.until_metric("hapax_http_requests_in_flight", 3.0).await;
     let refused = server.submit("one-more", job(9)).await;
     refused.is_problem(503, "overloaded");
     refused.wants_a_retry();
