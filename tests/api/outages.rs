@@ -128,8 +128,9 @@ async fn a_swallowed_statement_is_not_taken_for_an_outage() {
     proxy.treat_next("the-key", Treatment::Swallow);
     let swallowed = server.submit_meanwhile("the-key", job(1));
     for n in 0..20 {
-        assert_eq!(server.submit(&format!("key-{n}"), job(n)).await.status, 201);
+        assert_eq!(server.submit_until_done(&format!("key-{n}"), job(n)).await.status, 201);
     }
+    assert_eq!(server.metric(r#"hapax_shed_requests_total{reason="outage"}"#).await, 0.0);
     assert_eq!(swallowed.await.unwrap().status, 201);
     ledger.is_whole_with(22).await;
 }

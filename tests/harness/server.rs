@@ -178,6 +178,15 @@ impl Server {
         until(format!("the log says: {words}"), async || self.log_text().contains(words).then_some(())).await;
     }
 
+    /// Asks until it is not ready for this reason. On a busy machine it may first be for another.
+    pub async fn until_not_ready(&self, reason: &str) -> Answer {
+        until(format!("not ready: {reason}"), async || {
+            let answer = self.client.get("/readyz").await;
+            (answer.status == 503 && answer.json()["detail"].as_str().unwrap().contains(reason)).then_some(answer)
+        })
+        .await
+    }
+
     /// All that was written so far, to the letter.
     pub fn log_text(&self) -> String {
         self.log.lock().unwrap().join("\n")

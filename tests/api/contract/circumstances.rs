@@ -195,11 +195,11 @@ async fn database_unfit(answers: &mut Answers) {
         answers.got(format!("{operation} 500"), server.get(path).await);
     }
     ledger.execute("alter table _sqlx_migrations rename to gone").await;
-    answers.got("readiness 503 schema", server.until_status("/readyz", 503).await);
+    answers.got("readiness 503 schema", server.until_not_ready("schema").await);
     ledger.execute("alter table gone rename to _sqlx_migrations").await;
     // As after a failover that left us on the old primary, now a standby.
     ledger.set("default_transaction_read_only", "on").await;
-    answers.got("readiness 503 read-only", other.until_status("/readyz", 503).await);
+    answers.got("readiness 503 read-only", other.until_not_ready("takes no writes").await);
 }
 
 async fn database_forgetful(answers: &mut Answers) {
@@ -207,7 +207,7 @@ async fn database_forgetful(answers: &mut Answers) {
     let ledger = postgres.ledger().await;
     let server = ledger.serve_with(&[("HAPAX__DATABASE__ALLOW_LOSING_ACKNOWLEDGED_JOBS", "false")]).await;
     ledger.set("synchronous_commit", "off").await;
-    answers.got("readiness 503 durability", server.until_status("/readyz", 503).await);
+    answers.got("readiness 503 durability", server.until_not_ready("may lose").await);
 }
 
 async fn shutdown(answers: &mut Answers) {
