@@ -10,9 +10,9 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::database::{DatabaseError, SharedPool};
-use crate::idempotency::{Acted, Answer, Engine, Keyed, KeyedError, OnConflict, Outcome, Performed, Terms};
+use crate::idempotency::{Answer, Attempt, Engine, Keyed, KeyedError, OnConflict, Outcome, Performed, WriteOptions};
 use crate::ids::{JobId, TenantId};
-use crate::jobs::{self, Found, Job, Patch, State};
+use crate::jobs::{self, Job, Lookup, Patch, State};
 
 /// The one way to change a job.
 pub struct Changes {
@@ -74,8 +74,8 @@ impl Changes {
         keyed: &Keyed,
         deadline: Instant,
     ) -> Result<Performed<Refusal>, KeyedError> {
-        let act = async |on_conflict, terms| self.act(change, keyed, on_conflict, terms, deadline).await;
-        self.engine.perform(keyed, deadline, act).await
+        let attempt = async |on_conflict, options| self.attempt(change, keyed, on_conflict, options, deadline).await;
+        self.engine.perform(keyed, deadline, attempt).await
     }
 
     /// The outcome of an earlier request with the key. Writes nothing.
@@ -98,11 +98,11 @@ impl Changes {
             };
             // Whether an attempt was sent again, since the one before it was lost.
             let mut repeated = false;
-            let patch = async |terms| {
+            let patch = async |options| {
                 let mut attempts = 0;
                 let write = async |connection: &mut _| {
                     attempts += 1;
-                    queries::patch(connection, change.tenant, &next, terms).await
+                    queries::patch(connection, change.tenant, &next, options).await
                 };
                 let written = self.pool().complete(change.tenant, deadline, write).await;
                 repeated |= attempts > 1;
@@ -124,16 +124,16 @@ impl Changes {
         tenant: TenantId,
         id: JobId,
         deadline: Instant,
-    ) -> Result<Option<Found<Job>>, DatabaseError> {
-        let cancel = async |terms| {
-            let write = async |connection: &mut _| queries::cancel(connection, tenant, id, terms).await;
+    ) -> Result<Option<Lookup<Job>>, DatabaseError> {
+        let cancel = async |options| {
+            let write = async |connection: &mut _| queries::cancel(connection, tenant, id, options).await;
             self.pool().complete(tenant, deadline, write).await
         };
         loop {
             self.engine.with_lock_wait(tenant, deadline, cancel).await?;
             match self.find(tenant, id, deadline).await.map_err(DatabaseError::after_a_write)? {
                 // It came into the queue in between.
-                Some(Found::Job(job)) if job.state == State::Queued => {}
+                Some(Lookup::Job(job)) if job.state == State::Queued => {}
                 found => return Ok(found),
             }
         }
@@ -144,8 +144,8 @@ impl Changes {
     /// # Errors
     /// [`DatabaseError`], at `deadline` at the latest.
     pub async fn delete(&self, tenant: TenantId, id: JobId, deadline: Instant) -> Result<(), DatabaseError> {
-        let delete = async |terms| {
-            let write = async |connection: &mut _| queries::delete(connection, tenant, id, terms).await;
+        let delete = async |options| {
+            let write = async |connection: &mut _| queries::delete(connection, tenant, id, options).await;
             self.pool().complete(tenant, deadline, write).await
         };
         let deletion = self.engine.with_lock_wait(tenant, deadline, delete).await?;
@@ -156,21 +156,22 @@ impl Changes {
         Ok(())
     }
 
-    async fn act(
+    async fn attempt(
         &self,
         change: &Change,
         keyed: &Keyed,
         on_conflict: OnConflict,
-        terms: Terms,
+        options: WriteOptions,
         deadline: Instant,
-    ) -> Result<Acted<Refusal>, DatabaseError> {
+    ) -> Result<Attempt<Refusal>, DatabaseError> {
         let next = match self.next(change, deadline).await? {
             Ok(next) => next,
-            Err(refusal) => return Ok(Acted::Refused(refusal)),
+            Err(refusal) => return Ok(Attempt::Rejected(refusal)),
         };
-        let write = async |connection: &mut _| queries::patch_keyed(connection, keyed, &next, on_conflict, terms).await;
+        let write =
+            async |connection: &mut _| queries::patch_keyed(connection, keyed, &next, on_conflict, options).await;
         let written = self.pool().complete(change.tenant, deadline, write).await?;
-        Ok(written.map_or(Acted::Not, |expires_at| Acted::Done(next.answer, expires_at)))
+        Ok(written.map_or(Attempt::NoRows, |expires_at| Attempt::Committed(next.answer, expires_at)))
     }
 
     /// Reads the job and makes of it what it shall be. That it does not wait comes before its version: RFC 9110, section
@@ -178,8 +179,8 @@ impl Changes {
     async fn next(&self, change: &Change, deadline: Instant) -> Result<Result<Next, Refusal>, DatabaseError> {
         let mut job = match self.find(change.tenant, change.id, deadline).await? {
             None => return Ok(Err(Refusal::NotFound)),
-            Some(Found::Deleted) => return Ok(Err(Refusal::Deleted)),
-            Some(Found::Job(job)) => job,
+            Some(Lookup::Deleted) => return Ok(Err(Refusal::Deleted)),
+            Some(Lookup::Job(job)) => job,
         };
         let made_from = job.version;
         if job.state != State::Queued {
@@ -200,13 +201,13 @@ impl Changes {
     /// RFC 9110, section 13.1.1, has a change answered as done where it appears to be.
     async fn was_ours(&self, change: &Change, next: &Next, deadline: Instant) -> Result<bool, DatabaseError> {
         match self.find(change.tenant, change.id, deadline).await.map_err(DatabaseError::after_a_write)? {
-            Some(Found::Job(now)) if now.version == next.job.version => Ok(now.to_json() == next.answer.body),
+            Some(Lookup::Job(now)) if now.version == next.job.version => Ok(now.to_json() == next.answer.body),
             // Another change hides whether ours came before it.
             _ => Err(DatabaseError::Unknown),
         }
     }
 
-    async fn find(&self, tenant: TenantId, id: JobId, deadline: Instant) -> Result<Option<Found<Job>>, DatabaseError> {
+    async fn find(&self, tenant: TenantId, id: JobId, deadline: Instant) -> Result<Option<Lookup<Job>>, DatabaseError> {
         let find = async |connection: &mut _| jobs::queries::find_without_payload(connection, tenant, id).await;
         self.pool().read(tenant, deadline, find).await
     }

@@ -4,21 +4,26 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use super::Next;
-use crate::database::queries::statement_on_terms;
+use crate::database::queries::statement_with_options;
 use crate::idempotency::queries::keyed_statement;
-use crate::idempotency::{Keyed, OnConflict, Terms};
+use crate::idempotency::{Keyed, OnConflict, WriteOptions};
 use crate::ids::{JobId, TenantId};
 
 /// Changes a job that waits, if it is still of the version that the change was made from; says whether it was.
-pub async fn patch(connection: &mut PgConnection, tenant: TenantId, next: &Next, terms: Terms) -> sqlx::Result<bool> {
-    let changed = statement_on_terms!(
+pub async fn patch(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    next: &Next,
+    options: WriteOptions,
+) -> sqlx::Result<bool> {
+    let changed = statement_with_options!(
         query_scalar,
-        terms,
+        options,
         [r#"
             changed as (
                 update job_queue
                 set priority = $5, run_at = $6, max_attempts = $7, version = version + 1
-                from terms
+                from options
                 where tenant_id = $3 and job_id = $4 and version = $8
                 returning true as changed
             )
@@ -42,15 +47,15 @@ pub async fn patch_keyed(
     keyed: &Keyed,
     next: &Next,
     on_conflict: OnConflict,
-    terms: Terms,
+    options: WriteOptions,
 ) -> sqlx::Result<Option<DateTime<Utc>>> {
     keyed_statement!(
-        connection, keyed, next.answer, on_conflict, terms,
+        connection, keyed, next.answer, on_conflict, options,
         given: r#"
             waiting as materialized (
                 select job_queue.job_id
                 from job_queue
-                cross join terms
+                cross join options
                 where job_queue.tenant_id = $4 and job_queue.job_id = $8 and job_queue.version = $15
                 for update of job_queue
             ),
@@ -72,14 +77,19 @@ pub async fn patch_keyed(
 }
 
 /// Takes a job that waits out of the queue and to those that are over, and frees its content.
-pub async fn cancel(connection: &mut PgConnection, tenant: TenantId, id: JobId, terms: Terms) -> sqlx::Result<()> {
-    statement_on_terms!(
+pub async fn cancel(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    id: JobId,
+    options: WriteOptions,
+) -> sqlx::Result<()> {
+    statement_with_options!(
         query,
-        terms,
+        options,
         [r#"
             waiting as (
                 delete from job_queue
-                using terms
+                using options
                 where tenant_id = $3 and job_id = $4
                 returning tenant_id, job_id, queue, priority, run_at, max_attempts, attempt, version
             ),
@@ -118,34 +128,34 @@ pub async fn delete(
     connection: &mut PgConnection,
     tenant: TenantId,
     id: JobId,
-    terms: Terms,
+    options: WriteOptions,
 ) -> sqlx::Result<Deletion> {
-    let found = statement_on_terms!(
+    let found = statement_with_options!(
         query,
-        terms,
+        options,
         [r#"
             emptied as (
                 update jobs
                 set payload = null, deleted_at = clock_timestamp()
-                from terms
+                from options
                 where tenant_id = $3 and id = $4 and deleted_at is null
                 returning id
             ),
             unqueued as (
                 delete from job_queue
-                using terms
+                using options
                 where tenant_id = $3 and job_id = $4
                 returning job_id
             ),
             forgotten as (
                 delete from job_outcomes
-                using terms
+                using options
                 where tenant_id = $3 and job_id = $4
                 returning job_id
             ),
             freed as (
                 delete from job_uniques
-                using terms
+                using options
                 where tenant_id = $3 and job_id = $4
             )
             select

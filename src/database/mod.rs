@@ -1,24 +1,24 @@
 //! Connections, and what an error on one means.
 //!
-//! Owns the [`Pool`] and the [`SharedPool`] of which each tenant has a share, the classification of PostgreSQL's errors, and the checks of a server's schema and durability and
-//! of the sessions that a pooler gives.
+//! Owns the [`Pool`] and the [`SharedPool`] of which each tenant has a share, the classification of PostgreSQL's errors,
+//! and the checks of a server's schema and durability and of the sessions that a pooler gives.
 //! It never begins a transaction: every statement of Hapax is one of its own, so nothing is ever held open across a
 //! network round trip.
 
-mod course;
+mod circuit_breaker;
 mod failure;
 mod migration;
-mod outage;
 mod pool;
 pub mod queries;
+mod retry;
 mod schema;
 mod session;
 mod shared_pool;
 
-pub use course::DatabaseError;
 pub use failure::{may_pass, violates, with_causes};
 pub use migration::{LockWait, MIGRATION_LOCK_TIMEOUT, migrate, migrate_at_once};
 pub use pool::Pool;
+pub use retry::DatabaseError;
 pub use schema::{Durability, Schema, create_if_missing, fitness};
 pub use session::{Pooler, Sessions, is_refused_by_pooler, sessions, statement_timeout};
 pub use shared_pool::SharedPool;

@@ -9,9 +9,9 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use super::course::{Course, DatabaseError, Loss};
+use super::circuit_breaker::CircuitBreaker;
 use super::failure::{Failure, words};
-use super::outage::Outage;
+use super::retry::{DatabaseError, Loss, RetryState};
 use super::{Pooler, Settings, connect, queries};
 use crate::metrics::{Connections, Metrics, Retry};
 
@@ -35,7 +35,7 @@ struct Shared {
     idle: Mutex<Vec<(PgConnection, Instant)>>,
     /// How long one attempt may take: a little longer than PostgreSQL itself lets a statement run.
     attempt_limit: Duration,
-    outage: Outage,
+    breaker: CircuitBreaker,
     /// Connections live on the runtime that outlives every HTTP worker.
     runtime: Handle,
     metrics: Metrics,
@@ -64,7 +64,7 @@ struct Lease {
 impl Pool {
     /// Opens nothing yet. Must be called on the runtime that the connections shall live on.
     pub fn new(name: &'static str, settings: Settings, limit: usize, metrics: Metrics) -> Self {
-        let outage = Outage::new(name, settings.acquire_timeout, settings.connect_timeout);
+        let breaker = CircuitBreaker::new(name, settings.acquire_timeout, settings.connect_timeout);
         let shared = Shared {
             name,
             attempt_limit: settings.statement_timeout + ATTEMPT_GRACE,
@@ -72,7 +72,7 @@ impl Pool {
             limit,
             places: Arc::new(Semaphore::new(limit)),
             idle: Mutex::default(),
-            outage,
+            breaker,
             runtime: Handle::current(),
             metrics,
         };
@@ -90,7 +90,7 @@ impl Pool {
         deadline: Instant,
         work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
     ) -> Result<T, DatabaseError> {
-        self.run(self.course(Loss::MustBecomeKnown, deadline), None, work).await
+        self.run(self.retry(Loss::MustBecomeKnown, deadline), None, work).await
     }
 
     /// The same for what only reads, several statements maybe: an attempt that is lost leaves nothing unknown.
@@ -102,40 +102,40 @@ impl Pool {
         deadline: Instant,
         work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
     ) -> Result<T, DatabaseError> {
-        self.run(self.course(Loss::ChangesNothing, deadline), None, work).await
+        self.run(self.retry(Loss::ChangesNothing, deadline), None, work).await
     }
 
-    pub(super) fn course(&self, loss: Loss, deadline: Instant) -> Course {
-        Course::of(loss, deadline, self.shared.settings.acquire_timeout)
+    pub(super) fn retry(&self, loss: Loss, deadline: Instant) -> RetryState {
+        RetryState::of(loss, deadline, self.shared.settings.acquire_timeout)
     }
 
     /// `share`: what the connections of this call take from their tenant's share.
     pub(super) async fn run<T>(
         &self,
-        mut course: Course,
+        mut retry: RetryState,
         share: Option<Share>,
         mut work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
     ) -> Result<T, DatabaseError> {
-        while Instant::now() < course.ends() {
-            if !course.is_unknown() && !self.shared.outage.admits() {
-                return Err(course.shed_by_outage());
+        while Instant::now() < retry.ends() {
+            if !retry.is_unknown() && !self.shared.breaker.admits() {
+                return Err(retry.shed_by_circuit_breaker());
             }
             let waiting_since = Instant::now();
-            let place = match timeout_at(course.ends(), Arc::clone(&self.shared.places).acquire_owned()).await {
+            let place = match timeout_at(retry.ends(), Arc::clone(&self.shared.places).acquire_owned()).await {
                 Err(_) => break,
                 Ok(Err(_)) => {
-                    return Err(course.refuse(DatabaseError::Unavailable("the service is shutting down".to_owned())));
+                    return Err(retry.refuse(DatabaseError::Unavailable("the service is shutting down".to_owned())));
                 }
                 Ok(Ok(in_pool)) => Place { _in_pool: in_pool, _share: share.clone() },
             };
-            let mut lease = match timeout_at(course.ends(), self.lease(place, &course)).await {
+            let mut lease = match timeout_at(retry.ends(), self.lease(place, &retry)).await {
                 Err(_) => {
-                    course.fail("no connection could be opened in time");
+                    retry.fail("no connection could be opened in time");
                     break;
                 }
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "no connection to the database; trying again");
-                    course.pause_after(&error).await;
+                    retry.pause_after(&error).await;
                     continue;
                 }
                 Ok(Ok(lease)) => lease,
@@ -143,46 +143,46 @@ impl Pool {
             self.shared.metrics.observe_connection_wait(self.shared.name, waiting_since.elapsed());
             let attempt_ends = Instant::now() + self.shared.attempt_limit;
             lease.attempt_ends = Some(attempt_ends);
-            let error = match timeout_at(attempt_ends.min(course.deadline()), work(&mut lease)).await {
+            let error = match timeout_at(attempt_ends.min(retry.deadline()), work(&mut lease)).await {
                 Ok(Ok(done)) => {
-                    self.shared.outage.end();
+                    self.shared.breaker.close();
                     lease.release();
                     return Ok(done);
                 }
                 Ok(Err(error)) => error,
                 // The caller has no more time. The connection is sound for all we know, and finishes without the caller.
                 Err(_) if Instant::now() < attempt_ends => {
-                    course.lose_attempt();
-                    course.fail("no answer came in time");
+                    retry.lose_attempt();
+                    retry.fail("no answer came in time");
                     break;
                 }
                 // PostgreSQL would have ended the statement itself by now: nobody is there.
                 Err(_) => sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()),
             };
             let failure = Failure::of(&error);
-            self.settle(lease, &failure, &error, course.ends()).await;
-            course.fresh = matches!(failure, Failure::Stale | Failure::ReadOnly | Failure::Unfit);
+            self.settle(lease, &failure, &error, retry.ends()).await;
+            retry.fresh = matches!(failure, Failure::Stale | Failure::ReadOnly | Failure::Unfit);
             match failure {
-                Failure::Lost => course.lose_attempt(),
-                Failure::Away => self.shared.outage.note_failure(),
-                Failure::Stale if course.stale && !self.shares_sessions() => {
-                    return Err(course.refuse(DatabaseError::Statement(Arc::new(error))));
+                Failure::Lost => retry.lose_attempt(),
+                Failure::Away => self.shared.breaker.record_failure(),
+                Failure::Stale if retry.stale && !self.shares_sessions() => {
+                    return Err(retry.refuse(DatabaseError::Statement(Arc::new(error))));
                 }
-                Failure::Unfit if course.stale => {
-                    return Err(course.refuse(DatabaseError::Unfit(words(&error))));
+                Failure::Unfit if retry.stale => {
+                    return Err(retry.refuse(DatabaseError::Unfit(words(&error))));
                 }
-                Failure::Stale | Failure::Unfit => course.stale = true,
-                Failure::ReadOnly => self.shared.outage.note_failure(),
-                Failure::Collided => course.renew_patience(),
-                Failure::Locked => return Err(course.locked()),
+                Failure::Stale | Failure::Unfit => retry.stale = true,
+                Failure::ReadOnly => self.shared.breaker.record_failure(),
+                Failure::Collided => retry.restart_acquire_timeout(),
+                Failure::Locked => return Err(retry.locked()),
                 Failure::Violation => return Err(DatabaseError::Violation(Arc::new(error))),
-                Failure::Refused => return Err(course.refuse(DatabaseError::Unavailable(words(&error)))),
-                Failure::Cancelled => return Err(course.refuse(DatabaseError::TimedOut)),
-                Failure::Other => return Err(course.refuse(DatabaseError::Statement(Arc::new(error)))),
+                Failure::Refused => return Err(retry.refuse(DatabaseError::Unavailable(words(&error)))),
+                Failure::Cancelled => return Err(retry.refuse(DatabaseError::TimedOut)),
+                Failure::Other => return Err(retry.refuse(DatabaseError::Statement(Arc::new(error)))),
             }
-            course.pause_after(&error).await;
+            retry.pause_after(&error).await;
         }
-        Err(course.out_of_time())
+        Err(retry.out_of_time())
     }
 
     pub fn name(&self) -> &'static str {
@@ -191,12 +191,12 @@ impl Pool {
 
     /// Whether the last that was seen of the database is that it is not there.
     pub fn is_away(&self) -> bool {
-        self.shared.outage.is_on()
+        self.shared.breaker.is_on()
     }
 
     /// Whether the database has been away for so long that requests are refused at once, but for one now and then.
     pub fn refuses(&self) -> bool {
-        self.shared.outage.has_lasted()
+        self.shared.breaker.has_lasted()
     }
 
     /// Connections at work and at rest, and how many there may be.
@@ -220,13 +220,13 @@ impl Pool {
     }
 
     /// A connection for the next attempt, idle or new.
-    async fn lease(&self, place: Place, course: &Course) -> sqlx::Result<Lease> {
+    async fn lease(&self, place: Place, retry: &RetryState) -> sqlx::Result<Lease> {
         // One that is not wanted is closed, not left: there are never more than there are places.
-        let idle = self.take_idle().filter(|_| !course.fresh);
+        let idle = self.take_idle().filter(|_| !retry.fresh);
         let place = match idle {
             Some((connection, idle_for)) => {
                 let mut lease = self.lend(connection, place);
-                if !course.must_become_known() || idle_for < SURELY_ALIVE || self.answers(&mut lease).await {
+                if !retry.must_become_known() || idle_for < SURELY_ALIVE || self.answers(&mut lease).await {
                     return Ok(lease);
                 }
                 // What has happened to one connection has probably happened to all.
@@ -286,7 +286,7 @@ impl Pool {
         self.shared.runtime.spawn(async move {
             let opening = connect(&pool.shared.settings).await.map(|connection| (connection, place));
             if opening.is_err() {
-                pool.shared.outage.note_failure();
+                pool.shared.breaker.record_failure();
                 pool.shared.metrics.count_database_retry(Retry::Connect);
             }
             if let Err(Ok((connection, _place))) = hand_over.send(opening) {
@@ -313,7 +313,7 @@ impl Pool {
     async fn settle(&self, mut lease: Lease, failure: &Failure, error: &sqlx::Error, ends: Instant) {
         if !matches!(failure, Failure::Lost | Failure::Away | Failure::ReadOnly) {
             // It was there to say so.
-            self.shared.outage.end();
+            self.shared.breaker.close();
         }
         let retry = match failure {
             Failure::Lost => Retry::Lost,

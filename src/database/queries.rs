@@ -5,13 +5,13 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 /// A statement that writes. It sets in itself how long it waits for locks, and that it is committed durably even if
 /// somebody has turned the server's synchronous_commit off since we looked, so that it needs no session of its own.
 ///
-/// `$terms` has `lock_wait` and `insist_on_durability`. The statement goes on after the CTE `terms`, from which whatever
+/// `$options` has `lock_wait` and `insist_on_durability`. The statement goes on after the CTE `options`, from which whatever
 /// may wait must select; its own parameters begin with $3.
-macro_rules! statement_on_terms {
-    ($query:ident, $terms:expr, [$($sql:literal),* $(,)?] $(, $parameter:expr)* $(,)?) => {
+macro_rules! statement_with_options {
+    ($query:ident, $options:expr, [$($sql:literal),* $(,)?] $(, $parameter:expr)* $(,)?) => {
         sqlx::$query!(
             r#"
-            with terms as materialized (
+            with options as materialized (
                 select
                     set_config('lock_timeout', $1, true),
                     case
@@ -21,14 +21,14 @@ macro_rules! statement_on_terms {
             ),
             "#
             $(+ $sql)*,
-            $terms.lock_wait.as_millis().to_string(),
-            $terms.insist_on_durability,
+            $options.lock_wait.as_millis().to_string(),
+            $options.insist_on_durability,
             $($parameter,)*
         )
     };
 }
 
-pub(crate) use statement_on_terms;
+pub(crate) use statement_with_options;
 
 /// A database, as a new session meets it.
 pub struct Condition {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use sqlx::PgConnection;
 use tokio::time::{Instant, timeout_at};
 
-use super::course::{Course, DatabaseError, Loss};
 use super::pool::{Pool, Share};
+use super::retry::{DatabaseError, Loss, RetryState};
 use crate::ids::TenantId;
 use crate::metrics::{Connections, Shed};
 use crate::shares::{Shares, half};
@@ -38,8 +38,8 @@ impl SharedPool {
         deadline: Instant,
         work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
     ) -> Result<T, DatabaseError> {
-        let (course, share) = self.enter(tenant, self.pool.course(Loss::MustBecomeKnown, deadline)).await?;
-        self.pool.run(course, Some(share), work).await
+        let (retry, share) = self.enter(tenant, self.pool.retry(Loss::MustBecomeKnown, deadline)).await?;
+        self.pool.run(retry, Some(share), work).await
     }
 
     /// [`Pool::read`] for a tenant.
@@ -52,8 +52,8 @@ impl SharedPool {
         deadline: Instant,
         work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
     ) -> Result<T, DatabaseError> {
-        let (course, share) = self.enter(tenant, self.pool.course(Loss::ChangesNothing, deadline)).await?;
-        self.pool.run(course, Some(share), work).await
+        let (retry, share) = self.enter(tenant, self.pool.retry(Loss::ChangesNothing, deadline)).await?;
+        self.pool.run(retry, Some(share), work).await
     }
 
     /// How many connections one tenant may use at once.
@@ -65,17 +65,17 @@ impl SharedPool {
         self.pool.count()
     }
 
-    /// Waits for the tenant's share as long as the course allows to wait for a connection. What is left of that time is
+    /// Waits for the tenant's share as long as the retry allows to wait for a connection. What is left of that time is
     /// for the connection itself.
-    async fn enter(&self, tenant: TenantId, course: Course) -> Result<(Course, Share), DatabaseError> {
+    async fn enter(&self, tenant: TenantId, retry: RetryState) -> Result<(RetryState, Share), DatabaseError> {
         if let Some(share) = self.shares.try_acquire(tenant, 1) {
-            return Ok((course, Arc::new(share)));
+            return Ok((retry, Arc::new(share)));
         }
         if self.pool.refuses() {
             return Err(DatabaseError::Shed(Shed::Outage));
         }
-        match timeout_at(course.ends(), self.shares.acquire(tenant, 1)).await {
-            Ok(share) => Ok((course, Arc::new(share))),
+        match timeout_at(retry.ends(), self.shares.acquire(tenant, 1)).await {
+            Ok(share) => Ok((retry, Arc::new(share))),
             Err(_) if self.pool.is_away() => Err(DatabaseError::Unavailable("there is no connection to it".to_owned())),
             Err(_) => Err(DatabaseError::Shed(Shed::TenantWaited)),
         }

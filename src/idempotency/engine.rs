@@ -12,14 +12,14 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::clock::Moment;
-use super::replays::{Known, Replays};
+use super::replays::{CacheLookup, Replays};
 use super::{Answer, Fingerprint, Outcome, ScopedKey, queries};
 use crate::database::{DatabaseError, SharedPool};
 use crate::ids::{JobId, RequestId, TenantId};
 use crate::metrics::Shed;
 use crate::shares::{Shares, half};
 
-/// A request under a key. Minted once: however often its act is tried, it is the same request, so what is stored tells
+/// A request under a key. Minted once: however often its attempt is tried, it is the same request, so what is stored tells
 /// whether an attempt of ours was committed.
 #[derive(Debug)]
 pub struct Keyed {
@@ -33,7 +33,7 @@ pub struct Keyed {
     pub makes: Option<JobId>,
 }
 
-/// What a row that stands under the key means for the act.
+/// What a row that stands under the key means for the attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnConflict {
     /// The key is taken. Locks nothing; four times as fast on duplicates as the other.
@@ -42,33 +42,33 @@ pub enum OnConflict {
     TakeOverExpired,
 }
 
-/// On what terms a statement is sent. They are set within it, so that it needs no session of its own.
+/// With which options a statement is sent. They are set within it, so that it needs no session of its own.
 #[derive(Clone, Copy, Debug)]
-pub struct Terms {
+pub struct WriteOptions {
     /// How long the statement waits for another transaction that holds the key.
     pub lock_wait: Duration,
     /// Commit durably even if somebody has turned the server's synchronous_commit off since we looked.
     pub insist_on_durability: bool,
 }
 
-impl Terms {
+impl WriteOptions {
     /// Whether the statement may keep others waiting for it.
     pub fn is_brief(&self) -> bool {
         self.lock_wait <= FIRST_LOCK_WAIT
     }
 }
 
-/// What one try at an act came to.
+/// What one attempt came to.
 #[derive(Debug)]
-pub enum Acted<R> {
+pub enum Attempt<R> {
     /// Key and effect are committed, and the key lives until then.
-    Done(Answer, DateTime<Utc>),
+    Committed(Answer, DateTime<Utc>),
     /// Nothing was written: the key is taken, by this.
-    Met(queries::Stored),
-    /// Nothing was written: the key is taken, or what the act was made from has changed meanwhile.
-    Not,
+    Conflict(queries::Stored),
+    /// Nothing was written: the key is taken, or what the attempt was made from has changed meanwhile.
+    NoRows,
     /// The request cannot be carried out as things are, unless it has been already. Nothing was written.
-    Refused(R),
+    Rejected(R),
 }
 
 /// How a request under a key ended well, or as well as it could. But for a refusal, the outcome is committed, and its
@@ -110,11 +110,11 @@ pub enum KeyedError {
     Failed(#[source] Arc<sqlx::Error>),
 }
 
-/// The way of every keyed request: look into memory, act, and if nothing was written, look who has the key.
+/// The way of every keyed request: look into memory, attempt the statement, and if nothing was written, look who has the key.
 #[derive(Clone)]
 pub struct Engine {
     pool: SharedPool,
-    terms: Terms,
+    options: WriteOptions,
     /// Places for those who wait out a lock, so that one held key cannot take every connection.
     lock_waiters: Arc<Semaphore>,
     /// One tenant's part of these places.
@@ -132,25 +132,25 @@ const PAUSE_LONGEST: Duration = Duration::from_millis(100);
 const CREATED: i16 = 201;
 
 impl Engine {
-    /// `pool` is for writes alone; `terms.lock_wait` is the longest that a request waits for another that holds its key.
-    pub fn new(pool: SharedPool, terms: Terms, replays: Arc<Replays>) -> Self {
+    /// `pool` is for writes alone; `options.lock_wait` is the longest that a request waits for another that holds its key.
+    pub fn new(pool: SharedPool, options: WriteOptions, replays: Arc<Replays>) -> Self {
         let places = (pool.count().limit / 2).max(1);
         let (lock_waiters, lock_waiter_shares) =
             (Arc::new(Semaphore::new(places)), Arc::new(Shares::new(half(places))));
-        Self { pool, terms, lock_waiters, lock_waiter_shares, replays }
+        Self { pool, options, lock_waiters, lock_waiter_shares, replays }
     }
 
-    /// On what terms an act is tried at first.
-    pub fn first_terms(&self) -> Terms {
-        Terms { lock_wait: FIRST_LOCK_WAIT.min(self.terms.lock_wait), ..self.terms }
+    /// With which options an attempt is tried at first.
+    pub fn first_options(&self) -> WriteOptions {
+        WriteOptions { lock_wait: FIRST_LOCK_WAIT.min(self.options.lock_wait), ..self.options }
     }
 
-    /// What the acts are sent on.
+    /// What the attempts are sent on.
     pub fn pool(&self) -> &SharedPool {
         &self.pool
     }
 
-    /// Sends a statement without a key by `act`, with a short wait for locks, and where that is not enough once more with
+    /// Sends a statement without a key by `attempt`, with a short wait for locks, and where that is not enough once more with
     /// the whole of it, on one of a few places: whoever holds a row must not take every connection from the others. One
     /// tenant has at most half of these places.
     ///
@@ -160,14 +160,14 @@ impl Engine {
         &self,
         tenant: TenantId,
         deadline: Instant,
-        mut act: impl AsyncFnMut(Terms) -> Result<T, DatabaseError>,
+        mut attempt: impl AsyncFnMut(WriteOptions) -> Result<T, DatabaseError>,
     ) -> Result<T, DatabaseError> {
         let began = Instant::now();
-        let after_loss = match act(self.first_terms()).await {
+        let after_loss = match attempt(self.first_options()).await {
             Err(DatabaseError::Locked { after_loss }) => after_loss,
             done => return done,
         };
-        let lock_wait_ends = deadline.min(began + self.terms.lock_wait);
+        let lock_wait_ends = deadline.min(began + self.options.lock_wait);
         let places = async {
             let share = self.lock_waiter_shares.acquire(tenant, 1).await;
             self.lock_waiters.acquire().await.map(|place| (share, place))
@@ -181,7 +181,7 @@ impl Engine {
         if wait <= FIRST_LOCK_WAIT {
             return Err(DatabaseError::Locked { after_loss });
         }
-        match act(Terms { lock_wait: wait, ..self.terms }).await {
+        match attempt(WriteOptions { lock_wait: wait, ..self.options }).await {
             Err(DatabaseError::Locked { after_loss: again }) => {
                 Err(DatabaseError::Locked { after_loss: after_loss || again })
             }
@@ -198,8 +198,8 @@ impl Engine {
     /// Carries a request out, or finds the outcome of the earlier one that did. Copies that come meanwhile wait for it, as
     /// long as they would wait for another replica's.
     ///
-    /// `act` writes the key with all that belongs to it in one statement, by [`SharedPool::complete`], and may be called again
-    /// after any answer but [`Acted::Done`].
+    /// `attempt` writes the key with all that belongs to it in one statement, by [`SharedPool::complete`], and may be called again
+    /// after any answer but [`Attempt::Committed`].
     ///
     /// # Errors
     /// [`KeyedError`], at `deadline` at the latest.
@@ -207,12 +207,12 @@ impl Engine {
         &self,
         request: &Keyed,
         deadline: Instant,
-        mut act: impl AsyncFnMut(OnConflict, Terms) -> Result<Acted<R>, DatabaseError>,
+        mut attempt: impl AsyncFnMut(OnConflict, WriteOptions) -> Result<Attempt<R>, DatabaseError>,
     ) -> Result<Performed<R>, KeyedError> {
-        let lock_wait_ends = deadline.min(Instant::now() + self.terms.lock_wait);
-        let first_copy = match timeout_at(lock_wait_ends, self.replays.look(&request.key)).await {
-            Ok(Known::Outcome(outcome)) => return judge(request, outcome).map(Performed::Replayed),
-            Ok(Known::Nothing(first_copy)) => first_copy,
+        let lock_wait_ends = deadline.min(Instant::now() + self.options.lock_wait);
+        let leader = match timeout_at(lock_wait_ends, self.replays.get_or_lead(&request.key)).await {
+            Ok(CacheLookup::Outcome(outcome)) => return judge(request, outcome).map(Performed::Replayed),
+            Ok(CacheLookup::Nothing(leader)) => leader,
             Err(_) => return Err(KeyedError::InFlight),
         };
         // Each turn ends in an answer, unless what was in the way has gone or changed in between.
@@ -220,26 +220,27 @@ impl Engine {
         let mut pause = Duration::ZERO;
         loop {
             let asked = Moment::now();
-            let acted =
-                self.with_lock_wait(request.key.tenant, deadline, async |terms| act(on_conflict, terms).await).await?;
-            let (stored, refusal) = match acted {
-                Acted::Done(answer, expires_at) => {
+            let attempt = self
+                .with_lock_wait(request.key.tenant, deadline, async |options| attempt(on_conflict, options).await)
+                .await?;
+            let (stored, refusal) = match attempt {
+                Attempt::Committed(answer, expires_at) => {
                     let outcome = Arc::new(request.outcome(answer, expires_at));
-                    first_copy.end(Arc::clone(&outcome), asked, request.time_to_live);
+                    leader.end(Arc::clone(&outcome), asked, request.time_to_live);
                     return Ok(Performed::First(outcome));
                 }
-                Acted::Refused(refusal) => (self.look(request, deadline).await?, Some(refusal)),
-                Acted::Met(stored) => (Some(stored), None),
-                Acted::Not => (self.find(request, deadline).await?, None),
+                Attempt::Rejected(refusal) => (self.find_after_rejection(request, deadline).await?, Some(refusal)),
+                Attempt::Conflict(stored) => (Some(stored), None),
+                Attempt::NoRows => (self.find_after_conflict(request, deadline).await?, None),
             };
             on_conflict = match (stored, refusal) {
                 // An attempt of ours was committed and its acknowledgement lost.
                 (Some(stored), _) if request.has_made(&stored.outcome) => {
-                    first_copy.end(Arc::clone(&stored.outcome), asked, stored.life.unwrap_or_default());
+                    leader.end(Arc::clone(&stored.outcome), asked, stored.life.unwrap_or_default());
                     return Ok(Performed::First(stored.outcome));
                 }
                 (Some(queries::Stored { outcome, life: Some(life) }), _) => {
-                    first_copy.end(Arc::clone(&outcome), asked, life);
+                    leader.end(Arc::clone(&outcome), asked, life);
                     return judge(request, outcome).map(Performed::Replayed);
                 }
                 (_, Some(refusal)) => return Ok(Performed::Refused(refusal)),
@@ -256,21 +257,29 @@ impl Engine {
     /// # Errors
     /// As [`Engine::perform`].
     pub async fn find_outcome(&self, request: &Keyed, deadline: Instant) -> Result<Option<Arc<Outcome>>, KeyedError> {
-        match self.perform(request, deadline, async |_, _| Ok(Acted::Refused(()))).await? {
+        match self.perform(request, deadline, async |_, _| Ok(Attempt::Rejected(()))).await? {
             Performed::First(outcome) | Performed::Replayed(outcome) => Ok(Some(outcome)),
             Performed::Refused(()) => Ok(None),
         }
     }
 
     /// Reads what stands under the key for a request that has written nothing.
-    async fn look(&self, request: &Keyed, deadline: Instant) -> Result<Option<queries::Stored>, KeyedError> {
+    async fn find_after_rejection(
+        &self,
+        request: &Keyed,
+        deadline: Instant,
+    ) -> Result<Option<queries::Stored>, KeyedError> {
         let key = &request.key;
         Ok(self.pool.read(key.tenant, deadline, async |connection| queries::find(connection, key).await).await?)
     }
 
     /// The same for one that came too late, maybe behind itself. There may be an outcome, if not of this attempt then of
     /// another, so not being able to read it means that it is unknown.
-    async fn find(&self, request: &Keyed, deadline: Instant) -> Result<Option<queries::Stored>, KeyedError> {
+    async fn find_after_conflict(
+        &self,
+        request: &Keyed,
+        deadline: Instant,
+    ) -> Result<Option<queries::Stored>, KeyedError> {
         let key = &request.key;
         let find = async |connection: &mut _| queries::find(connection, key).await;
         let found = self.pool.complete(key.tenant, deadline, find).await;
@@ -341,8 +350,8 @@ mod tests {
     const TENANT: TenantId = TenantId(uuid::Uuid::nil());
 
     fn engine(lock_wait: Duration) -> Engine {
-        let terms = Terms { lock_wait, insist_on_durability: true };
-        Engine::new(SharedPool::new(Pool::to_nowhere()), terms, Arc::new(Replays::new(0, Metrics::new())))
+        let options = WriteOptions { lock_wait, insist_on_durability: true };
+        Engine::new(SharedPool::new(Pool::to_nowhere()), options, Arc::new(Replays::new(0, Metrics::new())))
     }
 
     fn in_a_minute() -> Instant {
@@ -353,16 +362,16 @@ mod tests {
     async fn a_second_try_waits_longer_than_the_first_or_is_none() {
         for (lock_wait, second) in [(1, None), (20, None), (35, None), (50, Some(30)), (2000, Some(1980))] {
             let mut waits = Vec::new();
-            let act = async |terms: Terms| {
-                waits.push(terms);
-                sleep(terms.lock_wait).await;
+            let attempt = async |options: WriteOptions| {
+                waits.push(options);
+                sleep(options.lock_wait).await;
                 Err::<(), _>(DatabaseError::Locked { after_loss: false })
             };
-            let acted = engine(Duration::from_millis(lock_wait)).with_lock_wait(TENANT, in_a_minute(), act).await;
-            assert!(matches!(acted, Err(DatabaseError::Locked { .. })), "{acted:?}");
+            let attempt = engine(Duration::from_millis(lock_wait)).with_lock_wait(TENANT, in_a_minute(), attempt).await;
+            assert!(matches!(attempt, Err(DatabaseError::Locked { .. })), "{attempt:?}");
             assert!(waits[0].is_brief());
             let waited: Vec<_> =
-                waits[1..].iter().map(|terms| (terms.is_brief(), terms.lock_wait.as_millis())).collect();
+                waits[1..].iter().map(|options| (options.is_brief(), options.lock_wait.as_millis())).collect();
             assert_eq!(waited, second.map(|wait| (false, wait)).into_iter().collect::<Vec<_>>(), "{lock_wait} ms");
         }
     }
@@ -371,22 +380,22 @@ mod tests {
     async fn an_attempt_that_was_lost_is_remembered_when_the_second_try_fails() {
         let unavailable = || DatabaseError::Unavailable("it is away".to_owned());
         for after_loss in [false, true] {
-            let act = async |terms: Terms| {
-                Err::<(), _>(if terms.is_brief() { DatabaseError::Locked { after_loss } } else { unavailable() })
+            let attempt = async |options: WriteOptions| {
+                Err::<(), _>(if options.is_brief() { DatabaseError::Locked { after_loss } } else { unavailable() })
             };
-            let acted = engine(Duration::from_secs(2)).with_lock_wait(TENANT, in_a_minute(), act).await;
-            assert_eq!(matches!(acted, Err(DatabaseError::Unknown)), after_loss, "{acted:?}");
+            let attempt = engine(Duration::from_secs(2)).with_lock_wait(TENANT, in_a_minute(), attempt).await;
+            assert_eq!(matches!(attempt, Err(DatabaseError::Unknown)), after_loss, "{attempt:?}");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_lock_wait_remembers_an_attempt_that_either_try_has_lost() {
         for (first, second) in [(false, false), (false, true), (true, false), (true, true)] {
-            let act = async |terms: Terms| {
-                Err::<(), _>(DatabaseError::Locked { after_loss: if terms.is_brief() { first } else { second } })
+            let attempt = async |options: WriteOptions| {
+                Err::<(), _>(DatabaseError::Locked { after_loss: if options.is_brief() { first } else { second } })
             };
-            let acted = engine(Duration::from_secs(2)).with_lock_wait(TENANT, in_a_minute(), act).await;
-            assert!(matches!(acted, Err(DatabaseError::Locked { after_loss }) if after_loss == (first || second)));
+            let attempt = engine(Duration::from_secs(2)).with_lock_wait(TENANT, in_a_minute(), attempt).await;
+            assert!(matches!(attempt, Err(DatabaseError::Locked { after_loss }) if after_loss == (first || second)));
         }
     }
 
@@ -403,7 +412,7 @@ mod tests {
             time_to_live: Duration::from_secs(1),
             makes: None,
         };
-        let never = async |_, _| pending::<Result<Acted<()>, DatabaseError>>().await;
+        let never = async |_, _| pending::<Result<Attempt<()>, DatabaseError>>().await;
         let mut first = Box::pin(engine.perform(&request, in_a_minute(), never));
         assert!(poll!(&mut first).is_pending());
         let began = Instant::now();

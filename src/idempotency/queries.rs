@@ -12,25 +12,25 @@ use crate::ids::{JobId, RequestId};
 /// The one statement of a keyed route: it writes the key and what the request asks for, or nothing, and says until when
 /// the key lives; `None` if nothing was written. See ADR 0003.
 ///
-/// The route brings a row that must be there (`$from`, one of the CTEs in `$given`, or `terms` if it needs none), and what
+/// The route brings a row that must be there (`$from`, one of the CTEs in `$given`, or `options` if it needs none), and what
 /// follows from the key (`$effect`, CTEs that select from `new_key`). Its own parameters begin with $15.
 macro_rules! keyed_statement {
     (
-        $connection:expr, $keyed:expr, $answer:expr, $on_conflict:expr, $terms:expr,
+        $connection:expr, $keyed:expr, $answer:expr, $on_conflict:expr, $options:expr,
         given: $given:literal, from: $from:literal, effect: [$($effect:literal),*]
         $(, $more:expr)* $(,)?
     ) => {
         match $on_conflict {
             $crate::idempotency::OnConflict::DoNothing => {
                 keyed_statement!(
-                    @ $connection, $keyed, $answer, $terms, $given, $from,
+                    @ $connection, $keyed, $answer, $options, $given, $from,
                     "on conflict (tenant_id, route, key) do nothing",
                     [$($effect),*] $(, $more)*
                 )
             }
             $crate::idempotency::OnConflict::TakeOverExpired => {
                 keyed_statement!(
-                    @ $connection, $keyed, $answer, $terms, $given, $from,
+                    @ $connection, $keyed, $answer, $options, $given, $from,
                     r#"
                     on conflict (tenant_id, route, key) do update
                     set fingerprint = excluded.fingerprint,
@@ -50,12 +50,12 @@ macro_rules! keyed_statement {
         }
     };
     (
-        @ $connection:expr, $keyed:expr, $answer:expr, $terms:expr, $given:literal, $from:literal,
+        @ $connection:expr, $keyed:expr, $answer:expr, $options:expr, $given:literal, $from:literal,
         $on_conflict:literal, [$($effect:literal),*] $(, $more:expr)*
     ) => {
-        $crate::database::queries::statement_on_terms!(
+        $crate::database::queries::statement_with_options!(
             query_scalar,
-            $terms,
+            $options,
             [
                 $given,
                 r#"

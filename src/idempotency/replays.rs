@@ -22,15 +22,15 @@ pub struct Replays {
 
 type Outcomes = Cache<ScopedKey, Remembered, Weight>;
 
-/// What is known of a key at the moment.
-pub enum Known<'a> {
+/// What the cache has for a key.
+pub enum CacheLookup<'a> {
     Outcome(Arc<Outcome>),
-    /// Nothing. Copies that come now wait until this is ended or dropped.
-    Nothing(FirstCopy<'a>),
+    /// Nothing. Copies that arrive now wait until the leader ends or is dropped.
+    Nothing(Leader<'a>),
 }
 
-/// Whose turn it is to find out what a key stands for.
-pub struct FirstCopy<'a> {
+/// The one request of several with the same key that asks the database. The others wait for its result.
+pub struct Leader<'a> {
     guard: PlaceholderGuard<'a, ScopedKey, Remembered, Weight, quick_cache::DefaultHashBuilder, Lifecycle>,
 }
 
@@ -74,21 +74,21 @@ impl Replays {
     }
 
     /// The outcome under a key, as soon as a request that came before has found it out.
-    pub async fn look(&self, key: &ScopedKey) -> Known<'_> {
-        let known = self.look_by(key, Moment::now).await;
+    pub async fn get_or_lead(&self, key: &ScopedKey) -> CacheLookup<'_> {
+        let known = self.get_or_lead_by(key, Moment::now).await;
         self.metrics.count_recall(match &known {
-            Known::Outcome(_) => Recall::Remembered,
-            Known::Nothing(_) => Recall::NotRemembered,
+            CacheLookup::Outcome(_) => Recall::Remembered,
+            CacheLookup::Nothing(_) => Recall::NotRemembered,
         });
         known
     }
 
-    async fn look_by(&self, key: &ScopedKey, now: impl Fn() -> Moment) -> Known<'_> {
+    async fn get_or_lead_by(&self, key: &ScopedKey, now: impl Fn() -> Moment) -> CacheLookup<'_> {
         loop {
             match self.outcomes.get_value_or_guard_async(key).await {
-                Ok(remembered) if remembered.lives_at(now()) => return Known::Outcome(remembered.outcome),
+                Ok(remembered) if remembered.lives_at(now()) => return CacheLookup::Outcome(remembered.outcome),
                 Ok(_) => drop(self.outcomes.remove_if(key, |remembered| !remembered.lives_at(now()))),
-                Err(guard) => return Known::Nothing(FirstCopy { guard }),
+                Err(guard) => return CacheLookup::Nothing(Leader { guard }),
             }
         }
     }
@@ -100,7 +100,7 @@ impl Replays {
     }
 }
 
-impl FirstCopy<'_> {
+impl Leader<'_> {
     /// Remembers what the key stands for, and lets the copies have it. `asked` is a moment before PostgreSQL looked at its
     /// own clock and found that the outcome would live for `life`: so it is forgotten too early by the way there and
     /// back, and never too late.
@@ -159,14 +159,14 @@ mod tests {
     }
 
     async fn remember(replays: &Replays, key: &ScopedKey, asked: Moment, life: Duration) {
-        match replays.look_by(key, || asked).await {
-            Known::Nothing(first_copy) => first_copy.end(outcome("{}".to_owned()), asked, life),
-            Known::Outcome(_) => panic!("it is known already"),
+        match replays.get_or_lead_by(key, || asked).await {
+            CacheLookup::Nothing(leader) => leader.end(outcome("{}".to_owned()), asked, life),
+            CacheLookup::Outcome(_) => panic!("it is known already"),
         }
     }
 
     async fn is_known(replays: &Replays, key: &ScopedKey, at: Moment) -> bool {
-        matches!(replays.look_by(key, || at).await, Known::Outcome(_))
+        matches!(replays.get_or_lead_by(key, || at).await, CacheLookup::Outcome(_))
     }
 
     #[tokio::test]
@@ -188,29 +188,29 @@ mod tests {
     async fn copies_wait_for_the_first_and_when_it_gives_up_the_next_has_its_turn() {
         let replays = Replays::new(1 << 20, Metrics::new());
         let key = key("k");
-        let Known::Nothing(first) = replays.look(&key).await else { panic!("nobody was here before") };
-        let mut copies = [Box::pin(replays.look(&key)), Box::pin(replays.look(&key))];
+        let CacheLookup::Nothing(first) = replays.get_or_lead(&key).await else { panic!("nobody was here before") };
+        let mut copies = [Box::pin(replays.get_or_lead(&key)), Box::pin(replays.get_or_lead(&key))];
         for copy in &mut copies {
             assert!(futures_util::poll!(copy).is_pending());
         }
         drop(first);
         let (turn, _, mut others) = select_all(copies).await;
-        let Known::Nothing(turn) = turn else { panic!("the first has found nothing") };
+        let CacheLookup::Nothing(turn) = turn else { panic!("the first has found nothing") };
         assert!(futures_util::poll!(&mut others[0]).is_pending());
         let found = outcome("{}".to_owned());
         turn.end(Arc::clone(&found), Moment::now(), HOUR);
-        assert!(matches!(others.remove(0).await, Known::Outcome(outcome) if Arc::ptr_eq(&outcome, &found)));
+        assert!(matches!(others.remove(0).await, CacheLookup::Outcome(outcome) if Arc::ptr_eq(&outcome, &found)));
     }
 
     #[tokio::test]
     async fn copies_are_told_even_what_is_too_large_to_remember() {
         let replays = Replays::new(0, Metrics::new());
         let key = key("k");
-        let Known::Nothing(first) = replays.look(&key).await else { panic!("nobody was here before") };
-        let mut second = Box::pin(replays.look(&key));
+        let CacheLookup::Nothing(first) = replays.get_or_lead(&key).await else { panic!("nobody was here before") };
+        let mut second = Box::pin(replays.get_or_lead(&key));
         assert!(futures_util::poll!(&mut second).is_pending());
         first.end(outcome("{}".to_owned()), Moment::now(), HOUR);
-        assert!(matches!(second.await, Known::Outcome(_)));
+        assert!(matches!(second.await, CacheLookup::Outcome(_)));
         assert!(!is_known(&replays, &key, Moment::now()).await);
     }
 
@@ -218,8 +218,10 @@ mod tests {
     async fn it_keeps_to_its_limit() {
         let replays = Replays::new(1 << 20, Metrics::new());
         for n in 0..20_000 {
-            let Known::Nothing(first_copy) = replays.look(&key(&format!("key-{n}"))).await else { panic!("{n}") };
-            first_copy.end(outcome("x".repeat(n % 500)), Moment::now(), HOUR);
+            let CacheLookup::Nothing(leader) = replays.get_or_lead(&key(&format!("key-{n}"))).await else {
+                panic!("{n}")
+            };
+            leader.end(outcome("x".repeat(n % 500)), Moment::now(), HOUR);
         }
         let Usage { now, limit } = replays.usage();
         assert!(now <= limit && now > limit / 2, "{now} of {limit}");
@@ -228,8 +230,10 @@ mod tests {
     #[tokio::test]
     async fn what_is_remembered_weighs_what_it_says() {
         let replays = Replays::new(1 << 20, Metrics::new());
-        let Known::Nothing(first_copy) = replays.look(&key("k")).await else { panic!("nobody was here before") };
-        first_copy.end(outcome("x".repeat(10_000)), Moment::now(), HOUR);
+        let CacheLookup::Nothing(leader) = replays.get_or_lead(&key("k")).await else {
+            panic!("nobody was here before")
+        };
+        leader.end(outcome("x".repeat(10_000)), Moment::now(), HOUR);
         let Usage { now, .. } = replays.usage();
         assert!((10_000..11_000).contains(&now), "{now}");
     }

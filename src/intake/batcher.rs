@@ -1,7 +1,7 @@
-//! Group commit: submissions that arrive while a statement is in flight ride in the next.
+//! Group commit: submissions that arrive while a statement is in flight go into the next one.
 //!
-//! Owns the queue, its bounds, and who is still waiting in it. It knows no SQL and judges nobody. There is no timer: a
-//! writer that is free takes what there is, so nobody waits for company.
+//! Owns the queue, its bounds, and the requests that wait in it. It knows no SQL and decides nothing about keys. There is
+//! no timer: a free writer takes what has arrived, so no submission waits for others to come.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,18 +31,18 @@ pub struct Bounds {
     pub acquire_timeout: Duration,
 }
 
-/// What came of a ride.
+/// What a statement did for one submission.
 #[derive(Debug)]
-pub enum Ridden {
+pub enum WriteResult {
     /// All is committed, and the key lives until then.
-    Made(DateTime<Utc>),
+    Inserted(DateTime<Utc>),
     /// The key is taken, by this.
-    Met(Stored),
+    Conflict(Stored),
     /// The key was taken, and nothing stands there any more or it could not be read.
-    Not,
+    Retry,
 }
 
-type Answer = Result<Ridden, DatabaseError>;
+type Answer = Result<WriteResult, DatabaseError>;
 
 pub struct Batcher {
     queue: Mutex<Queue>,
@@ -57,32 +57,32 @@ pub struct Batcher {
 
 #[derive(Default)]
 struct Queue {
-    tickets: VecDeque<Arc<Ticket>>,
+    writes: VecDeque<Arc<PendingWrite>>,
     closed: bool,
 }
 
-/// A place in the queue, and then in a batch.
-pub struct Ticket {
+/// A submission in the queue, and then in a batch.
+pub struct PendingWrite {
     pub since: Instant,
     pub deadline: Instant,
     bytes: usize,
-    rider: Mutex<Rider>,
+    state: Mutex<WriteState>,
 }
 
-/// A request's own hold on its ticket: with the request it is given up, on whatever way that ends.
-struct Ride {
-    ticket: Arc<Ticket>,
+/// The request's handle on its write. When the request ends, however it does, an unsent write is cancelled.
+struct EnqueuedWrite {
+    write: Arc<PendingWrite>,
 }
 
-/// Who has a ticket. The writer and the request itself decide between them whether it is sent.
-enum Rider {
-    /// May still leave.
-    Waiting(Load),
+/// How far a write is. The writer marks it as sent; the request may cancel it before that.
+enum WriteState {
+    /// It can still be cancelled.
+    Queued(Load),
     Sent(Load),
-    /// Nothing came of it, for certain, and it will be sent again.
-    SentInVain(Load),
-    /// Has left, or has been told.
-    Gone,
+    /// It was sent and certainly not committed. It will be sent again.
+    Failed(Load),
+    /// Cancelled or answered.
+    Done,
 }
 
 struct Load {
@@ -108,30 +108,30 @@ impl Batcher {
         }
     }
 
-    /// Rides in the next statement, and says what came of it.
+    /// Has the next statement write a submission, and returns the result.
     ///
     /// # Errors
     /// [`DatabaseError`], at `deadline` at the latest; at once if the queue is full, and after [`Bounds::acquire_timeout`] if
     /// nothing was sent by then.
-    pub async fn ride(&self, submission: Arc<Submission>, deadline: Instant) -> Result<Ridden, DatabaseError> {
-        let (ride, mut answer) = self.enter(submission, deadline)?;
+    pub async fn enqueue(&self, submission: Arc<Submission>, deadline: Instant) -> Result<WriteResult, DatabaseError> {
+        let (enqueued, mut answer) = self.enter(submission, deadline)?;
         let acquire_ends = deadline.min(Instant::now() + self.bounds.acquire_timeout);
         if let Ok(answered) = timeout_at(acquire_ends, &mut answer).await {
             return answered.unwrap_or(Err(DatabaseError::Unknown));
         }
-        if ride.ticket.leave() {
+        if enqueued.write.cancel_if_unsent() {
             return Err(DatabaseError::Shed(Shed::Waited));
         }
         // It was sent, so the truth is worth waiting for.
         match timeout_at(deadline, &mut answer).await {
             Ok(Ok(answered)) => answered,
-            _ if ride.ticket.leave_at_last() => Err(DatabaseError::Shed(Shed::Waited)),
+            _ if enqueued.write.cancel_unless_committed() => Err(DatabaseError::Shed(Shed::Waited)),
             _ => Err(DatabaseError::Unknown),
         }
     }
 
     /// What a writer sends next, as soon as there is anything; `None` once the queue is closed and all is taken.
-    pub async fn next_batch(&self) -> Option<Vec<Arc<Ticket>>> {
+    pub async fn next_batch(&self) -> Option<Vec<Arc<PendingWrite>>> {
         loop {
             let arrived = self.arrived.notified();
             let (batch, is_over) = self.take();
@@ -160,24 +160,24 @@ impl Batcher {
         &self,
         submission: Arc<Submission>,
         deadline: Instant,
-    ) -> Result<(Ride, oneshot::Receiver<Answer>), DatabaseError> {
+    ) -> Result<(EnqueuedWrite, oneshot::Receiver<Answer>), DatabaseError> {
         let bytes = ROW_BYTES + submission.bytes();
         let room = self.room(submission.draft.tenant, bytes).map_err(DatabaseError::Shed)?;
         let (answer, answered) = oneshot::channel();
-        let rider = Rider::Waiting(Load { submission, answer, _room: room });
-        let ticket = Arc::new(Ticket { since: Instant::now(), deadline, bytes, rider: Mutex::new(rider) });
+        let state = WriteState::Queued(Load { submission, answer, _room: room });
+        let write = Arc::new(PendingWrite { since: Instant::now(), deadline, bytes, state: Mutex::new(state) });
         let mut queue = self.queue();
         if queue.closed {
             return Err(DatabaseError::Unavailable("the service is shutting down".to_owned()));
         }
-        // Whoever came first gives up first, so the tickets of those who have gone are at the front.
-        while queue.tickets.front().is_some_and(|ticket| ticket.is_of_nobody()) {
-            queue.tickets.pop_front();
+        // The oldest writes time out first, so those that are done are at the front.
+        while queue.writes.front().is_some_and(|write| write.is_done()) {
+            queue.writes.pop_front();
         }
-        queue.tickets.push_back(Arc::clone(&ticket));
+        queue.writes.push_back(Arc::clone(&write));
         drop(queue);
         self.arrived.notify_one();
-        Ok((Ride { ticket }, answered))
+        Ok((EnqueuedWrite { write }, answered))
     }
 
     /// Room for one submission: in its tenant's share first, then in the queue.
@@ -192,17 +192,17 @@ impl Batcher {
     }
 
     /// As much as one statement may carry, and whether there will never be any more.
-    fn take(&self) -> (Vec<Arc<Ticket>>, bool) {
+    fn take(&self) -> (Vec<Arc<PendingWrite>>, bool) {
         let mut queue = self.queue();
         let mut bytes = 0;
-        let mut fits = |ticket: &Arc<Ticket>| {
-            bytes += ticket.bytes;
+        let mut fits = |write: &Arc<PendingWrite>| {
+            bytes += write.bytes;
             bytes <= self.bounds.batch_bytes
         };
-        let jobs = queue.tickets.iter().take(self.bounds.batch_jobs).take_while(|ticket| fits(ticket)).count();
-        let jobs = jobs.max(1).min(queue.tickets.len());
-        let batch = queue.tickets.drain(..jobs).collect();
-        if !queue.tickets.is_empty() {
+        let jobs = queue.writes.iter().take(self.bounds.batch_jobs).take_while(|write| fits(write)).count();
+        let jobs = jobs.max(1).min(queue.writes.len());
+        let batch = queue.writes.drain(..jobs).collect();
+        if !queue.writes.is_empty() {
             // There is work for another writer.
             self.arrived.notify_one();
         }
@@ -214,70 +214,70 @@ impl Batcher {
     }
 }
 
-impl Ticket {
-    /// What is sent for it, from now on whatever its request does; `None` if that has left.
-    pub fn board(&self) -> Option<Arc<Submission>> {
-        let mut rider = self.rider();
-        *rider = match std::mem::replace(&mut *rider, Rider::Gone) {
-            Rider::Waiting(load) | Rider::Sent(load) | Rider::SentInVain(load) => Rider::Sent(load),
-            Rider::Gone => Rider::Gone,
+impl PendingWrite {
+    /// The submission to be sent. From now on it cannot be cancelled. `None` if it was.
+    pub fn mark_sent(&self) -> Option<Arc<Submission>> {
+        let mut state = self.state();
+        *state = match std::mem::replace(&mut *state, WriteState::Done) {
+            WriteState::Queued(load) | WriteState::Sent(load) | WriteState::Failed(load) => WriteState::Sent(load),
+            WriteState::Done => WriteState::Done,
         };
-        match &*rider {
-            Rider::Sent(load) => Some(Arc::clone(&load.submission)),
+        match &*state {
+            WriteState::Sent(load) => Some(Arc::clone(&load.submission)),
             _ => None,
         }
     }
 
-    /// Notes that nothing came of what was sent, and that it will be sent again.
-    pub fn note_in_vain(&self) {
-        let mut rider = self.rider();
-        *rider = match std::mem::replace(&mut *rider, Rider::Gone) {
-            Rider::Sent(load) => Rider::SentInVain(load),
+    /// The statement was certainly not committed, and will be sent again.
+    pub fn mark_failed(&self) {
+        let mut state = self.state();
+        *state = match std::mem::replace(&mut *state, WriteState::Done) {
+            WriteState::Sent(load) => WriteState::Failed(load),
             other => other,
         };
     }
 
-    /// Says what came of it, once.
+    /// Answers the request, once.
     pub fn tell(&self, answer: Answer) {
-        if let Rider::Waiting(load) | Rider::Sent(load) | Rider::SentInVain(load) =
-            std::mem::replace(&mut *self.rider(), Rider::Gone)
+        if let WriteState::Queued(load) | WriteState::Sent(load) | WriteState::Failed(load) =
+            std::mem::replace(&mut *self.state(), WriteState::Done)
         {
-            // Whoever does not listen any more finds out by the key.
+            // A client whose request has ended finds the result by its key.
             let _ = load.answer.send(answer);
         }
     }
 
-    /// Gives up, if it was not sent.
-    fn leave(&self) -> bool {
-        self.leave_if(|rider| matches!(rider, Rider::Waiting(_)))
+    /// Cancels it, if it was not sent.
+    fn cancel_if_unsent(&self) -> bool {
+        self.cancel_if(|state| matches!(state, WriteState::Queued(_)))
     }
 
-    /// Gives up, if nothing can have come of it.
-    fn leave_at_last(&self) -> bool {
-        self.leave_if(|rider| matches!(rider, Rider::Waiting(_) | Rider::SentInVain(_)))
+    /// Cancels it, if it cannot have been committed.
+    fn cancel_unless_committed(&self) -> bool {
+        self.cancel_if(|state| matches!(state, WriteState::Queued(_) | WriteState::Failed(_)))
     }
 
-    fn leave_if(&self, may: impl FnOnce(&Rider) -> bool) -> bool {
-        let mut rider = self.rider();
-        let leaves = may(&rider);
+    fn cancel_if(&self, may: impl FnOnce(&WriteState) -> bool) -> bool {
+        let mut state = self.state();
+        let leaves = may(&state);
         if leaves {
-            *rider = Rider::Gone;
+            *state = WriteState::Done;
         }
         leaves
     }
 
-    fn is_of_nobody(&self) -> bool {
-        matches!(*self.rider(), Rider::Gone)
+    fn is_done(&self) -> bool {
+        matches!(*self.state(), WriteState::Done)
     }
 
-    fn rider(&self) -> MutexGuard<'_, Rider> {
-        self.rider.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, WriteState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Ride {
+impl Drop for EnqueuedWrite {
     fn drop(&mut self) {
-        self.ticket.leave();
+        self.write.cancel_if_unsent();
     }
 }
 
@@ -322,37 +322,37 @@ pub(super) mod tests {
         Instant::now() + Duration::from_secs(60)
     }
 
-    macro_rules! riding {
+    macro_rules! enqueued {
         ($batcher:expr, $bytes:expr) => {
-            riding!($batcher, $bytes, 0)
+            enqueued!($batcher, $bytes, 0)
         };
         ($batcher:expr, $bytes:expr, $tenant:expr) => {{
-            let mut ride = Box::pin($batcher.ride(submission_of($tenant, $bytes), in_a_minute()));
-            assert!(poll!(&mut ride).is_pending());
-            ride
+            let mut write = Box::pin($batcher.enqueue(submission_of($tenant, $bytes), in_a_minute()));
+            assert!(poll!(&mut write).is_pending());
+            write
         }};
     }
 
-    fn tell_all(batch: Vec<Arc<Ticket>>) -> usize {
-        batch.iter().filter(|ticket| ticket.board().is_some()).map(|ticket| ticket.tell(Ok(Ridden::Not))).count()
+    fn tell_all(batch: Vec<Arc<PendingWrite>>) -> usize {
+        batch.iter().filter(|write| write.mark_sent().is_some()).map(|write| write.tell(Ok(WriteResult::Retry))).count()
     }
 
     #[tokio::test]
     async fn a_batch_is_what_has_come_up_to_its_bounds() {
         let batcher = Batcher::new(BOUNDS);
-        let mut rides = Vec::new();
+        let mut enqueued = Vec::new();
         for (bytes, tenant) in [(10, 0), (10, 1), (10, 0), (6000, 1), (6000, 0)] {
-            rides.push(riding!(batcher, bytes, tenant));
+            enqueued.push(enqueued!(batcher, bytes, tenant));
         }
         let mut sizes = Vec::new();
         for _ in 0..3 {
             sizes.push(tell_all(batcher.next_batch().await.unwrap()));
         }
         assert_eq!(sizes, [3, 1, 1], "by count, then by bytes");
-        for ride in rides {
-            assert!(matches!(ride.await, Ok(Ridden::Not)));
+        for write in enqueued {
+            assert!(matches!(write.await, Ok(WriteResult::Retry)));
         }
-        let large = riding!(batcher, 100_000);
+        let large = enqueued!(batcher, 100_000);
         assert_eq!(tell_all(batcher.next_batch().await.unwrap()), 1, "larger than any bound, it goes alone");
         assert!(large.await.is_ok());
     }
@@ -361,17 +361,17 @@ pub(super) mod tests {
     async fn a_full_queue_says_so_at_once_until_somebody_is_answered() {
         for (bytes, fit) in [(10, 5), (5000, 2)] {
             let batcher = Batcher::new(BOUNDS);
-            let mut rides = Vec::new();
+            let mut enqueued = Vec::new();
             for tenant in 0..fit {
-                rides.push(riding!(batcher, bytes, tenant));
+                enqueued.push(enqueued!(batcher, bytes, tenant));
             }
-            let refused = batcher.ride(submission_of(fit, bytes), in_a_minute()).await;
+            let refused = batcher.enqueue(submission_of(fit, bytes), in_a_minute()).await;
             assert!(matches!(refused, Err(DatabaseError::Shed(Shed::QueueFull))), "{refused:?}");
             let batch = batcher.next_batch().await.unwrap();
-            let refused = batcher.ride(submission_of(fit, bytes), in_a_minute()).await;
+            let refused = batcher.enqueue(submission_of(fit, bytes), in_a_minute()).await;
             assert!(matches!(refused, Err(DatabaseError::Shed(Shed::QueueFull))), "what is under way counts");
             tell_all(batch);
-            let _ride = riding!(batcher, bytes);
+            let _write = enqueued!(batcher, bytes);
         }
     }
 
@@ -379,73 +379,73 @@ pub(super) mod tests {
     async fn one_tenant_has_half_of_the_queue() {
         for (bytes, fit) in [(10, 3), (5000, 1)] {
             let batcher = Batcher::new(BOUNDS);
-            let _rides: Vec<_> = (0..fit).map(|_| batcher.enter(submission(bytes), in_a_minute()).unwrap()).collect();
-            let refused = batcher.ride(submission(bytes), in_a_minute()).await;
+            let _writes: Vec<_> = (0..fit).map(|_| batcher.enter(submission(bytes), in_a_minute()).unwrap()).collect();
+            let refused = batcher.enqueue(submission(bytes), in_a_minute()).await;
             assert!(matches!(refused, Err(DatabaseError::Shed(Shed::TenantQueueFull))), "{refused:?}");
-            let _other = riding!(batcher, bytes, 1);
+            let _other = enqueued!(batcher, bytes, 1);
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_is_not_sent_in_time_leaves_and_is_never_sent() {
+    async fn a_write_that_is_not_sent_in_time_is_cancelled() {
         let batcher = Batcher::new(BOUNDS);
         let started = Instant::now();
-        let unsent = batcher.ride(submission(10), in_a_minute()).await;
+        let unsent = batcher.enqueue(submission(10), in_a_minute()).await;
         assert!(matches!(unsent, Err(DatabaseError::Shed(Shed::Waited))), "{unsent:?}");
         assert_eq!(started.elapsed(), BOUNDS.acquire_timeout);
         assert_eq!(batcher.usage().now, 0, "its room is free");
-        assert!(batcher.ride(submission(10), in_a_minute()).await.is_err());
-        assert_eq!(batcher.queue().tickets.len(), 1, "with no writer, whoever comes clears away those who have left");
+        assert!(batcher.enqueue(submission(10), in_a_minute()).await.is_err());
+        assert_eq!(batcher.queue().writes.len(), 1, "without a writer, the next write removes those that are done");
         assert_eq!(tell_all(batcher.next_batch().await.unwrap()), 0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_was_sent_waits_until_his_deadline() {
+    async fn a_write_that_was_sent_waits_until_its_deadline() {
         let batcher = Batcher::new(BOUNDS);
         let started = Instant::now();
-        let ride = riding!(batcher, 10);
+        let write = enqueued!(batcher, 10);
         let batch = batcher.next_batch().await.unwrap();
-        assert!(batch[0].board().is_some());
-        let answer = ride.await;
+        assert!(batch[0].mark_sent().is_some());
+        let answer = write.await;
         assert!(matches!(answer, Err(DatabaseError::Unknown)), "{answer:?}");
         assert_eq!(started.elapsed(), Duration::from_secs(60));
-        assert!(batch[0].board().is_some(), "it may be sent again all the same");
+        assert!(batch[0].mark_sent().is_some(), "it may be sent again all the same");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_was_sent_in_vain_knows_that_nothing_came_of_it() {
+    async fn a_write_whose_statement_failed_can_be_cancelled() {
         let batcher = Batcher::new(BOUNDS);
-        let ride = riding!(batcher, 10);
+        let write = enqueued!(batcher, 10);
         let batch = batcher.next_batch().await.unwrap();
-        assert!(batch[0].board().is_some());
-        batch[0].note_in_vain();
+        assert!(batch[0].mark_sent().is_some());
+        batch[0].mark_failed();
         let started = Instant::now();
-        let answer = ride.await;
+        let answer = write.await;
         assert_eq!(started.elapsed(), Duration::from_secs(60), "it was about to be sent again");
         assert!(matches!(answer, Err(DatabaseError::Shed(Shed::Waited))), "{answer:?}");
-        assert!(batch[0].board().is_none(), "it has left");
+        assert!(batch[0].mark_sent().is_none(), "it has left");
     }
 
     #[tokio::test]
-    async fn whoever_is_dropped_before_he_is_sent_leaves() {
+    async fn a_write_whose_request_ends_before_it_is_sent_is_cancelled() {
         let batcher = Batcher::new(BOUNDS);
-        drop(riding!(batcher, 10));
+        drop(enqueued!(batcher, 10));
         assert_eq!(batcher.usage().now, 0);
         assert_eq!(tell_all(batcher.next_batch().await.unwrap()), 0);
     }
 
     #[tokio::test]
-    async fn a_closed_queue_takes_nobody_and_gives_out_all_that_it_has() {
+    async fn a_closed_queue_takes_no_write_and_hands_out_all_that_it_has() {
         let batcher = Batcher::new(BOUNDS);
-        let rides: Vec<_> = vec![riding!(batcher, 10), riding!(batcher, 10), riding!(batcher, 6000)];
+        let enqueued: Vec<_> = vec![enqueued!(batcher, 10), enqueued!(batcher, 10), enqueued!(batcher, 6000)];
         batcher.close();
-        let refused = batcher.ride(submission_of(1, 10), in_a_minute()).await;
+        let refused = batcher.enqueue(submission_of(1, 10), in_a_minute()).await;
         assert!(matches!(refused, Err(DatabaseError::Unavailable(_))), "{refused:?}");
         let mut sent = 0;
         while let Some(batch) = batcher.next_batch().await {
             sent += tell_all(batch);
         }
-        assert_eq!(sent, rides.len());
+        assert_eq!(sent, enqueued.len());
     }
 
     #[tokio::test]
@@ -456,9 +456,9 @@ pub(super) mod tests {
             assert!(poll!(writer).is_pending());
         }
         let [one, two] = writers;
-        let ride = riding!(batcher, 10);
+        let write = enqueued!(batcher, 10);
         assert_eq!(tell_all(one.await.unwrap()), 1);
-        assert!(ride.await.is_ok());
+        assert!(write.await.is_ok());
         batcher.close();
         assert!(two.await.is_none());
     }

@@ -22,14 +22,14 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::database::{DatabaseError, Pool, violates};
 use crate::idempotency::{
-    Acted, Answer, Engine, Fingerprint, KeyedError, OnConflict, Outcome, Performed, ScopedKey, Terms,
+    Answer, Attempt, Engine, Fingerprint, KeyedError, OnConflict, Outcome, Performed, ScopedKey, WriteOptions,
 };
 use crate::ids::{JobId, TenantId};
-use crate::jobs::{self, ContentDigest, Found, NewJob};
+use crate::jobs::{self, ContentDigest, Lookup, NewJob};
 use crate::metrics::{Metrics, Shed, Usage};
 use crate::offload::Offload;
 use crate::shares::Shares;
-use batcher::{Batcher, Ridden};
+use batcher::{Batcher, WriteResult};
 
 /// The one way in.
 pub struct Intake {
@@ -43,19 +43,19 @@ pub struct Intake {
     readers: Shares,
 }
 
-type Submitted = Found<(NewJob, DateTime<Utc>)>;
+type Submitted = Lookup<(NewJob, DateTime<Utc>)>;
 
 /// How many jobs one tenant may have read as they were submitted at once.
 const READERS_MAX: usize = 4;
 
 /// There is neither an outcome under the key nor a job of the content.
 #[derive(Clone, Copy, Debug)]
-pub struct NothingThere;
+pub struct NotFound;
 
 /// How many submissions one request may have under way at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Share {
-    /// Of those that ride in batches.
+    /// Of those that are written in batches.
     pub in_batches: usize,
     /// Of those that ask to be unique, each of which takes a connection.
     pub one_by_one: usize,
@@ -66,7 +66,7 @@ pub struct Share {
 pub enum Put {
     Created(Answer),
     /// The job is there, of the same content: the answer to the request that made it.
-    Same(Answer),
+    Existing(Answer),
     /// The id stands for another job.
     Other {
         /// JSON Pointers to what differs.
@@ -86,7 +86,7 @@ impl Intake {
         let writer = |_| Writer {
             batcher: Arc::clone(&self.batcher),
             pool: self.pool.clone(),
-            terms: self.engine.first_terms(),
+            options: self.engine.first_options(),
             metrics: metrics.clone(),
         };
         (0..self.pool.count().limit).map(writer).collect()
@@ -124,14 +124,14 @@ impl Intake {
     ) -> Result<Performed<Infallible>, KeyedError> {
         match submission.content {
             None => {
-                let act = async |on_conflict, terms| self.make(submission, on_conflict, terms, deadline).await;
-                self.engine.perform(&submission.keyed, deadline, act).await
+                let attempt = async |on_conflict, options| self.make(submission, on_conflict, options, deadline).await;
+                self.engine.perform(&submission.keyed, deadline, attempt).await
             }
             Some(content) => {
-                let act = async |on_conflict, terms| {
-                    self.make_or_adopt(submission, content, on_conflict, terms, deadline).await
+                let attempt = async |on_conflict, options| {
+                    self.make_or_adopt(submission, content, on_conflict, options, deadline).await
                 };
-                self.engine.perform(&submission.keyed, deadline, act).await
+                self.engine.perform(&submission.keyed, deadline, attempt).await
             }
         }
     }
@@ -145,15 +145,15 @@ impl Intake {
         &self,
         submission: &Arc<Submission>,
         deadline: Instant,
-    ) -> Result<Performed<NothingThere>, KeyedError> {
-        let act = async |on_conflict, terms| {
-            let Some(content) = submission.content else { return Ok(Acted::Refused(NothingThere)) };
+    ) -> Result<Performed<NotFound>, KeyedError> {
+        let attempt = async |on_conflict, options| {
+            let Some(content) = submission.content else { return Ok(Attempt::Rejected(NotFound)) };
             match self.find_content(submission, content, deadline).await? {
-                None => Ok(Acted::Refused(NothingThere)),
-                Some(holder) => self.adopt(submission, holder, content, on_conflict, terms, deadline).await,
+                None => Ok(Attempt::Rejected(NotFound)),
+                Some(holder) => self.adopt(submission, holder, content, on_conflict, options, deadline).await,
             }
         };
-        self.engine.perform(&submission.keyed, deadline, act).await
+        self.engine.perform(&submission.keyed, deadline, attempt).await
     }
 
     /// The outcome of an earlier request with the key. Writes nothing.
@@ -183,8 +183,8 @@ impl Intake {
     /// # Errors
     /// [`DatabaseError`], at `deadline` at the latest.
     pub async fn put(&self, draft: &Arc<Draft>, deadline: Instant) -> Result<Put, DatabaseError> {
-        let put = async |terms| {
-            let write = async |connection: &mut _| queries::put(connection, draft, terms).await;
+        let put = async |options| {
+            let write = async |connection: &mut _| queries::put(connection, draft, options).await;
             self.engine.pool().complete(draft.tenant, deadline, write).await
         };
         loop {
@@ -206,12 +206,12 @@ impl Intake {
         let (_place, found) = self.submitted(draft.tenant, id, deadline).await?;
         let (job, created_at) = match found {
             None => return Ok(None),
-            Some(Found::Deleted) => return Ok(Some(Put::Deleted)),
-            Some(Found::Job(submitted)) => submitted,
+            Some(Lookup::Deleted) => return Ok(Some(Put::Deleted)),
+            Some(Lookup::Job(submitted)) => submitted,
         };
         let (bytes, asked) = (job.payload.len() + draft.job.payload.len(), Arc::clone(draft));
         let compare = move || match job.differences(&asked.job) {
-            pointers if pointers.is_empty() => Put::Same(submission::answer(200, id, created_at, &job)),
+            pointers if pointers.is_empty() => Put::Existing(submission::answer(200, id, created_at, &job)),
             pointers => Put::Other { pointers },
         };
         let compared = self.offload.run(draft.tenant, bytes, deadline, compare).await;
@@ -222,46 +222,48 @@ impl Intake {
         &self,
         submission: &Arc<Submission>,
         on_conflict: OnConflict,
-        terms: Terms,
+        options: WriteOptions,
         deadline: Instant,
-    ) -> Result<Acted<Infallible>, DatabaseError> {
-        if on_conflict == OnConflict::DoNothing && terms.is_brief() {
-            return match self.batcher.ride(Arc::clone(submission), deadline).await {
-                Ok(Ridden::Made(expires_at)) => Ok(Acted::Done(submission.draft.answer.clone(), expires_at)),
-                Ok(Ridden::Met(stored)) => Ok(Acted::Met(stored)),
-                Ok(Ridden::Not) => Ok(Acted::Not),
+    ) -> Result<Attempt<Infallible>, DatabaseError> {
+        if on_conflict == OnConflict::DoNothing && options.is_brief() {
+            return match self.batcher.enqueue(Arc::clone(submission), deadline).await {
+                Ok(WriteResult::Inserted(expires_at)) => {
+                    Ok(Attempt::Committed(submission.draft.answer.clone(), expires_at))
+                }
+                Ok(WriteResult::Conflict(stored)) => Ok(Attempt::Conflict(stored)),
+                Ok(WriteResult::Retry) => Ok(Attempt::NoRows),
                 Err(DatabaseError::Shed(Shed::Waited)) if self.pool.is_away() => {
                     Err(DatabaseError::Unavailable("there is no connection to it".to_owned()))
                 }
                 Err(error) => Err(error),
             };
         }
-        let write = async |connection: &mut _| queries::submit(connection, submission, on_conflict, terms).await;
+        let write = async |connection: &mut _| queries::submit(connection, submission, on_conflict, options).await;
         let written = self.engine.pool().complete(submission.draft.tenant, deadline, write).await?;
-        Ok(written.map_or(Acted::Not, |expires_at| Acted::Done(submission.draft.answer.clone(), expires_at)))
+        Ok(written
+            .map_or(Attempt::NoRows, |expires_at| Attempt::Committed(submission.draft.answer.clone(), expires_at)))
     }
 
-    /// Reads first: a statement cannot both find the content taken and write a key for whoever has it.
+    /// Reads first: a statement cannot both find the content taken and write a key for the job that has it.
     async fn make_or_adopt(
         &self,
         submission: &Submission,
         content: ContentDigest,
         on_conflict: OnConflict,
-        terms: Terms,
+        options: WriteOptions,
         deadline: Instant,
-    ) -> Result<Acted<Infallible>, DatabaseError> {
+    ) -> Result<Attempt<Infallible>, DatabaseError> {
         if let Some(holder) = self.find_content(submission, content, deadline).await? {
-            return self.adopt(submission, holder, content, on_conflict, terms, deadline).await;
+            return self.adopt(submission, holder, content, on_conflict, options, deadline).await;
         }
         let write = async |connection: &mut _| {
-            queries::submit_unique(connection, submission, content, on_conflict, terms).await
+            queries::submit_unique(connection, submission, content, on_conflict, options).await
         };
         match self.engine.pool().complete(submission.draft.tenant, deadline, write).await {
             // Somebody was faster, and is found in the next turn.
-            Err(DatabaseError::Violation(error)) if violates(&error, queries::CONTENT_TAKEN) => Ok(Acted::Not),
-            written => {
-                Ok(written?.map_or(Acted::Not, |expires_at| Acted::Done(submission.draft.answer.clone(), expires_at)))
-            }
+            Err(DatabaseError::Violation(error)) if violates(&error, queries::CONTENT_TAKEN) => Ok(Attempt::NoRows),
+            written => Ok(written?
+                .map_or(Attempt::NoRows, |expires_at| Attempt::Committed(submission.draft.answer.clone(), expires_at))),
         }
     }
 
@@ -272,14 +274,14 @@ impl Intake {
         holder: JobId,
         content: ContentDigest,
         on_conflict: OnConflict,
-        terms: Terms,
+        options: WriteOptions,
         deadline: Instant,
-    ) -> Result<Acted<R>, DatabaseError> {
+    ) -> Result<Attempt<R>, DatabaseError> {
         let (place, found) = self.submitted(submission.draft.tenant, holder, deadline).await?;
         let (job, created_at) = match found {
-            Some(Found::Job(submitted)) => submitted,
+            Some(Lookup::Job(submitted)) => submitted,
             // And its content with it, by now.
-            Some(Found::Deleted) => return Ok(Acted::Not),
+            Some(Lookup::Deleted) => return Ok(Attempt::NoRows),
             None => {
                 return Err(DatabaseError::Statement(Arc::new(sqlx::Error::Decode(
                     "content is taken by no job".into(),
@@ -289,10 +291,10 @@ impl Intake {
         let answer = submission::answer(200, holder, created_at, &job);
         drop((job, place));
         let write = async |connection: &mut _| {
-            queries::adopt(connection, &submission.keyed, &answer, content, on_conflict, terms).await
+            queries::adopt(connection, &submission.keyed, &answer, content, on_conflict, options).await
         };
         let written = self.engine.pool().complete(submission.draft.tenant, deadline, write).await?;
-        Ok(written.map_or(Acted::Not, |expires_at| Acted::Done(answer, expires_at)))
+        Ok(written.map_or(Attempt::NoRows, |expires_at| Attempt::Committed(answer, expires_at)))
     }
 
     async fn find_content(
@@ -318,7 +320,7 @@ impl Intake {
             return Ok(Vec::new());
         }
         let (_place, found) = self.submitted(tenant, first.answer.job_id, deadline).await?;
-        let Some(Found::Job((job, _))) = found else { return Ok(Vec::new()) };
+        let Some(Lookup::Job((job, _))) = found else { return Ok(Vec::new()) };
         let (bytes, submission) = (job.payload.len() + submission.draft.job.payload.len(), Arc::clone(submission));
         let compare = move || job.differences(&submission.draft.job);
         self.offload.run(tenant, bytes, deadline, compare).await.map_err(DatabaseError::Shed)

@@ -7,23 +7,23 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use super::{Draft, Submission};
-use crate::database::queries::statement_on_terms;
+use crate::database::queries::statement_with_options;
 use crate::idempotency::queries::keyed_statement;
-use crate::idempotency::{Answer, Keyed, OnConflict, Terms};
+use crate::idempotency::{Answer, Keyed, OnConflict, WriteOptions};
 use crate::ids::{JobId, TenantId};
 use crate::jobs::ContentDigest;
 
 /// One text for jobs that are unique by their content, and those that are not.
 macro_rules! submit {
     (
-        $connection:ident, $submission:ident, $on_conflict:ident, $terms:ident,
+        $connection:ident, $submission:ident, $on_conflict:ident, $options:ident,
         content: [$($new_content:literal)?] $(, $digest:expr)?
     ) => {{
         let Submission { keyed, draft: Draft { job, answer, .. }, .. } = $submission;
         keyed_statement!(
-            $connection, keyed, answer, $on_conflict, $terms,
+            $connection, keyed, answer, $on_conflict, $options,
             given: "",
-            from: "terms",
+            from: "options",
             effect: [
                 r#",
                 new_job as (
@@ -68,9 +68,9 @@ pub async fn submit(
     connection: &mut PgConnection,
     submission: &Submission,
     on_conflict: OnConflict,
-    terms: Terms,
+    options: WriteOptions,
 ) -> sqlx::Result<Option<DateTime<Utc>>> {
-    submit!(connection, submission, on_conflict, terms, content: [])
+    submit!(connection, submission, on_conflict, options, content: [])
 }
 
 /// The same for many submissions at once, none of which asks to be unique; of two with one key only the first is
@@ -82,13 +82,13 @@ pub async fn submit(
 pub async fn submit_all(
     connection: &mut PgConnection,
     submissions: &[Arc<Submission>],
-    terms: Terms,
+    options: WriteOptions,
 ) -> sqlx::Result<HashMap<JobId, DateTime<Utc>>> {
     let Some(first) = submissions.first() else { return Ok(HashMap::new()) };
     let (route, status) = (first.keyed.key.route, first.draft.answer.status);
-    let rows = statement_on_terms!(
+    let rows = statement_with_options!(
         query,
-        terms,
+        options,
         [r#"
         submission as materialized (
             select *
@@ -111,7 +111,7 @@ pub async fn submit_all(
                 tenant_id, $3, key, fingerprint, job_id, $4, location, body, request_id, created_at,
                 clock_timestamp() + make_interval(secs => time_to_live)
             from submission
-            cross join terms
+            cross join options
             order by tenant_id, key collate "C"
             on conflict (tenant_id, route, key) do nothing
             returning job_id, expires_at
@@ -170,10 +170,10 @@ pub async fn submit_unique(
     submission: &Submission,
     content: ContentDigest,
     on_conflict: OnConflict,
-    terms: Terms,
+    options: WriteOptions,
 ) -> sqlx::Result<Option<DateTime<Utc>>> {
     submit!(
-        connection, submission, on_conflict, terms,
+        connection, submission, on_conflict, options,
         content: [r#",
             new_content as (
                 insert into job_uniques (tenant_id, digest, job_id)
@@ -216,15 +216,15 @@ pub async fn adopt(
     answer: &Answer,
     content: ContentDigest,
     on_conflict: OnConflict,
-    terms: Terms,
+    options: WriteOptions,
 ) -> sqlx::Result<Option<DateTime<Utc>>> {
     keyed_statement!(
-        connection, keyed, answer, on_conflict, terms,
+        connection, keyed, answer, on_conflict, options,
         given: r#"
             holder as materialized (
                 select job_uniques.job_id
                 from job_uniques
-                cross join terms
+                cross join options
                 where job_uniques.tenant_id = $4 and job_uniques.digest = $15 and job_uniques.job_id = $8
                 for share of job_uniques
             ),
@@ -236,18 +236,18 @@ pub async fn adopt(
 }
 
 /// Writes a job under the id that its client has chosen, and its place in the queue; says whether it did.
-pub async fn put(connection: &mut PgConnection, draft: &Draft, terms: Terms) -> sqlx::Result<bool> {
+pub async fn put(connection: &mut PgConnection, draft: &Draft, options: WriteOptions) -> sqlx::Result<bool> {
     let job = &draft.job;
-    let written = statement_on_terms!(
+    let written = statement_with_options!(
         query_scalar,
-        terms,
+        options,
         [r#"
         new_job as (
             insert into jobs (
                 tenant_id, id, type, queue, priority, run_at, max_attempts, payload, created_at, named
             )
             select $3, $4, $5, $6, $7, $8, $9, $10::text::json, $11, true
-            from terms
+            from options
             on conflict do nothing
             returning tenant_id, id, created_at
         ),

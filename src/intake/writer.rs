@@ -11,10 +11,10 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::time::Instant;
 
-use super::batcher::{Batcher, Ridden, Ticket};
+use super::batcher::{Batcher, PendingWrite, WriteResult};
 use super::{Submission, queries};
 use crate::database::{DatabaseError, Pool};
-use crate::idempotency::{self, Terms};
+use crate::idempotency::{self, WriteOptions};
 use crate::metrics::{Metrics, Split};
 
 /// Has a connection of its own among those of `pool`.
@@ -22,16 +22,16 @@ pub struct Writer {
     pub batcher: Arc<Batcher>,
     pub pool: Pool,
     /// With a short wait for locks.
-    pub terms: Terms,
+    pub options: WriteOptions,
     pub metrics: Metrics,
 }
 
 /// Some who are sent together.
 struct Batch {
-    tickets: Vec<Arc<Ticket>>,
+    writes: Vec<Arc<PendingWrite>>,
     /// The last of theirs.
     deadline: Instant,
-    terms: Terms,
+    options: WriteOptions,
     /// An attempt to send them was lost, and may have been committed.
     after_loss: bool,
 }
@@ -46,21 +46,21 @@ const LOCK_WAIT_MIN: Duration = Duration::from_millis(1);
 impl Writer {
     /// Writes until the queue is closed and empty.
     pub async fn run(self) {
-        while let Some(tickets) = self.batcher.next_batch().await {
+        while let Some(writes) = self.batcher.next_batch().await {
             // A defect that one batch brings to light must not stop the others.
-            if AssertUnwindSafe(self.write(tickets.clone())).catch_unwind().await.is_err() {
+            if AssertUnwindSafe(self.write(writes.clone())).catch_unwind().await.is_err() {
                 tracing::error!("the writing of a batch panicked; what became of it is unknown");
-                tickets.iter().for_each(|ticket| ticket.tell(Err(DatabaseError::Unknown)));
+                writes.iter().for_each(|write| write.tell(Err(DatabaseError::Unknown)));
             }
         }
     }
 
-    async fn write(&self, tickets: Vec<Arc<Ticket>>) {
-        if let Some(first) = tickets.first() {
+    async fn write(&self, writes: Vec<Arc<PendingWrite>>) {
+        if let Some(first) = writes.first() {
             self.metrics.observe_intake_wait(first.since.elapsed());
         }
-        let deadline = tickets.iter().map(|ticket| ticket.deadline).max().unwrap_or_else(Instant::now);
-        let mut batches = VecDeque::from([Batch { tickets, deadline, terms: self.terms, after_loss: false }]);
+        let deadline = writes.iter().map(|write| write.deadline).max().unwrap_or_else(Instant::now);
+        let mut batches = VecDeque::from([Batch { writes, deadline, options: self.options, after_loss: false }]);
         while let Some(batch) = batches.pop_front() {
             if let Err(error) = self.send(&batch).await {
                 batches.extend(self.split(batch, error));
@@ -70,22 +70,22 @@ impl Writer {
 
     /// Sends a batch, and tells everybody in it.
     async fn send(&self, batch: &Batch) -> Result<(), DatabaseError> {
-        let (tickets, terms) = (batch.tickets.clone(), batch.terms);
-        // Whoever has left by the first attempt is not in it, and whoever is in it is in all.
+        let (writes, options) = (batch.writes.clone(), batch.options);
+        // A write that was cancelled before the first attempt is not in it. One that is in it is in all.
         let write = async move |connection: &mut _| {
-            let submissions = aboard(&tickets);
+            let submissions = mark_all_sent(&writes);
             match submissions.is_empty() {
                 true => Ok(Default::default()),
-                false => queries::submit_all(connection, &submissions, terms).await,
+                false => queries::submit_all(connection, &submissions, options).await,
             }
         };
         let made = self.pool.complete(batch.deadline, write).await?;
         let mut met = Vec::new();
-        for ticket in &batch.tickets {
-            let Some(submission) = ticket.board() else { continue };
+        for write in &batch.writes {
+            let Some(submission) = write.mark_sent() else { continue };
             match made.get(&submission.draft.answer.job_id) {
-                Some(expires_at) => ticket.tell(Ok(Ridden::Made(*expires_at))),
-                None => met.push(Arc::clone(ticket)),
+                Some(expires_at) => write.tell(Ok(WriteResult::Inserted(*expires_at))),
+                None => met.push(Arc::clone(write)),
             }
         }
         let carried = made.len() + met.len();
@@ -98,10 +98,10 @@ impl Writer {
         Ok(())
     }
 
-    /// Tells those whose keys are taken by what. A statement of its own: the first one's snapshot is older than whatever it
-    /// has waited for.
-    async fn look(&self, tickets: Vec<Arc<Ticket>>, deadline: Instant) {
-        let submissions = aboard(&tickets);
+    /// Answers the writes whose keys are taken with what is stored there. A statement of its own: the first one's snapshot
+    /// is older than the transaction that it has waited for.
+    async fn look(&self, writes: Vec<Arc<PendingWrite>>, deadline: Instant) {
+        let submissions = mark_all_sent(&writes);
         let find = async move |connection: &mut _| {
             let keys = submissions.iter().map(|submission| &submission.keyed.key);
             idempotency::queries::find_all(connection, keys).await
@@ -111,8 +111,8 @@ impl Writer {
             tracing::debug!(%error, "what stands under some keys could not be read together");
             Default::default()
         });
-        for (place, ticket) in tickets.iter().enumerate() {
-            ticket.tell(Ok(found.remove(&place).map_or(Ridden::Not, Ridden::Met)));
+        for (place, write) in writes.iter().enumerate() {
+            write.tell(Ok(found.remove(&place).map_or(WriteResult::Retry, WriteResult::Conflict)));
         }
     }
 
@@ -121,7 +121,7 @@ impl Writer {
         let reason = match &error {
             DatabaseError::Locked { after_loss } => {
                 batch.after_loss |= after_loss;
-                batch.terms.lock_wait = (batch.terms.lock_wait / u32::from(PARTS)).max(LOCK_WAIT_MIN);
+                batch.options.lock_wait = (batch.options.lock_wait / u32::from(PARTS)).max(LOCK_WAIT_MIN);
                 Some(Split::Locked)
             }
             DatabaseError::Violation(_) | DatabaseError::Statement(_) => Some(Split::Refused),
@@ -136,15 +136,15 @@ impl Writer {
             | DatabaseError::Shed(_)
             | DatabaseError::Unknown => None,
         };
-        batch.tickets.retain(|ticket| ticket.board().is_some());
+        batch.writes.retain(|write| write.mark_sent().is_some());
         match reason {
-            Some(reason) if batch.tickets.len() > 1 => {
+            Some(reason) if batch.writes.len() > 1 => {
                 self.metrics.count_split(reason);
                 if !batch.after_loss {
-                    batch.tickets.iter().for_each(|ticket| ticket.note_in_vain());
+                    batch.writes.iter().for_each(|write| write.mark_failed());
                 }
-                let size = batch.tickets.len().div_ceil(usize::from(PARTS));
-                batch.tickets.chunks(size).map(|tickets| Batch { tickets: tickets.to_vec(), ..batch }).collect()
+                let size = batch.writes.len().div_ceil(usize::from(PARTS));
+                batch.writes.chunks(size).map(|writes| Batch { writes: writes.to_vec(), ..batch }).collect()
             }
             _ => {
                 let error = match error {
@@ -152,15 +152,15 @@ impl Writer {
                     _ if batch.after_loss => DatabaseError::Unknown,
                     error => error,
                 };
-                batch.tickets.iter().for_each(|ticket| ticket.tell(Err(error.clone())));
+                batch.writes.iter().for_each(|write| write.tell(Err(error.clone())));
                 Vec::new()
             }
         }
     }
 }
 
-fn aboard(tickets: &[Arc<Ticket>]) -> Vec<Arc<Submission>> {
-    tickets.iter().filter_map(|ticket| ticket.board()).collect()
+fn mark_all_sent(writes: &[Arc<PendingWrite>]) -> Vec<Arc<Submission>> {
+    writes.iter().filter_map(|write| write.mark_sent()).collect()
 }
 
 #[cfg(test)]
@@ -172,22 +172,22 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_lost_with_a_batch_is_unknown_of_each_of_its_parts() {
-        let terms = Terms { lock_wait: Duration::from_millis(20), insist_on_durability: true };
+        let options = WriteOptions { lock_wait: Duration::from_millis(20), insist_on_durability: true };
         let batcher = Arc::new(Batcher::new(BOUNDS));
-        let writer = Writer { batcher, pool: Pool::to_nowhere(), terms, metrics: Metrics::new() };
+        let writer = Writer { batcher, pool: Pool::to_nowhere(), options, metrics: Metrics::new() };
         let deadline = Instant::now() + Duration::from_secs(60);
-        let mut rides: Vec<_> = (0..2).map(|_| Box::pin(writer.batcher.ride(submission(10), deadline))).collect();
-        for ride in &mut rides {
-            assert!(poll!(ride).is_pending());
+        let mut enqueued: Vec<_> = (0..2).map(|_| Box::pin(writer.batcher.enqueue(submission(10), deadline))).collect();
+        for write in &mut enqueued {
+            assert!(poll!(write).is_pending());
         }
-        let tickets = writer.batcher.next_batch().await.unwrap();
-        let batch = Batch { tickets, deadline, terms, after_loss: false };
+        let writes = writer.batcher.next_batch().await.unwrap();
+        let batch = Batch { writes, deadline, options, after_loss: false };
         let mut parts = writer.split(batch, DatabaseError::Locked { after_loss: true });
         assert_eq!(parts.len(), 2);
         let away = DatabaseError::Unavailable("it is away".to_owned());
         assert!(writer.split(parts.remove(0), DatabaseError::Locked { after_loss: false }).is_empty());
         assert!(writer.split(parts.remove(0), away).is_empty());
-        let (held, other) = (rides.remove(0).await, rides.remove(0).await);
+        let (held, other) = (enqueued.remove(0).await, enqueued.remove(0).await);
         assert!(matches!(held, Err(DatabaseError::Locked { after_loss: true })), "{held:?}");
         assert!(matches!(other, Err(DatabaseError::Unknown)), "{other:?}");
     }

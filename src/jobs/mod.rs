@@ -72,7 +72,7 @@ pub enum State {
 
 /// What stands under an id that has been given out.
 #[derive(Debug)]
-pub enum Found<T> {
+pub enum Lookup<T> {
     Job(T),
     /// The job was deleted; its id is not used again.
     Deleted,

@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::{Found, Job, NewJob, State};
+use super::{Job, Lookup, NewJob, State};
 use crate::ids::{JobId, TenantId};
 
 /// A job in all the tables that it may be in.
@@ -60,7 +60,7 @@ macro_rules! current {
 }
 
 /// The job as it is now.
-pub async fn find(connection: &mut PgConnection, tenant: TenantId, id: JobId) -> sqlx::Result<Option<Found<Job>>> {
+pub async fn find(connection: &mut PgConnection, tenant: TenantId, id: JobId) -> sqlx::Result<Option<Lookup<Job>>> {
     current!("jobs.payload", tenant, id).fetch_optional(connection).await?.map(Row::read).transpose()
 }
 
@@ -69,16 +69,16 @@ pub async fn find_without_payload(
     connection: &mut PgConnection,
     tenant: TenantId,
     id: JobId,
-) -> sqlx::Result<Option<Found<Job>>> {
+) -> sqlx::Result<Option<Lookup<Job>>> {
     current!("null::json", tenant, id).fetch_optional(connection).await?.map(Row::read).transpose()
 }
 
 impl Row {
-    fn read(self) -> sqlx::Result<Found<Job>> {
+    fn read(self) -> sqlx::Result<Lookup<Job>> {
         if self.deleted {
-            return Ok(Found::Deleted);
+            return Ok(Lookup::Deleted);
         }
-        self.job().map(Found::Job).ok_or_else(|| sqlx::Error::Decode("the job is in no state".into()))
+        self.job().map(Lookup::Job).ok_or_else(|| sqlx::Error::Decode("the job is in no state".into()))
     }
 
     fn job(self) -> Option<Job> {
@@ -104,7 +104,7 @@ pub async fn find_submitted(
     connection: &mut PgConnection,
     tenant: TenantId,
     id: JobId,
-) -> sqlx::Result<Option<Found<(NewJob, DateTime<Utc>)>>> {
+) -> sqlx::Result<Option<Lookup<(NewJob, DateTime<Utc>)>>> {
     let row = sqlx::query!(
         r#"
         select
@@ -118,8 +118,8 @@ pub async fn find_submitted(
     .fetch_optional(connection)
     .await?;
     Ok(row.map(|row| match row.payload {
-        None => Found::Deleted,
-        Some(payload) => Found::Job((
+        None => Lookup::Deleted,
+        Some(payload) => Lookup::Job((
             NewJob {
                 kind: row.kind,
                 queue: row.queue,

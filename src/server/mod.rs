@@ -27,7 +27,7 @@ use crate::configuration::{self, Configuration};
 use crate::database::{self, Pool, SharedPool};
 use crate::http::{self, Admission, App, BodyMemory, Limits, MetricsSources, Quotas, Readiness, RefusedLines};
 use crate::idempotency::purger::{self, Pace};
-use crate::idempotency::{Engine, Replays, Terms};
+use crate::idempotency::{Engine, Replays, WriteOptions};
 use crate::intake::{Bounds, Intake};
 use crate::metrics::Metrics;
 use crate::offload::Offload;
@@ -177,10 +177,11 @@ impl Pools {
 fn compose(configuration: &Configuration, pools: &Pools, use_times: UseTimes, metrics: &Metrics) -> App {
     http::KEYED_ROUTES.iter().for_each(|route| metrics.expect_outcomes(route.0));
     let Configuration { server, database, intake, idempotency, access, .. } = configuration;
-    let terms = Terms { lock_wait: intake.lock_wait, insist_on_durability: !database.allow_losing_acknowledged_jobs };
+    let options =
+        WriteOptions { lock_wait: intake.lock_wait, insist_on_durability: !database.allow_losing_acknowledged_jobs };
     let offload = Arc::new(Offload::new(available_parallelism().map_or(1, NonZero::get)));
     let replays = Arc::new(Replays::new(idempotency.replay_cache_bytes, metrics.clone()));
-    let engine = Engine::new(SharedPool::new(pools.intake.clone()), terms, Arc::clone(&replays));
+    let engine = Engine::new(SharedPool::new(pools.intake.clone()), options, Arc::clone(&replays));
     App {
         intake: Intake::new(engine.clone(), pools.writers.clone(), bounds(configuration), Arc::clone(&offload)),
         changes: Changes::new(engine),

@@ -289,7 +289,7 @@ async fn a_batch_is_written_without_comparing_each_with_each() {
     let (sql, parameters) = statements().into_iter().find(of_many).unwrap();
     let plan = plan(&ledger, &sql, parameters).await;
     assert_eq!(plan.matches("hashed SubPlan").count(), 2, "{plan}");
-    assert_eq!(plan.matches("Nested Loop").count(), 1, "with the one row of terms\n{plan}");
+    assert_eq!(plan.matches("Nested Loop").count(), 1, "with the one row of options\n{plan}");
     let in_order = |line: &str| line.contains("Sort Key:") && line.ends_with(r#".key COLLATE "C""#);
     assert!(plan.lines().any(in_order), "two batches with the same keys could wait for each other\n{plan}");
     assert!(!plan.contains("Join Filter") && !plan.contains("Hash Join"), "{plan}");

@@ -13,7 +13,7 @@ use crate::http::keyed::{finish, only_replayed, reserve_key, scope, write};
 use crate::http::{App, CHANGE, JOBS, Problem};
 use crate::idempotency::{Fingerprint, Keyed};
 use crate::ids::RequestId;
-use crate::jobs::{self, Found, Job, Patch};
+use crate::jobs::{self, Job, Lookup, Patch};
 use crate::json::Document;
 use crate::telemetry::Facts;
 
@@ -100,10 +100,10 @@ pub async fn delete(
     Ok(HttpResponse::NoContent().finish())
 }
 
-fn there(found: Option<Found<Job>>) -> Result<Job, Problem> {
+fn there(found: Option<Lookup<Job>>) -> Result<Job, Problem> {
     match found {
-        Some(Found::Job(job)) => Ok(job),
-        Some(Found::Deleted) => Err(Problem::JobDeleted),
+        Some(Lookup::Job(job)) => Ok(job),
+        Some(Lookup::Deleted) => Err(Problem::JobDeleted),
         None => Err(Problem::JobNotFound),
     }
 }

@@ -16,7 +16,7 @@ use crate::http::quotas::{refund, reserve};
 use crate::http::{App, JOBS, Problem, SUBMIT};
 use crate::idempotency::{Fingerprint, KeyedError, Outcome, Performed, ScopedKey};
 use crate::ids::{JobId, RequestId};
-use crate::intake::{Draft, NothingThere, Put, Submission};
+use crate::intake::{Draft, NotFound, Put, Submission};
 use crate::jobs::{ContentDigest, InvalidJob, NewJob};
 use crate::json::Document;
 use crate::telemetry::Facts;
@@ -100,7 +100,7 @@ pub async fn submit_within_quota(
         }
     };
     match app.intake.find_or_adopt(submission, deadline).await {
-        Ok(Performed::Refused(NothingThere)) => Err(exceeded),
+        Ok(Performed::Refused(NotFound)) => Err(exceeded),
         Ok(Performed::First(outcome)) => Ok(Ok(Performed::First(outcome))),
         Ok(Performed::Replayed(outcome)) => Ok(Ok(Performed::Replayed(outcome))),
         Err(error) => Ok(Err(error)),
@@ -128,7 +128,7 @@ pub async fn put(
     let draft = Arc::new(Draft::named(caller.tenant, id, job));
     match put_within_quota(&request, &app, &draft).await? {
         Put::Created(answer) => Ok(write(&app, &mut HttpResponse::build(StatusCode::CREATED), &answer)),
-        Put::Same(answer) => Ok(write(&app, &mut HttpResponse::Ok(), &answer)),
+        Put::Existing(answer) => Ok(write(&app, &mut HttpResponse::Ok(), &answer)),
         Put::Other { pointers } => Err(Problem::JobExists { job_id: id, pointers }),
         Put::Deleted => Err(Problem::JobDeleted),
     }

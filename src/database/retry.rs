@@ -59,7 +59,7 @@ pub enum Loss {
     MustBecomeKnown,
 }
 
-pub struct Course {
+pub struct RetryState {
     loss: Loss,
     deadline: Instant,
     acquire_timeout: Duration,
@@ -75,7 +75,7 @@ pub struct Course {
     pause: Duration,
 }
 
-impl Course {
+impl RetryState {
     pub fn of(loss: Loss, deadline: Instant, acquire_timeout: Duration) -> Self {
         Self {
             loss,
@@ -128,7 +128,7 @@ impl Course {
     }
 
     /// The database is there and did its part, so the waiting begins anew.
-    pub fn renew_patience(&mut self) {
+    pub fn restart_acquire_timeout(&mut self) {
         self.acquire_ends = self.deadline.min(Instant::now() + self.acquire_timeout);
     }
 
@@ -150,7 +150,7 @@ impl Course {
     }
 
     /// What it means that the database is away and others are looking for it.
-    pub fn shed_by_outage(self) -> DatabaseError {
+    pub fn shed_by_circuit_breaker(self) -> DatabaseError {
         // Whoever has looked himself knows why.
         self.last_failure.map_or(DatabaseError::Shed(Shed::Outage), DatabaseError::Unavailable)
     }

@@ -8,24 +8,24 @@ use tokio::time::Instant;
 
 /// A circuit breaker. Once the database has been away for as long as a request would wait, none waits any more; now
 /// and then one of them tries, so its return is seen without anything running in the background.
-pub struct Outage {
+pub struct CircuitBreaker {
     pool: &'static str,
     acquire_timeout: Duration,
     /// How long the last failure counts: nobody may have tried since, and so nobody knows.
     memory: Duration,
     /// Whether there is anything to look at, so that a request does not take the lock when all is well.
     on: AtomicBool,
-    course: Mutex<Option<Course>>,
+    state: Mutex<Option<CircuitState>>,
 }
 
-struct Course {
+struct CircuitState {
     since: Instant,
     last_failure: Instant,
     next_look: Instant,
     announced: bool,
 }
 
-impl Course {
+impl CircuitState {
     fn has_lasted(&self, acquire_timeout: Duration, memory: Duration) -> bool {
         self.since.elapsed() > acquire_timeout && self.last_failure.elapsed() <= memory
     }
@@ -34,31 +34,31 @@ impl Course {
 /// How often one may try: soon enough for the return to be seen within a second, with room for a slow connection.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
-impl Outage {
+impl CircuitBreaker {
     /// `attempt`: the longest that an attempt to connect may take.
     pub fn new(pool: &'static str, acquire_timeout: Duration, attempt: Duration) -> Self {
         let memory = attempt + LOOK_INTERVAL * 4;
-        Self { pool, acquire_timeout, memory, on: AtomicBool::default(), course: Mutex::default() }
+        Self { pool, acquire_timeout, memory, on: AtomicBool::default(), state: Mutex::default() }
     }
 
     /// An attempt to reach the database has failed.
-    pub fn note_failure(&self) {
+    pub fn record_failure(&self) {
         let now = Instant::now();
-        let mut course = self.course();
-        match &mut *course {
-            Some(course) if course.last_failure.elapsed() <= self.memory => course.last_failure = now,
-            other => *other = Some(Course { since: now, last_failure: now, next_look: now, announced: false }),
+        let mut state = self.state();
+        match &mut *state {
+            Some(state) if state.last_failure.elapsed() <= self.memory => state.last_failure = now,
+            other => *other = Some(CircuitState { since: now, last_failure: now, next_look: now, announced: false }),
         }
         self.on.store(true, Ordering::Release);
     }
 
-    pub fn end(&self) {
+    pub fn close(&self) {
         if self.on.load(Ordering::Acquire) {
-            let mut course = self.course();
-            if let Some(Course { since, announced: true, .. }) = *course {
+            let mut state = self.state();
+            if let Some(CircuitState { since, announced: true, .. }) = *state {
                 tracing::info!(pool = self.pool, after = ?since.elapsed(), "the database is back");
             }
-            *course = None;
+            *state = None;
             self.on.store(false, Ordering::Release);
         }
     }
@@ -67,10 +67,9 @@ impl Outage {
         self.on.load(Ordering::Acquire)
     }
 
-    /// Whether [`Outage::admits`] would refuse all but one request in a while. Unlike it, this takes nobody's turn.
+    /// Whether [`CircuitBreaker::admits`] would refuse all but one request in a while. Unlike it, this takes nobody's turn.
     pub fn has_lasted(&self) -> bool {
-        self.is_on()
-            && self.course().as_ref().is_some_and(|course| course.has_lasted(self.acquire_timeout, self.memory))
+        self.is_on() && self.state().as_ref().is_some_and(|state| state.has_lasted(self.acquire_timeout, self.memory))
     }
 
     /// Whether a request may try: always while the outage is young, or has not been looked at for long; else one each
@@ -79,25 +78,25 @@ impl Outage {
         if !self.on.load(Ordering::Acquire) {
             return true;
         }
-        let mut course = self.course();
-        let Some(course) = &mut *course else { return true };
-        if !course.has_lasted(self.acquire_timeout, self.memory) {
+        let mut state = self.state();
+        let Some(state) = &mut *state else { return true };
+        if !state.has_lasted(self.acquire_timeout, self.memory) {
             return true;
         }
-        if !course.announced {
+        if !state.announced {
             tracing::warn!(pool = self.pool, "the database is away; requests are refused at once until it is back");
-            course.announced = true;
+            state.announced = true;
         }
         let now = Instant::now();
-        let due = now >= course.next_look;
+        let due = now >= state.next_look;
         if due {
-            course.next_look = now + LOOK_INTERVAL;
+            state.next_look = now + LOOK_INTERVAL;
         }
         due
     }
 
-    fn course(&self) -> MutexGuard<'_, Option<Course>> {
-        self.course.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, Option<CircuitState>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -110,34 +109,34 @@ mod tests {
     const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
 
     /// As after some time in which somebody looked whenever it was allowed.
-    async fn that_has_lasted() -> Outage {
-        let outage = Outage::new("some", ACQUIRE_TIMEOUT, Duration::from_secs(1));
-        outage.note_failure();
-        assert!((0..9).all(|_| outage.admits()), "a young outage is waited out");
+    async fn that_has_lasted() -> CircuitBreaker {
+        let breaker = CircuitBreaker::new("some", ACQUIRE_TIMEOUT, Duration::from_secs(1));
+        breaker.record_failure();
+        assert!((0..9).all(|_| breaker.admits()), "a young outage is waited out");
         for _ in 0..5 {
             advance(LOOK_INTERVAL).await;
-            outage.note_failure();
+            breaker.record_failure();
         }
-        outage
+        breaker
     }
 
     #[tokio::test(start_paused = true)]
     async fn when_it_has_lasted_one_in_a_while_looks_and_the_others_do_not_wait() {
-        let outage = that_has_lasted().await;
-        assert!(outage.has_lasted());
-        assert_eq!((0..9).filter(|_| outage.admits()).count(), 1);
+        let breaker = that_has_lasted().await;
+        assert!(breaker.has_lasted());
+        assert_eq!((0..9).filter(|_| breaker.admits()).count(), 1);
         advance(LOOK_INTERVAL).await;
-        assert!(outage.admits() && !outage.admits());
-        outage.end();
-        assert!((0..9).all(|_| outage.admits()));
+        assert!(breaker.admits() && !breaker.admits());
+        breaker.close();
+        assert!((0..9).all(|_| breaker.admits()));
     }
 
     #[tokio::test(start_paused = true)]
     async fn when_nobody_has_looked_for_long_nobody_is_refused() {
-        let outage = that_has_lasted().await;
+        let breaker = that_has_lasted().await;
         advance(Duration::from_secs(60)).await;
-        assert!((0..9).all(|_| outage.admits()) && !outage.has_lasted(), "it may have ended long ago");
-        outage.note_failure();
-        assert!((0..9).all(|_| outage.admits()), "and if not, it is a young one");
+        assert!((0..9).all(|_| breaker.admits()) && !breaker.has_lasted(), "it may have ended long ago");
+        breaker.record_failure();
+        assert!((0..9).all(|_| breaker.admits()), "and if not, it is a young one");
     }
 }
