@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(TOOLS)/bin:$(PATH)
 # The folder of PostgreSQL's programs, where pg_config and Debian's own place would not find them.
 WITH_BINARIES = bin="$$(scripts/postgres-binaries)" && export HAPAX_POSTGRES_BIN="$$bin"
 # Tests wait for deadlines more than they compute.
-export RUST_TEST_THREADS ?= $(shell echo $$((3 * $$(getconf _NPROCESSORS_ONLN))))
+export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 
 # A database for one command: the one that DATABASE_URL names, else one that is thrown away.
 WITH_DATABASE = $(WITH_BINARIES); [ -n "$$DATABASE_URL" ] && with="" || with="target/debug/hapax with-postgres --"; $$with
