@@ -227,7 +227,7 @@ pub(super) const INTAKE_WAIT: Description = Description {
     unit: "seconds",
     labels: &[],
     help: "How long the first submission of a batch has waited for a writer",
-    meaning: "As long as a statement takes, when there is load. At `database.acquire_timeout` whoever still waits is answered 503.",
+    meaning: "As long as a statement takes, when there is load. A submission that waits for `database.acquire_timeout` gets 503.",
 };
 
 pub(super) const INTAKE_SPLITS: Description = Description {
