@@ -29,7 +29,7 @@ const BATCH: usize = 1000;
 
 impl UseTimes {
     /// Notes that a valid token was used.
-    pub fn note(&self, digest: TokenDigest) {
+    pub fn record(&self, digest: TokenDigest) {
         self.note_all(&[digest]);
     }
 
@@ -82,7 +82,7 @@ mod tests {
     async fn what_could_not_be_written_is_kept() {
         let use_times = UseTimes::default();
         let digest = Token::mint().digest();
-        use_times.note(digest);
+        use_times.record(digest);
         use_times.write(&Pool::to_nowhere()).await;
         assert!(use_times.take() == [digest]);
     }
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn no_more_tokens_are_kept_than_may_be() {
         let use_times = UseTimes::default();
-        (0..TOKENS_MAX - 1).for_each(|_| use_times.note(Token::mint().digest()));
+        (0..TOKENS_MAX - 1).for_each(|_| use_times.record(Token::mint().digest()));
         use_times.note_all(&[(); 3].map(|()| Token::mint().digest()));
         assert_eq!(use_times.take().len(), TOKENS_MAX);
     }

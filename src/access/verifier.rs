@@ -239,7 +239,7 @@ impl Verifier {
         match answer {
             Ok(caller) => {
                 self.metrics.count_token_lookup(TokenLookup::Known);
-                self.use_times.note(*digest);
+                self.use_times.record(*digest);
                 self.known.insert(*digest, Verified { caller: caller.clone(), since, renewal_failed: None });
             }
             Err(_) => {

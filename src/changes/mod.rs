@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::database::{DatabaseError, SharedPool};
-use crate::idempotency::{Answer, Attempt, Engine, Keyed, KeyedError, OnConflict, Outcome, Performed, WriteOptions};
+use crate::idempotency::{Answer, Attempt, Engine, Keyed, KeyedError, KeyedResult, OnConflict, Outcome, WriteOptions};
 use crate::ids::{JobId, TenantId};
 use crate::jobs::{self, Job, Lookup, Patch, State};
 
@@ -73,7 +73,7 @@ impl Changes {
         change: &Change,
         keyed: &Keyed,
         deadline: Instant,
-    ) -> Result<Performed<Refusal>, KeyedError> {
+    ) -> Result<KeyedResult<Refusal>, KeyedError> {
         let attempt = async |on_conflict, options| self.attempt(change, keyed, on_conflict, options, deadline).await;
         self.engine.perform(keyed, deadline, attempt).await
     }

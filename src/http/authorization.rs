@@ -14,7 +14,7 @@ use super::quotas::{reserve, reserve_many};
 use super::{App, Problem, Unauthenticated};
 use crate::access::{Caller, Recalled, Scope, TokenDigest};
 use crate::ids::TenantId;
-use crate::telemetry::Facts;
+use crate::telemetry::RequestContext;
 
 /// Whose token a request bears, whether or not it was admitted.
 #[derive(Clone, Copy)]
@@ -52,7 +52,7 @@ async fn admit<'a>(app: &'a App, scope: Scope, request: &ServiceRequest) -> Resu
         Recalled::Unknown => return Err(Problem::Unauthenticated(Unauthenticated::Unknown)),
         Recalled::Nothing => (app.verifier.verify(digest, deadline).await?, None),
     };
-    Facts::current().note("tenant", &caller.tenant_name);
+    RequestContext::current().record("tenant", &caller.tenant_name);
     request.extensions_mut().insert(VerifiedTenant(caller.tenant));
     if !caller.scopes.contains(scope) {
         return Err(Problem::MissingScope(scope));

@@ -10,9 +10,9 @@ use actix_web::{HttpMessage, HttpRequest, HttpResponse, HttpResponseBuilder};
 use super::quotas::reserve;
 use super::{App, Problem};
 use crate::access::Caller;
-use crate::idempotency::{Answer, Key, KeyedError, Outcome, Performed, Route, ScopedKey};
+use crate::idempotency::{Answer, Key, KeyedError, KeyedResult, Outcome, Route, ScopedKey};
 use crate::metrics::KeyedOutcome;
-use crate::telemetry::Facts;
+use crate::telemetry::RequestContext;
 use crate::timestamp::Timestamp;
 
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -22,7 +22,7 @@ const DEDUPLICATED_BY: HeaderName = HeaderName::from_static("deduplicated-by");
 /// The key of a request within its tenant and route, shown in the log by its digest.
 pub fn scope(caller: &Caller, route: Route, key: Key) -> ScopedKey {
     let key = ScopedKey { tenant: caller.tenant, route, key };
-    Facts::current().note("idempotency.key_digest", &key.log_digest());
+    RequestContext::current().record("idempotency.key_digest", &key.log_digest());
     key
 }
 
@@ -42,9 +42,9 @@ pub fn reserve_key(app: &App, key: &ScopedKey, request: &HttpRequest) -> Result<
 /// [`Problem::FirstSentTooOld`].
 pub fn only_replayed<R>(
     found: Result<Option<Arc<Outcome>>, KeyedError>,
-) -> Result<Result<Performed<R>, KeyedError>, Problem> {
+) -> Result<Result<KeyedResult<R>, KeyedError>, Problem> {
     match found {
-        Ok(Some(outcome)) => Ok(Ok(Performed::Replayed(outcome))),
+        Ok(Some(outcome)) => Ok(Ok(KeyedResult::Replayed(outcome))),
         Ok(None) => Err(Problem::FirstSentTooOld),
         Err(error) => Ok(Err(error)),
     }
@@ -57,16 +57,16 @@ pub fn only_replayed<R>(
 pub fn finish<R: Into<Problem>>(
     request: &HttpRequest,
     app: &App,
-    performed: Result<Performed<R>, KeyedError>,
+    result: Result<KeyedResult<R>, KeyedError>,
 ) -> Result<HttpResponse, Problem> {
-    note(request, &performed);
-    match performed? {
-        Performed::First(outcome) => {
+    record(request, &result);
+    match result? {
+        KeyedResult::First(outcome) => {
             let status = u16::try_from(outcome.answer.status).ok().and_then(|status| StatusCode::from_u16(status).ok());
             Ok(answer(app, status.unwrap_or(StatusCode::OK), "false", &outcome))
         }
-        Performed::Replayed(outcome) => Ok(answer(app, StatusCode::OK, "true", &outcome)),
-        Performed::Refused(refusal) => Err(refusal.into()),
+        KeyedResult::Replayed(outcome) => Ok(answer(app, StatusCode::OK, "true", &outcome)),
+        KeyedResult::Refused(refusal) => Err(refusal.into()),
     }
 }
 
@@ -100,32 +100,32 @@ pub fn deduplicated_by(answer: &Answer) -> Option<&'static str> {
 }
 
 /// Notes what became of the request, so that its one log line tells.
-fn note<R>(request: &HttpRequest, performed: &Result<Performed<R>, KeyedError>) {
-    let (noted, job_id) = (outcome(performed), job_id(performed));
+fn record<R>(request: &HttpRequest, result: &Result<KeyedResult<R>, KeyedError>) {
+    let (noted, job_id) = (outcome(result), job_id(result));
     request.extensions_mut().insert(noted);
-    let facts = Facts::current();
+    let context = RequestContext::current();
     if let Some(job_id) = job_id {
-        facts.note_value("job_id", job_id);
+        context.record_value("job_id", job_id);
     }
-    let first = match performed {
-        Ok(Performed::Replayed(first)) => first,
+    let first = match result {
+        Ok(KeyedResult::Replayed(first)) => first,
         Err(KeyedError::KeyReused { first, .. }) => first,
         _ => return,
     };
-    facts.note("first.request_id", first.request_id.as_str());
-    facts.note_value("first.at", Timestamp(first.created_at));
+    context.record("first.request_id", first.request_id.as_str());
+    context.record_value("first.at", Timestamp(first.created_at));
 }
 
-pub fn outcome<R>(performed: &Result<Performed<R>, KeyedError>) -> KeyedOutcome {
-    match performed {
-        Ok(Performed::First(outcome)) if deduplicated_by(&outcome.answer).is_some() => KeyedOutcome::Deduplicated,
-        Ok(Performed::First(outcome)) if outcome.answer.location.is_some() => KeyedOutcome::Created,
-        Ok(Performed::First(_)) => KeyedOutcome::Changed,
-        Ok(Performed::Replayed(_)) => KeyedOutcome::Replayed,
+pub fn outcome<R>(result: &Result<KeyedResult<R>, KeyedError>) -> KeyedOutcome {
+    match result {
+        Ok(KeyedResult::First(outcome)) if deduplicated_by(&outcome.answer).is_some() => KeyedOutcome::Deduplicated,
+        Ok(KeyedResult::First(outcome)) if outcome.answer.location.is_some() => KeyedOutcome::Created,
+        Ok(KeyedResult::First(_)) => KeyedOutcome::Changed,
+        Ok(KeyedResult::Replayed(_)) => KeyedOutcome::Replayed,
         Err(KeyedError::KeyReused { .. }) => KeyedOutcome::Mismatch,
         Err(KeyedError::InFlight) => KeyedOutcome::InFlight,
         Err(KeyedError::OutcomeUnknown) => KeyedOutcome::Unknown,
-        Ok(Performed::Refused(_))
+        Ok(KeyedResult::Refused(_))
         | Err(
             KeyedError::Unavailable(_)
             | KeyedError::Unfit(_)
@@ -136,9 +136,9 @@ pub fn outcome<R>(performed: &Result<Performed<R>, KeyedError>) -> KeyedOutcome 
     }
 }
 
-fn job_id<R>(performed: &Result<Performed<R>, KeyedError>) -> Option<crate::ids::JobId> {
-    match performed {
-        Ok(Performed::First(outcome) | Performed::Replayed(outcome)) => Some(outcome.answer.job_id),
+fn job_id<R>(result: &Result<KeyedResult<R>, KeyedError>) -> Option<crate::ids::JobId> {
+    match result {
+        Ok(KeyedResult::First(outcome) | KeyedResult::Replayed(outcome)) => Some(outcome.answer.job_id),
         Err(KeyedError::KeyReused { first, .. }) => Some(first.answer.job_id),
         _ => None,
     }

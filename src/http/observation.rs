@@ -1,4 +1,4 @@
-//! Around every request: its id, its facts, its one log line, its metrics, and the writing of problem documents.
+//! Around every request: its id, its context, its log line, its metrics, and the writing of problem documents.
 
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -23,7 +23,7 @@ use super::{App, KEY_REQUIRED, KEYED_ROUTES, PROBES, Problem, TEMPLATES};
 use crate::access::Caller;
 use crate::ids::RequestId;
 use crate::metrics::KeyedOutcome;
-use crate::telemetry::Facts;
+use crate::telemetry::RequestContext;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -37,7 +37,7 @@ pub async fn observe<B: MessageBody + 'static>(
     let request_id = request.headers().get(X_REQUEST_ID).and_then(|id| RequestId::accept(id.as_bytes()));
     let request_id = request_id.unwrap_or_else(RequestId::mint);
     let (method, route) = (method_label(request.method()), route_label(&request));
-    let facts = first_facts(&request, &request_id, method, route);
+    let context = request_context(&request, &request_id, method, route);
     request.extensions_mut().insert(request_id.clone());
     request.extensions_mut().insert(Deadline(started + app.limits.request_deadline));
     let leftover = Leftover::of(&mut request);
@@ -50,10 +50,10 @@ pub async fn observe<B: MessageBody + 'static>(
     } else if is_alias(request.uri()) {
         request.error_response(Problem::RouteNotFound)
     } else {
-        facts.within(next.call(request)).await?.map_into_boxed_body()
+        context.instrument(next.call(request)).await?.map_into_boxed_body()
     };
     let (response, held) = hold_answer(&app, response);
-    let (mut response, problem) = facts.during(|| write_problem(&app, response, &request_id));
+    let (mut response, problem) = context.in_scope(|| write_problem(&app, response, &request_id));
     // The next request of a replica that drains shall go to one that stays.
     let mut closes = is_last || app.readiness.is_draining() || problem.is_some_and(|problem| problem.closes);
     if let Some(leftover) = &leftover
@@ -72,7 +72,7 @@ pub async fn observe<B: MessageBody + 'static>(
     }
     let code = problem.map(|problem| problem.code);
     write_headers(&mut response, &request_id);
-    facts.during(|| report(&app, &response, method, route, code, started.elapsed()));
+    context.in_scope(|| report(&app, &response, method, route, code, started.elapsed()));
     Ok(in_pieces(response, unread, held, busy.flatten()))
 }
 
@@ -97,18 +97,23 @@ fn hold_answer(app: &App, response: ServiceResponse<BoxBody>) -> (ServiceRespons
 }
 
 /// What is known of a request by its head.
-fn first_facts(request: &ServiceRequest, request_id: &RequestId, method: &'static str, route: &'static str) -> Facts {
-    let facts = Facts::new();
-    facts.note("request_id", request_id.as_str());
-    facts.note("method", method);
-    facts.note("route", route);
+fn request_context(
+    request: &ServiceRequest,
+    request_id: &RequestId,
+    method: &'static str,
+    route: &'static str,
+) -> RequestContext {
+    let context = RequestContext::new();
+    context.record("request_id", request_id.as_str());
+    context.record("method", method);
+    context.record("route", route);
     if let Some(peer) = request.peer_addr() {
-        facts.note_value("peer", peer.ip());
+        context.record_value("peer", peer.ip());
     }
     if let Some(client) = forwarded_for(request) {
-        facts.note_value("forwarded_for", client);
+        context.record_value("forwarded_for", client);
     }
-    facts
+    context
 }
 
 fn write_headers(response: &mut ServiceResponse<BoxBody>, request_id: &RequestId) {
@@ -150,7 +155,7 @@ fn report(
     if let Some(keyed) = keyed.filter(|keyed| KEY_REQUIRED.contains(keyed) || bears_key(response.request())) {
         let outcome = response.request().extensions().get::<KeyedOutcome>().copied();
         let outcome = outcome.unwrap_or(KeyedOutcome::Refused);
-        Facts::current().note("idempotency.outcome", outcome.name());
+        RequestContext::current().record("idempotency.outcome", outcome.name());
         app.metrics.count_outcome(keyed.0, outcome);
     }
     let duration_ms = (duration.as_secs_f64() * 1e6).round() / 1e3;

@@ -42,7 +42,7 @@ pub fn reserve_many<S: Hash + Eq + Clone>(
     request: &impl HttpMessage,
 ) -> Result<Reservation, Problem> {
     let taken = quota.take_many(subject, units);
-    note(
+    record(
         taken.as_ref().map_or_else(|quota_status| Some(*quota_status), |reservation| reservation.quota_status),
         request,
     );
@@ -51,11 +51,11 @@ pub fn reserve_many<S: Hash + Eq + Clone>(
 
 /// Gives a unit back that the request turned out not to need.
 pub fn refund(reservation: Reservation, request: &impl HttpMessage) {
-    note(reservation.refund(), request);
+    record(reservation.refund(), request);
 }
 
 /// For the answer's header fields; the last status of a quota counts.
-fn note(quota_status: Option<QuotaStatus>, request: &impl HttpMessage) {
+fn record(quota_status: Option<QuotaStatus>, request: &impl HttpMessage) {
     let Some(quota_status) = quota_status else { return };
     let mut extensions = request.extensions_mut();
     let quota_statuses = extensions.get_or_insert(QuotaStatuses::default());

@@ -74,7 +74,7 @@ pub enum Attempt<R> {
 /// How a request under a key ended well, or as well as it could. But for a refusal, the outcome is committed, and its
 /// bytes are the answer.
 #[derive(Debug)]
-pub enum Performed<R> {
+pub enum KeyedResult<R> {
     /// This request did it.
     First(Arc<Outcome>),
     /// An earlier request with the same key did.
@@ -208,10 +208,10 @@ impl Engine {
         request: &Keyed,
         deadline: Instant,
         mut attempt: impl AsyncFnMut(OnConflict, WriteOptions) -> Result<Attempt<R>, DatabaseError>,
-    ) -> Result<Performed<R>, KeyedError> {
+    ) -> Result<KeyedResult<R>, KeyedError> {
         let lock_wait_ends = deadline.min(Instant::now() + self.options.lock_wait);
         let leader = match timeout_at(lock_wait_ends, self.replays.get_or_lead(&request.key)).await {
-            Ok(CacheLookup::Outcome(outcome)) => return judge(request, outcome).map(Performed::Replayed),
+            Ok(CacheLookup::Outcome(outcome)) => return judge(request, outcome).map(KeyedResult::Replayed),
             Ok(CacheLookup::Nothing(leader)) => leader,
             Err(_) => return Err(KeyedError::InFlight),
         };
@@ -227,7 +227,7 @@ impl Engine {
                 Attempt::Committed(answer, expires_at) => {
                     let outcome = Arc::new(request.outcome(answer, expires_at));
                     leader.end(Arc::clone(&outcome), asked, request.time_to_live);
-                    return Ok(Performed::First(outcome));
+                    return Ok(KeyedResult::First(outcome));
                 }
                 Attempt::Rejected(refusal) => (self.find_after_rejection(request, deadline).await?, Some(refusal)),
                 Attempt::Conflict(stored) => (Some(stored), None),
@@ -237,13 +237,13 @@ impl Engine {
                 // An attempt of ours was committed and its acknowledgement lost.
                 (Some(stored), _) if request.has_made(&stored.outcome) => {
                     leader.end(Arc::clone(&stored.outcome), asked, stored.life.unwrap_or_default());
-                    return Ok(Performed::First(stored.outcome));
+                    return Ok(KeyedResult::First(stored.outcome));
                 }
                 (Some(queries::Stored { outcome, life: Some(life) }), _) => {
                     leader.end(Arc::clone(&outcome), asked, life);
-                    return judge(request, outcome).map(Performed::Replayed);
+                    return judge(request, outcome).map(KeyedResult::Replayed);
                 }
-                (_, Some(refusal)) => return Ok(Performed::Refused(refusal)),
+                (_, Some(refusal)) => return Ok(KeyedResult::Refused(refusal)),
                 (None, None) => OnConflict::DoNothing,
                 (Some(_), None) => OnConflict::TakeOverExpired,
             };
@@ -258,8 +258,8 @@ impl Engine {
     /// As [`Engine::perform`].
     pub async fn find_outcome(&self, request: &Keyed, deadline: Instant) -> Result<Option<Arc<Outcome>>, KeyedError> {
         match self.perform(request, deadline, async |_, _| Ok(Attempt::Rejected(()))).await? {
-            Performed::First(outcome) | Performed::Replayed(outcome) => Ok(Some(outcome)),
-            Performed::Refused(()) => Ok(None),
+            KeyedResult::First(outcome) | KeyedResult::Replayed(outcome) => Ok(Some(outcome)),
+            KeyedResult::Refused(()) => Ok(None),
         }
     }
 

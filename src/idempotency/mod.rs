@@ -13,7 +13,7 @@ pub mod queries;
 mod replays;
 mod summary;
 
-pub use engine::{Attempt, Engine, Keyed, KeyedError, OnConflict, Performed, WriteOptions};
+pub use engine::{Attempt, Engine, Keyed, KeyedError, KeyedResult, OnConflict, WriteOptions};
 pub use fingerprint::Fingerprint;
 pub use key::{InvalidKey, KEY_LENGTH_MAX, Key};
 pub use replays::Replays;

@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::database::{DatabaseError, Pool, violates};
 use crate::idempotency::{
-    Answer, Attempt, Engine, Fingerprint, KeyedError, OnConflict, Outcome, Performed, ScopedKey, WriteOptions,
+    Answer, Attempt, Engine, Fingerprint, KeyedError, KeyedResult, OnConflict, Outcome, ScopedKey, WriteOptions,
 };
 use crate::ids::{JobId, TenantId};
 use crate::jobs::{self, ContentDigest, Lookup, NewJob};
@@ -121,7 +121,7 @@ impl Intake {
         &self,
         submission: &Arc<Submission>,
         deadline: Instant,
-    ) -> Result<Performed<Infallible>, KeyedError> {
+    ) -> Result<KeyedResult<Infallible>, KeyedError> {
         match submission.content {
             None => {
                 let attempt = async |on_conflict, options| self.make(submission, on_conflict, options, deadline).await;
@@ -145,7 +145,7 @@ impl Intake {
         &self,
         submission: &Arc<Submission>,
         deadline: Instant,
-    ) -> Result<Performed<NotFound>, KeyedError> {
+    ) -> Result<KeyedResult<NotFound>, KeyedError> {
         let attempt = async |on_conflict, options| {
             let Some(content) = submission.content else { return Ok(Attempt::Rejected(NotFound)) };
             match self.find_content(submission, content, deadline).await? {

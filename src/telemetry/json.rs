@@ -9,8 +9,8 @@ use tracing::{Event, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-use super::facts;
 use super::output::Output;
+use super::request_context;
 use crate::timestamp::Timestamp;
 
 /// Writes each event to the output.
@@ -54,7 +54,7 @@ impl Line {
         self.string(metadata.target());
         let before = self.0.len();
         self.0.push_str(",\"span\":{\"name\":\"request\"");
-        let is_of_a_request = facts::show(|name, text| {
+        let is_of_a_request = request_context::show(|name, text| {
             self.name(name);
             self.string(text);
         });
@@ -162,7 +162,7 @@ mod tests {
 
     use super::*;
     use crate::metrics::Metrics;
-    use crate::telemetry::{Facts, Log};
+    use crate::telemetry::{Log, RequestContext};
 
     #[derive(Clone, Default)]
     struct Memory(Arc<Mutex<Vec<u8>>>);
@@ -196,11 +196,11 @@ mod tests {
     #[test]
     fn an_event_has_its_own_fields_and_what_is_known_of_its_request_by_then() {
         let lines = logged(|| {
-            let facts = Facts::new();
-            facts.note("route", "/jobs");
-            facts.during(|| {
+            let context = RequestContext::new();
+            context.record("route", "/jobs");
+            context.in_scope(|| {
                 tracing::warn!(status = 503, code = Some("overloaded"), missing = None::<u8>, "refused");
-                facts.note("tenant", "acme");
+                context.record("tenant", "acme");
                 tracing::info!(duration_ms = 2.0, ok = true, left = -1, "answered");
             });
             tracing::info!("stopped");

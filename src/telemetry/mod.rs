@@ -1,15 +1,15 @@
 //! Logs: one line per event, for people or for machines.
 //!
-//! Owns what is known of a request while it is worked on (`facts`), how a line is written (`json`, `pretty`) and how it
+//! Owns what is known of a request while it is worked on (`request_context`), how a line is written (`json`, `pretty`) and how it
 //! gets out of the process (`output`). It never makes a request wait for whoever reads the log.
 
-mod facts;
 mod json;
 mod output;
 mod pretty;
+mod request_context;
 
-pub use facts::Facts;
 pub use output::Log;
+pub use request_context::RequestContext;
 
 use std::io::{IsTerminal, stdout};
 
@@ -21,7 +21,7 @@ use tracing_subscriber::{EnvFilter, fmt, registry};
 
 use crate::metrics::Metrics;
 use json::JsonLines;
-use pretty::FieldsAndFacts;
+use pretty::FieldsAndContext;
 
 /// How a log line is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +43,7 @@ pub fn init(format: LogFormat, filter: &str, metrics: Metrics) -> Result<Log, Pa
     let (log, output) = Log::start(stdout(), metrics);
     match format {
         LogFormat::Pretty => {
-            let lines = fmt::layer().with_ansi(stdout().is_terminal()).fmt_fields(FieldsAndFacts::default());
+            let lines = fmt::layer().with_ansi(stdout().is_terminal()).fmt_fields(FieldsAndContext::default());
             filter.with(lines.with_writer(move || output.clone())).init();
         }
         LogFormat::Json => filter.with(JsonLines::new(output)).init(),

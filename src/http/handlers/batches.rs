@@ -21,13 +21,13 @@ use crate::http::first_sent::FirstSent;
 use crate::http::keyed::{self, only_replayed, reserve_key};
 use crate::http::lines::{Line, Lines};
 use crate::http::{App, JOBS, Problem, ProblemDocument, SUBMIT};
-use crate::idempotency::{Fingerprint, InvalidKey, Key, KeyedError, Outcome, Performed, ScopedKey};
+use crate::idempotency::{Fingerprint, InvalidKey, Key, KeyedError, KeyedResult, Outcome, ScopedKey};
 use crate::ids::{RequestId, TenantId};
 use crate::intake::Submission;
 use crate::jobs::NewJob;
 use crate::json::{Document, Kind, Value};
 use crate::metrics::KeyedOutcome;
-use crate::telemetry::Facts;
+use crate::telemetry::RequestContext;
 
 /// More would hold a connection for longer than a client should wait for all of them.
 const ITEMS_MAX: usize = 1000;
@@ -248,7 +248,7 @@ impl Batch<'_> {
                     (Some(submission.keyed.key.log_digest()), noted, done)
                 }
             };
-            self.note(number, digest, noted, &done);
+            self.record(number, digest, noted, &done);
             lines.push((number, self.line(number, done)));
         }
         lines
@@ -262,7 +262,7 @@ impl Batch<'_> {
             Ok(()) => submit_within_quota(self.request, self.app, submission).await,
             Err(exceeded) => Err(exceeded),
         };
-        let mut submitted: Result<Performed<Infallible>, KeyedError> = match submitted {
+        let mut submitted: Result<KeyedResult<Infallible>, KeyedError> = match submitted {
             Ok(submitted) => submitted,
             Err(problem) => return (KeyedOutcome::Refused, Err(problem)),
         };
@@ -273,16 +273,16 @@ impl Batch<'_> {
         }
         let noted = keyed::outcome(&submitted);
         let done = match submitted {
-            Ok(Performed::First(outcome)) => Ok(Done { status: outcome.answer.status, replayed: false, outcome }),
-            Ok(Performed::Replayed(outcome)) => Ok(Done { status: 200, replayed: true, outcome }),
-            Ok(Performed::Refused(never)) => match never {},
+            Ok(KeyedResult::First(outcome)) => Ok(Done { status: outcome.answer.status, replayed: false, outcome }),
+            Ok(KeyedResult::Replayed(outcome)) => Ok(Done { status: 200, replayed: true, outcome }),
+            Ok(KeyedResult::Refused(never)) => match never {},
             Err(error) => Err(error.into()),
         };
         (noted, done)
     }
 
     /// An item is a request, and is counted as one.
-    fn note(&self, item: usize, digest: Option<String>, noted: KeyedOutcome, done: &Result<Done, Problem>) {
+    fn record(&self, item: usize, digest: Option<String>, noted: KeyedOutcome, done: &Result<Done, Problem>) {
         self.app.metrics.count_outcome(SUBMIT.0, noted);
         let mut tally = self.tally.borrow_mut();
         *tally.outcomes.entry(noted.name()).or_default() += 1;
@@ -351,11 +351,11 @@ fn problem_line(answer: &mut ItemAnswer<'_>) -> Vec<u8> {
 
 impl Tally {
     fn record(&self) {
-        let facts = Facts::current();
+        let context = RequestContext::current();
         for (name, counts) in [("items.outcomes", &self.outcomes), ("items.codes", &self.codes)] {
             let counts: Vec<String> = counts.iter().map(|(what, times)| format!("{what}={times}")).collect();
             if !counts.is_empty() {
-                facts.note(name, &counts.join(" "));
+                context.record(name, &counts.join(" "));
             }
         }
     }

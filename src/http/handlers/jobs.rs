@@ -15,7 +15,7 @@ use crate::idempotency::{Fingerprint, Keyed};
 use crate::ids::RequestId;
 use crate::jobs::{self, Job, Lookup, Patch};
 use crate::json::Document;
-use crate::telemetry::Facts;
+use crate::telemetry::RequestContext;
 
 /// `GET /jobs/{id}`: the job as it is now.
 pub async fn show(
@@ -55,7 +55,7 @@ pub async fn change(
         Ok((Patch::parse(&document)?, Fingerprint::of(&path, Patch::canonical(document.root()))))
     };
     let (patch, fingerprint) = body.read(&app, caller.tenant, Deadline::of(&request), read).await?;
-    Facts::current().note_value("job_id", id.0);
+    RequestContext::current().record_value("job_id", id.0);
     let change = Change { tenant: caller.tenant, id: id.0, patch, condition: condition.0 };
     let Some(key) = key.0 else {
         let answer = app.changes.patch(&change, Deadline::of(&request)).await??;
@@ -81,7 +81,7 @@ pub async fn cancel(
     _: NoConditions,
     id: PathId,
 ) -> Result<HttpResponse, Problem> {
-    Facts::current().note_value("job_id", id.0);
+    RequestContext::current().record_value("job_id", id.0);
     let job = there(app.changes.cancel(caller.tenant, id.0, Deadline::of(&request)).await?)?;
     Ok(answer(&job))
 }
@@ -95,7 +95,7 @@ pub async fn delete(
     _: NoConditions,
     id: PathId,
 ) -> Result<HttpResponse, Problem> {
-    Facts::current().note_value("job_id", id.0);
+    RequestContext::current().record_value("job_id", id.0);
     app.changes.delete(caller.tenant, id.0, Deadline::of(&request)).await?;
     Ok(HttpResponse::NoContent().finish())
 }

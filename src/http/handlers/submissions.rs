@@ -14,12 +14,12 @@ use crate::http::first_sent::{FirstSent, TooOld};
 use crate::http::keyed::{finish, only_replayed, reserve_key, scope, write};
 use crate::http::quotas::{refund, reserve};
 use crate::http::{App, JOBS, Problem, SUBMIT};
-use crate::idempotency::{Fingerprint, KeyedError, Outcome, Performed, ScopedKey};
+use crate::idempotency::{Fingerprint, KeyedError, KeyedResult, Outcome, ScopedKey};
 use crate::ids::{JobId, RequestId};
 use crate::intake::{Draft, NotFound, Put, Submission};
 use crate::jobs::{ContentDigest, InvalidJob, NewJob};
 use crate::json::Document;
-use crate::telemetry::Facts;
+use crate::telemetry::RequestContext;
 
 /// `POST /jobs`: 201 once, 200 afterwards.
 #[expect(clippy::too_many_arguments, reason = "each is something that the request may have")]
@@ -41,7 +41,7 @@ pub async fn submit(
     let asked = body.read(&app, caller.tenant, Deadline::of(&request), read).await?;
     reserve_key(&app, &key, &request)?;
     let submitted = match asked {
-        Asked::Before(outcome) => Ok(Performed::Replayed(outcome)),
+        Asked::Before(outcome) => Ok(KeyedResult::Replayed(outcome)),
         Asked::New(job, fingerprint) => {
             let time_to_live = app.time_to_live(&caller);
             let submission = Arc::new(Submission::mint(key, fingerprint, job, request_id, time_to_live));
@@ -82,14 +82,14 @@ pub async fn submit_within_quota(
     request: &HttpRequest,
     app: &App,
     submission: &Arc<Submission>,
-) -> Result<Result<Performed<Infallible>, KeyedError>, Problem> {
+) -> Result<Result<KeyedResult<Infallible>, KeyedError>, Problem> {
     let deadline = Deadline::of(request);
     let exceeded = match reserve(&app.quotas.creations, &submission.draft.tenant, request) {
         Err(exceeded) => exceeded,
         Ok(reservation) => {
             let submitted = app.intake.submit(submission, deadline).await;
             let may_have_created = match &submitted {
-                Ok(Performed::First(outcome)) => outcome.answer.job_id == submission.draft.answer.job_id,
+                Ok(KeyedResult::First(outcome)) => outcome.answer.job_id == submission.draft.answer.job_id,
                 Err(KeyedError::OutcomeUnknown) => true,
                 _ => false,
             };
@@ -100,9 +100,9 @@ pub async fn submit_within_quota(
         }
     };
     match app.intake.find_or_adopt(submission, deadline).await {
-        Ok(Performed::Refused(NotFound)) => Err(exceeded),
-        Ok(Performed::First(outcome)) => Ok(Ok(Performed::First(outcome))),
-        Ok(Performed::Replayed(outcome)) => Ok(Ok(Performed::Replayed(outcome))),
+        Ok(KeyedResult::Refused(NotFound)) => Err(exceeded),
+        Ok(KeyedResult::First(outcome)) => Ok(Ok(KeyedResult::First(outcome))),
+        Ok(KeyedResult::Replayed(outcome)) => Ok(Ok(KeyedResult::Replayed(outcome))),
         Err(error) => Ok(Err(error)),
     }
 }
@@ -124,7 +124,7 @@ pub async fn put(
         let detail = "a job that its client names is unique by its name".to_owned();
         return Err(InvalidJob { pointer: "/unique".to_owned(), detail }.into());
     }
-    Facts::current().note_value("job_id", id);
+    RequestContext::current().record_value("job_id", id);
     let draft = Arc::new(Draft::named(caller.tenant, id, job));
     match put_within_quota(&request, &app, &draft).await? {
         Put::Created(answer) => Ok(write(&app, &mut HttpResponse::build(StatusCode::CREATED), &answer)),
