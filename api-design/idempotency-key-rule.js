@@ -1,10 +1,10 @@
 'use strict';
 
-// A rule of our own for Redocly: an operation that refuses requests without a key says so in the contract.
+// Redocly rule: operations that require an idempotency key must say so in the contract.
 //
-// The option `operations` names such operations, as "POST /jobs". Each must be in the contract and have a parameter
-// `Idempotency-Key` in the header with `required: true`, of its own or of its path; one of its own counts above its
-// path's (OpenAPI 3.1, Path Item Object).
+// The option `operations` lists them, for example "POST /jobs". Each must be in the contract and have a header
+// parameter `Idempotency-Key` with `required: true`, either its own or that of its path. Its own parameter overrides that
+// of the path (OpenAPI 3.1, Path Item Object).
 
 const HEADER = 'Idempotency-Key';
 
@@ -40,7 +40,7 @@ function flawOf(parameter) {
   return undefined;
 }
 
-/** Names of header fields have no case (RFC 9110, section 5.1). */
+/** Header field names are case-insensitive (RFC 9110, section 5.1). */
 function keyAmong(parameters, resolve) {
   return (parameters ?? [])
     .map((parameter) => resolve(parameter).node)

@@ -1,5 +1,5 @@
-// The lint, shown to fail where it must. Variants of the contract are made in a temporary folder; nothing here needs a
-// network.
+// Tests that the lint fails for invalid contracts. They write variants of the contract to a temporary folder and need
+// no network.
 
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
@@ -19,7 +19,7 @@ const OURS = 'hapax/idempotency-key-required';
 const folder = mkdtempSync(join(tmpdir(), 'hapax-lint-'));
 after(() => rmSync(folder, { recursive: true }));
 
-/** Lints a file with the rules of this folder: the exit code, and what was found. */
+/** Lints a file with the rules of this folder. Returns the exit code and the problems. */
 function lint(file) {
   const { status, stdout, stderr } = spawnSync(
     process.execPath,
@@ -35,7 +35,7 @@ function lint(file) {
   return { status, rules: [...new Set(problems.map(({ ruleId }) => ruleId))], problems };
 }
 
-/** Lints the contract after `change` has been made to it. */
+/** Applies `change` to the contract and lints the result. */
 function lintChanged(change) {
   const changed = core.parseYaml(readFileSync(contract, 'utf8'));
   change(changed);
@@ -44,7 +44,7 @@ function lintChanged(change) {
   return lint(file);
 }
 
-/** Takes the key from POST /jobs, and gives it back to whoever wants to put it elsewhere. */
+/** Removes the idempotency key parameter from POST /jobs and returns it, so that a test can put it elsewhere. */
 function takeKey({ paths, components }) {
   const reference = '#/components/parameters/IdempotencyKey';
   const { post } = paths['/jobs'];
@@ -61,13 +61,13 @@ test('the contract passes', () => {
   assert.equal(status, 0);
 });
 
-test('it still passes when it is parsed and written again, so that what follows fails for its change alone', () => {
+test('the contract passes after it is parsed and written again, so the other tests fail for their change only', () => {
   const { status, problems } = lintChanged(() => {});
   assert.deepEqual(problems, []);
   assert.equal(status, 0);
 });
 
-test('without the key it fails, by our rule alone', () => {
+test('without the key parameter, only our rule fails', () => {
   const { status, rules, problems } = lintChanged(takeKey);
   assert.equal(status, 1);
   assert.deepEqual(rules, [OURS]);
@@ -75,7 +75,7 @@ test('without the key it fails, by our rule alone', () => {
 });
 
 for (const required of [false, undefined]) {
-  test(`with required: ${required} it fails, by our rule alone`, () => {
+  test(`with required: ${required}, only our rule fails`, () => {
     const { status, rules, problems } = lintChanged(({ components }) => {
       components.parameters.IdempotencyKey.required = required;
     });
@@ -85,7 +85,7 @@ for (const required of [false, undefined]) {
   });
 }
 
-test('a key that is not in the header is none', () => {
+test('a key parameter outside the header does not count', () => {
   const { status, rules } = lintChanged(({ components }) => {
     components.parameters.IdempotencyKey.in = 'query';
   });
@@ -93,7 +93,7 @@ test('a key that is not in the header is none', () => {
   assert.deepEqual(rules, [OURS]);
 });
 
-test('the key of the path serves, whatever the case of its name', () => {
+test('the key parameter of the path counts, with any case of its name', () => {
   const { status, problems } = lintChanged((changed) => {
     changed.paths['/jobs'].parameters.push({ ...takeKey(changed), name: 'idempotency-key' });
   });
@@ -101,7 +101,7 @@ test('the key of the path serves, whatever the case of its name', () => {
   assert.equal(status, 0);
 });
 
-test('an optional key of the operation counts above a required one of its path', () => {
+test('an optional key parameter of the operation overrides a required one of its path', () => {
   const { status, rules } = lintChanged((changed) => {
     const key = takeKey(changed);
     changed.paths['/jobs'].parameters.push(key);
@@ -111,7 +111,7 @@ test('an optional key of the operation counts above a required one of its path',
   assert.deepEqual(rules, [OURS]);
 });
 
-test('without the operation it fails', () => {
+test('without the operation, our rule fails', () => {
   const { status, rules, problems } = lintChanged((changed) => {
     changed.paths['/work'] = changed.paths['/jobs'];
     delete changed.paths['/jobs'];
@@ -135,14 +135,14 @@ const composites = {
 };
 
 for (const [what, change] of Object.entries(composites)) {
-  test(`${what} fails, by our rule`, () => {
+  test(`${what} fails our rule`, () => {
     const { status, rules } = lintChanged(({ components }) => change(components));
     assert.equal(status, 1);
     assert.ok(rules.includes('hapax/scalar-values'), rules.join());
   });
 }
 
-test('a status without Retry-After where the same request is worth another try fails', () => {
+test('a retryable status without Retry-After fails', () => {
   for (const name of ['BodyTooSlow', 'InternalError', 'QuotaExceeded']) {
     const { status, rules } = lintChanged(({ components }) => {
       delete components.responses[name].headers['Retry-After'];
@@ -153,10 +153,10 @@ test('a status without Retry-After where the same request is worth another try f
 });
 
 const examples = {
-  'of an answer': ['no-invalid-media-type-examples', ({ components }) => {
+  'of a response': ['no-invalid-media-type-examples', ({ components }) => {
     components.responses.Put.content['application/json'].example.priority = 9;
   }],
-  'with a member that is not described': ['no-invalid-media-type-examples', ({ components }) => {
+  'with an undescribed member': ['no-invalid-media-type-examples', ({ components }) => {
     components.responses.KeyReused.content['application/problem+json'].example.key = 'k';
   }],
   'of a request': ['no-invalid-media-type-examples', ({ paths }) => {

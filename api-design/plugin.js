@@ -1,6 +1,6 @@
 'use strict';
 
-// Our own rules for Redocly.
+// Our own Redocly rules.
 
 module.exports = () => ({
   id: 'hapax',

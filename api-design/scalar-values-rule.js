@@ -1,7 +1,7 @@
 'use strict';
 
-// A rule of our own for Redocly: `const` and `enum` hold scalars. Client generators cannot make a type of an array or an
-// object there, and some stop altogether. `items: {const: …}` says the same of an array's elements.
+// Redocly rule: `const` and `enum` may contain scalars only. Client generators cannot make a type of an array or an
+// object there, and some fail. For the elements of an array, use `items: {const: …}`.
 
 const scalarValues = () => ({
   Schema(schema, { location, report }) {

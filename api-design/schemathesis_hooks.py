@@ -1,7 +1,7 @@
-"""What schemathesis cannot read in the contract.
+"""Hooks and checks for what the schemas of the contract cannot express.
 
-That a name stands for one request only, which jobs there are, how integers are written, what a page and a batch are.
-And what the contract promises in words: that a repetition is harmless, and that HEAD is GET without the body.
+Hooks: a name (an idempotency key or the id of a PUT) belongs to one request, the ids of existing jobs, the format of
+integers, HTML pages and batches. Checks: a retry is safe, and HEAD is GET without the body.
 """
 
 import collections
@@ -24,16 +24,16 @@ CANCEL = "POST /jobs/{id}/cancel"
 SHOW_KEY = "GET /idempotency-keys/{key}"
 KEY = "Idempotency-Key"
 FIRST_SENT = "Repeatability-First-Sent"
-# One in so many requests stays as it was generated: what the others are spared wants to be seen, too.
+# One in KEPT requests stays as generated, so that the unchanged inputs are tested, too.
 KEPT = 8
-# What a repetition is answered, of what can be repeated.
+# The status of a retry, by operation and status of the first response.
 AGAIN = {(SUBMIT, 201): 200, (PUT, 201): 200, (PUT, 200): 200, (CHANGE, 200): 200, (CANCEL, 200): 200, (DELETE, 204): 204}
-# Header fields that differ from answer to answer.
+# Header fields that differ in each response.
 MOVING = {"date", "ratelimit", "x-request-id"}
 
-# What each name stands for: a key, in the scope of SUBMIT or CHANGE, or the id of a PUT.
+# The content of the request that used each name: a key in the scope of SUBMIT or CHANGE, or the id of a PUT.
 _meanings = {SUBMIT: {}, CHANGE: {}, PUT: {}}
-# The ETag of each job that waits, as far as it has been seen, and the jobs that have been cancelled or deleted.
+# The last known ETag of each queued job, and the jobs that are cancelled or deleted.
 _waiting = {}
 _over = []
 _prepared = set()
@@ -43,7 +43,7 @@ _turns = collections.defaultdict(itertools.count)
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
-    """Makes of a request what a client would send. A repetition is sent as it was before."""
+    """Changes a generated request into one that a client would send. A retry is sent unchanged."""
     if case.id in _prepared:
         return
     _prepared.add(case.id)
@@ -63,17 +63,15 @@ def before_call(context, case, kwargs):
 
 
 def _date(case):
-    """Dates a request now. What is a date, and which are too long ago or in the future, a schema cannot tell."""
+    """Sets the time of the first attempt to now. A schema cannot express which times are valid."""
     if FIRST_SENT in (case.headers or {}):
         case.headers[FIRST_SENT] = email.utils.formatdate(usegmt=True)
 
 
 def _separate_pointers(case):
-    """Leaves out the pointers of `unique` that lead into the place of another, and adds one where none leads to a value.
+    """Corrects the pointers of `unique`: removes one that leads into another, adds one if none leads to a value.
 
-    A schema can say neither.
-
-    Only where the body is good but for them: a bad one must not become a good one.
+    A schema cannot express these rules. Only if the body is otherwise valid: an invalid body must stay invalid.
     """
     within = case.operation.label == BATCH
     if not _fits(case, "BatchItem" if within else "NewJob"):
@@ -103,10 +101,10 @@ def _leads_to_a_value(job, pointer):
 
 
 def _find_name(case):
-    """Gives a new name to a request whose name already stands for another one.
+    """Gives a new name to a request whose name already belongs to another one.
 
-    Schemathesis likes the names of the examples and short ones, and tries body after body with them. All but the first
-    would be refused: nothing would come to the database, and a body that should have been refused would seem to be.
+    Schemathesis often uses the names of the examples and short names, with one body after another. The server would
+    refuse all except the first: the database would not be tested, and an invalid body would be refused for its name.
     """
     scope, name = _name(case)
     if name is None or _meanings[scope].get(name, _text(case)) == _text(case):
@@ -124,9 +122,9 @@ def _find_name(case):
 
 
 def _find_job(case):
-    """Leads a request to a job that waits, or now and then to one that is over, where its id is none of a job.
+    """Replaces an unknown job id by that of a queued job, and sometimes by that of a cancelled or deleted one.
 
-    Not in walks along the links: there the id comes from an answer.
+    Not in the stateful phase: there the id comes from a response.
     """
     job = _job(case)
     if job is None or job in _waiting or case.meta.phase.name.value == "stateful":
@@ -138,7 +136,7 @@ def _find_job(case):
 
 
 def _find_version(case):
-    """Adds the version that the job is of to those that a request names."""
+    """Adds the current version of the job to the versions in If-Match."""
     named = case.headers.get("If-Match")
     if named is None or named == "*" or case.meta.generation.mode.is_negative:
         return
@@ -148,9 +146,9 @@ def _find_version(case):
 
 
 def _find_key(case):
-    """Asks for a key that has been used. Which have been, a schema cannot tell."""
+    """Requests a used key. A schema cannot know the used keys."""
     known = _meanings[CHANGE if case.query.get("route") == CHANGE else SUBMIT]
-    # It sends a question mark in a path as it is, and what follows would be a query.
+    # Schemathesis does not encode a question mark in a path, so the rest would become a query.
     known = [key for key in known if "?" not in key]
     number = next(_turns["keys"])
     if known and number % KEPT and case.meta.generation.mode.is_positive:
@@ -159,7 +157,7 @@ def _find_key(case):
 
 @schemathesis.hook
 def after_call(context, case, response):
-    """Remembers what a name stands for, and how the jobs are."""
+    """Records the used names and the state of the jobs."""
     label, status, job = case.operation.label, response.status_code, _job(case)
     if label in (SUBMIT, BATCH, CHANGE, PUT) and status in (200, 201):
         scope, name = _name(case)
@@ -167,7 +165,7 @@ def after_call(context, case, response):
             _meanings[scope][name] = _text(case)
     for made in _made(label, response):
         _waiting[made["id"]] = f'"{made["version"]}"'
-        # Its content as a PUT would have to send it is not known.
+        # The content that a PUT would have to send is not known.
         _meanings[PUT].setdefault(made["id"], None)
     if job in _waiting and status == 200 and "etag" in response.headers:
         _waiting[job] = response.headers["etag"][0]
@@ -179,7 +177,7 @@ def after_call(context, case, response):
 
 
 def _made(label, response):
-    """The jobs that a request has made."""
+    """The jobs that a request has created."""
     if label in (SUBMIT, PUT) and response.status_code == 201:
         return [response.json()]
     if label == BATCH and response.status_code == 200:
@@ -188,19 +186,19 @@ def _made(label, response):
 
 
 def _name(case):
-    """The scope of the name that a request has, and the name; None where it has none."""
+    """The scope and the name of a request. The name is None if the request has none."""
     if case.operation.label == PUT:
         return PUT, _job(case)
     if case.operation.label == BATCH:
         key = case.body.get("idempotency_key") if isinstance(case.body, dict) else None
         return SUBMIT, key if isinstance(key, str) else None
-    # The same for both forms of a key, if it has no escapes.
+    # Works for both forms of a key without escapes.
     key = case.headers.get(KEY)
     return case.operation.label, None if key is None else key.partition('";')[0].strip('"')
 
 
 def _text(case):
-    """What a name stands for."""
+    """The content that a name belongs to."""
     told = case.body
     if case.operation.label == BATCH:
         told = told.get("job")
@@ -210,7 +208,7 @@ def _text(case):
 
 
 def _job(case):
-    """The id in the path, if it is one."""
+    """The id in the path, or None if it is not a UUID."""
     try:
         return str(uuid.UUID(case.path_parameters.get("id")))
     except (AttributeError, TypeError, ValueError):
@@ -221,8 +219,8 @@ def _job(case):
 def map_body(context, body):
     """Writes whole numbers without a fraction.
 
-    To JSON Schema 3.0 is an integer. The contract wants integers to be written without fraction and exponent, which it
-    can say in words only.
+    In JSON Schema, 3.0 is an integer. The contract requires integers without fraction and exponent, which a schema
+    cannot express.
     """
     if isinstance(body, dict):
         job = body["job"] if isinstance(body.get("job"), dict) else body
@@ -235,13 +233,13 @@ def map_body(context, body):
 
 @schemathesis.deserializer("text/html")
 def page(context, response):
-    """A page is a string to its schema."""
+    """The schema of a page is a string."""
     return response.text
 
 
 @schemathesis.serializer("application/x-ndjson", "application/ndjson")
 def batch(context, item):
-    """The item, no item, one that is cut off, the item again, and a good one."""
+    """The item, an empty line, a truncated item, the item again, and a valid item."""
     item = json.dumps(item, default=repr)
     digest = hashlib.sha256(item.encode()).hexdigest()
     good = {"idempotency_key": digest, "job": {"type": "contract-check", "payload": digest}}
@@ -250,7 +248,7 @@ def batch(context, item):
 
 @schemathesis.deserializer("application/x-ndjson")
 def first_line(context, response):
-    """The schema is that of one line; the others are held to it by each_item_has_an_answer_of_its_own."""
+    """The schema describes one line. each_item_has_an_answer_of_its_own checks the other lines."""
     return _lines(response)[0]
 
 
@@ -260,35 +258,35 @@ def _lines(response):
 
 @schemathesis.check
 def repetition_is_the_first_answer(context, response, case):
-    """The same request again: the same answer, but that what has been made is not made."""
+    """A retry gets the same response, with the status for what already exists."""
     label = case.operation.label
     keyed = label in (SUBMIT, CHANGE) and KEY in case.headers
     status = AGAIN.get((label, response.status_code))
     if status is None or (label == CHANGE and not keyed):
         return
     again = _again(case, status)
-    # PUT promises the same members, all others the same bytes.
+    # PUT promises the same members, the other operations the same bytes.
     same = again.json() == response.json() if label == PUT else again.content == response.content
-    assert same, f"The repetition's body is another one: {again.text}"
+    assert same, f"The retry got another body: {again.text}"
     for name in ("location", "etag", "idempotency-expires"):
-        assert again.headers.get(name) == response.headers.get(name), f"The repetition's {name} is another one"
-    assert not keyed or again.headers["idempotent-replayed"] == ["true"], "The repetition does not say that it is one"
+        assert again.headers.get(name) == response.headers.get(name), f"The retry got another {name}"
+    assert not keyed or again.headers["idempotent-replayed"] == ["true"], "The retry got no Idempotent-Replayed: true"
 
 
 @schemathesis.check
 def each_item_has_an_answer_of_its_own(context, response, case):
-    """A line for each item, good or bad; the same again is 200 for what has been done."""
+    """The response has a line for each item, valid or not. In a retry, the lines of items that succeeded have 200."""
     if case.operation.label != BATCH or response.status_code != 200:
         return
     lines = _lines(response)
-    assert [line["item"] for line in lines] == [0, 1, 2, 3], f"Not a line for each item: {response.text}"
+    assert [line["item"] for line in lines] == [0, 1, 2, 3], f"Not one line for each item: {response.text}"
     for line in lines:
         _schema(case, "BatchAnswer").validate(line)
     first, cut_off, repeated, good = lines
     expected = (200, 201, 422) if _fits(case, "BatchItem") else (400,)
-    assert first["status"] in expected, f"The item was answered {first['status']}, not one of {expected}"
-    assert cut_off["status"] == 400, f"What is not JSON was answered {cut_off['status']}"
-    assert good["status"] in (200, 201), f"A good item was answered {good['status']}"
+    assert first["status"] in expected, f"The item got {first['status']}, expected one of {expected}"
+    assert cut_off["status"] == 400, f"An item that is not JSON got {cut_off['status']}"
+    assert good["status"] in (200, 201), f"A valid item got {good['status']}"
     _hold_repeated(first, repeated)
     for line, again in zip(lines, _lines(_again(case, 200)), strict=True):
         _hold_repeated(line, again)
@@ -296,10 +294,10 @@ def each_item_has_an_answer_of_its_own(context, response, case):
 
 def _hold_repeated(line, again):
     done = line["status"] in (200, 201)
-    assert again["status"] == (200 if done else line["status"]), f"The repeated item was answered {again['status']}"
+    assert again["status"] == (200 if done else line["status"]), f"The repeated item got {again['status']}"
     for name in ("job", "location", "idempotency_expires"):
-        assert again.get(name) == line.get(name), f"The repeated item's {name} is another one: {again.get(name)}"
-    assert not done or again["idempotent_replayed"], "The repeated item does not say that it is one"
+        assert again.get(name) == line.get(name), f"The repeated item got another {name}: {again.get(name)}"
+    assert not done or again["idempotent_replayed"], "The repeated item got no idempotent_replayed: true"
 
 
 def _fits(case, name):
@@ -317,23 +315,23 @@ def _schema(case, name):
 def _again(case, status):
     again = case.call()
     case.operation.validate_response(again)
-    assert again.status_code == status, f"The repetition was answered {again.status_code}"
+    assert again.status_code == status, f"The retry got {again.status_code}"
     return again
 
 
 @schemathesis.check
 def head_is_get_without_the_body(context, response, case):
-    """The same status and header fields, and no body, for errors as well."""
+    """HEAD gets the same status and header fields as GET, and no body. This includes errors."""
     if case.method != "GET" or next(_turns["heads", case.operation.label]) % KEPT:
         return
     request = response.request.copy()
     request.method = "HEAD"
     with requests.Session() as session:
         head = session.send(request, timeout=20, allow_redirects=False)
-    assert head.status_code == response.status_code, f"HEAD was answered {head.status_code}"
-    assert not head.content, f"HEAD was answered with a body: {head.text}"
+    assert head.status_code == response.status_code, f"HEAD got {head.status_code}"
+    assert not head.content, f"HEAD got a body: {head.text}"
     fields = {name.lower(): [value] for name, value in head.headers.items()}
-    assert fields.keys() == response.headers.keys(), f"HEAD was answered with other header fields: {sorted(fields)}"
-    # Of queues the answer tells how old the oldest job is by now.
+    assert fields.keys() == response.headers.keys(), f"HEAD got other header fields: {sorted(fields)}"
+    # The response of /queues contains the age of the oldest job, so its length can change.
     for name in fields.keys() - MOVING - ({"content-length"} if case.path == "/queues" else set()):
-        assert fields[name] == response.headers[name], f"HEAD was answered with another {name}: {fields[name]}"
+        assert fields[name] == response.headers[name], f"HEAD got another {name}: {fields[name]}"
