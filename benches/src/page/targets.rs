@@ -78,17 +78,22 @@ fn throughput(results: &Results) -> Vec<Target> {
     };
     let hapax = Some(&busy);
     let mut targets = vec![
-        ratio("New jobs, 256 connections, to by hand (B), best", Bound::AtLeast(4.0), hapax, by_hand),
-        ratio("New jobs, 256 connections, to tutorial (C), best", Bound::AtLeast(5.0), hapax, tutorial),
-        ratio("New jobs, 256 connections, to the best peer (F)", Bound::MoreThan(1.0), hapax, peer),
-        ratio("Replays of one key, to a bare handler (D)", Bound::AtLeast(0.85), Some(&Row::OneKey), Some(&Row::Bare)),
-        ratio("Replays of many keys, to a bare handler (D)", Bound::AtLeast(0.7), many, Some(&Row::Bare)),
+        ratio("New jobs, 256 connections, relative to by hand (B), best", Bound::AtLeast(4.0), hapax, by_hand),
+        ratio("New jobs, 256 connections, relative to tutorial (C), best", Bound::AtLeast(5.0), hapax, tutorial),
+        ratio("New jobs, 256 connections, relative to the best peer (F)", Bound::MoreThan(1.0), hapax, peer),
+        ratio(
+            "Replays of one key, relative to a bare handler (D)",
+            Bound::AtLeast(0.85),
+            Some(&Row::OneKey),
+            Some(&Row::Bare),
+        ),
+        ratio("Replays of many keys, relative to a bare handler (D)", Bound::AtLeast(0.7), many, Some(&Row::Bare)),
     ];
     for keys in [MILLION, 10 * MILLION] {
-        let claim = format!("New jobs with {} keys stored, to an empty ledger (E)", grouped(keys));
+        let claim = format!("New jobs with {} keys stored, relative to an empty database (E)", grouped(keys));
         targets.push(ratio(&claim, Bound::AtLeast(0.8), Some(&Row::Filled { keys }), hapax));
     }
-    let claim = "New jobs while expired keys are purged, to an empty ledger (E)";
+    let claim = "New jobs while expired keys are purged, relative to an empty database (E)";
     targets.push(ratio(claim, Bound::AtLeast(0.8), Some(&Row::Purging), hapax));
     targets
 }
@@ -103,17 +108,17 @@ fn others(results: &Results) -> Vec<Target> {
         .map(|memory| memory.bytes.saturating_sub(memory.replay_cache_limit_bytes) as f64 / f64::from(1 << 20));
     vec![
         target(
-            "p99 while expired keys are purged, to an empty ledger (E)",
+            "p99 while expired keys are purged, relative to an empty database (E)",
             Bound::AtMost(2.0),
             results.ratio((&Row::Purging, &busy), |measurement| measurement.p99_us),
         ),
         target(
-            "p50 of one connection, to by hand with one client (B)",
+            "p50 of one connection, relative to by hand with one client (B)",
             Bound::AtMost(1.2),
             results.ratio((&alone, &Row::ByHand { clients: 1 }), |measurement| measurement.p50_us),
         ),
         target(
-            "CPU for a job, 256 connections: the server's to PostgreSQL's (A)",
+            "CPU for a job, 256 connections: server relative to PostgreSQL (A)",
             Bound::LessThan(1.0),
             results.spread(&busy, server_to_postgres),
         ),
