@@ -1,18 +1,18 @@
-//! Every metric by name, and what it means. Metrics are registered from here, and `docs/metrics.md` is written from
-//! here.
+//! The name, type and meaning of every metric. Metrics are registered from this file, and `docs/metrics.md` is
+//! generated from it.
 
 use std::fmt::Write;
 
-/// One metric, as Prometheus and a reader know it.
+/// The description of one metric.
 pub struct Description {
-    /// Without the prefix, and without the `_total` that the exposition gives a counter.
+    /// Without the prefix, and without the suffix `_total` or `_info` that the exposition adds.
     pub(super) name: &'static str,
     kind: Kind,
     unit: &'static str,
     labels: &'static [&'static str],
-    /// In a few words, for the exposition.
+    /// One line, shown on `/metrics`.
     pub(super) help: &'static str,
-    /// What its values tell whoever looks at it.
+    /// How to read its values.
     meaning: &'static str,
 }
 
@@ -31,8 +31,8 @@ pub(super) const BUILD: Description = Description {
     kind: Kind::Info,
     unit: "none",
     labels: &["version"],
-    help: "The release that runs",
-    meaning: "Always 1; the label tells the release. Two values at once: a deploy is under way.",
+    help: "The running release",
+    meaning: "Always 1; the label `version` is the release. Two versions at the same time: a deploy is in progress.",
 };
 
 pub(super) const START_TIME: Description = Description {
@@ -41,7 +41,7 @@ pub(super) const START_TIME: Description = Description {
     unit: "seconds since 1970",
     labels: &[],
     help: "When the process started",
-    meaning: "It changes when the process is replaced: more often than you deploy is a crash loop.",
+    meaning: "Changes when the process restarts. More changes than deploys: a crash loop.",
 };
 
 pub(super) const READY: Description = Description {
@@ -49,9 +49,9 @@ pub(super) const READY: Description = Description {
     kind: Kind::Gauge,
     unit: "0 or 1",
     labels: &[],
-    help: "Whether requests are welcome",
-    meaning: "What `/readyz` would say at the moment of the scrape. 0: shutting down, or the database is away, \
-              read-only, too old in its schema or not durable.",
+    help: "Whether the replica is ready to take requests",
+    meaning: "The result of `/readyz` at the time of the scrape. 0: the replica is shutting down, or the database is \
+              unreachable, read-only, not durable, or does not have the schema that this release needs.",
 };
 
 pub(super) const HTTP_REQUESTS: Description = Description {
@@ -60,8 +60,7 @@ pub(super) const HTTP_REQUESTS: Description = Description {
     unit: "requests",
     labels: &["method", "route", "status"],
     help: "Requests answered, by method, route template and status",
-    meaning: "Traffic and errors. A path that does not exist has the route `(none)`, a method that nobody knows is \
-              `other`.",
+    meaning: "Traffic and errors. An unknown path has the route `(none)`; an unknown method is `other`.",
 };
 
 pub(super) const HTTP_REQUEST_DURATION: Description = Description {
@@ -69,8 +68,8 @@ pub(super) const HTTP_REQUEST_DURATION: Description = Description {
     kind: Kind::Histogram,
     unit: "seconds",
     labels: &["method", "route"],
-    help: "From a request's head to its answer",
-    meaning: "Latency as the server sees it; the time that a body takes to arrive is in it.",
+    help: "Time from the end of a request's head to its answer",
+    meaning: "Latency as the server sees it. Includes the time that the body takes to arrive.",
 };
 
 pub(super) const HTTP_REQUESTS_IN_FLIGHT: Description = Description {
@@ -78,8 +77,8 @@ pub(super) const HTTP_REQUESTS_IN_FLIGHT: Description = Description {
     kind: Kind::Gauge,
     unit: "requests",
     labels: &[],
-    help: "Requests being worked on",
-    meaning: "Near its limit: the database is slower than what comes in.",
+    help: "Requests in flight",
+    meaning: "Near its limit: requests arrive faster than the database can serve them.",
 };
 
 pub(super) const HTTP_REQUESTS_IN_FLIGHT_LIMIT: Description = Description {
@@ -87,8 +86,8 @@ pub(super) const HTTP_REQUESTS_IN_FLIGHT_LIMIT: Description = Description {
     kind: Kind::Gauge,
     unit: "requests",
     labels: &[],
-    help: "How many requests may be worked on at once",
-    meaning: "`server.requests_in_flight`. One more is answered 503 `overloaded`.",
+    help: "Maximum number of requests in flight",
+    meaning: "`server.requests_in_flight`. Further requests get 503 `overloaded`.",
 };
 
 pub(super) const HTTP_CONNECTIONS: Description = Description {
@@ -97,7 +96,7 @@ pub(super) const HTTP_CONNECTIONS: Description = Description {
     unit: "connections",
     labels: &[],
     help: "Open connections from clients or the load balancer",
-    meaning: "Idle ones included. Near its limit, new ones wait in the system's queue.",
+    meaning: "Includes idle connections. At its limit, new connections wait in the backlog of the operating system.",
 };
 
 pub(super) const HTTP_CONNECTIONS_LIMIT: Description = Description {
@@ -105,8 +104,8 @@ pub(super) const HTTP_CONNECTIONS_LIMIT: Description = Description {
     kind: Kind::Gauge,
     unit: "connections",
     labels: &[],
-    help: "How many connections may be open at once",
-    meaning: "`server.connections`, or what the limit on file descriptors leaves.",
+    help: "Maximum number of open client connections",
+    meaning: "`server.connections`, or what the limit on file descriptors allows.",
 };
 
 pub(super) const HTTP_BODY_BYTES: Description = Description {
@@ -114,9 +113,9 @@ pub(super) const HTTP_BODY_BYTES: Description = Description {
     kind: Kind::Gauge,
     unit: "bytes",
     labels: &[],
-    help: "Memory that request and answer bodies take",
-    meaning: "Small bodies are not counted; `server.requests_in_flight` bounds them. Near its limit: large bodies arrive \
-              faster than they are worked on, or clients do not read their answers.",
+    help: "Memory used by request and answer bodies",
+    meaning: "Small bodies are not counted; `server.requests_in_flight` bounds them. Near its limit: large bodies \
+              arrive faster than the server processes them, or clients do not read their answers.",
 };
 
 pub(super) const HTTP_BODY_BYTES_LIMIT: Description = Description {
@@ -124,8 +123,8 @@ pub(super) const HTTP_BODY_BYTES_LIMIT: Description = Description {
     kind: Kind::Gauge,
     unit: "bytes",
     labels: &[],
-    help: "How much memory bodies may take",
-    meaning: "`server.body_bytes_in_flight`. One more is answered 503 `overloaded`.",
+    help: "Maximum memory for request and answer bodies",
+    meaning: "`server.body_bytes_in_flight`. A body that does not fit gets 503 `overloaded`.",
 };
 
 pub(super) const SHED_REQUESTS: Description = Description {
@@ -133,16 +132,18 @@ pub(super) const SHED_REQUESTS: Description = Description {
     kind: Kind::Counter,
     unit: "requests",
     labels: &["reason"],
-    help: "Requests refused with 503 to keep the rest going, by why",
-    meaning: "`in_flight`: more than may be worked on at once. `tenant_in_flight`: more than one tenant's share of them. \
-              `body_bytes`: bodies take `server.body_bytes_in_flight`. `tenant_body_bytes`: one tenant's bodies take \
-              `server.body_bytes_in_flight_per_tenant`. `cpu`: large bodies of one tenant waited for a CPU until their \
-              deadline. `waited`: no connection to the database came free, or no writer, within \
-              `database.acquire_timeout`. `tenant_waited`: none of the connections that one tenant may use, which is half of a \
-              pool, or its only one. `queue_full`: `intake.queue_jobs` or `intake.queue_bytes` are waiting to be written. \
-              `tenant_queue_full`: half of that is one tenant's. `outage`: the database has been away for longer than that, and it was another request's turn to look. \
-              `unknown_tokens`: too many requests wait for the look-up of a token that this replica has not seen \
-              before, or one has waited for 2 s.",
+    help: "Requests shed with 503, by reason",
+    meaning: "`in_flight`: `server.requests_in_flight` is reached. `tenant_in_flight`: one tenant has reached \
+              `server.requests_in_flight_per_tenant`. `body_bytes`: a request or answer body does not fit into \
+              `server.body_bytes_in_flight`. `tenant_body_bytes`: one tenant's bodies do not fit into \
+              `server.body_bytes_in_flight_per_tenant`. `cpu`: a large body waited for one of its tenant's CPUs until \
+              the request's deadline. `waited`: no database connection or writer became free within \
+              `database.acquire_timeout`. `tenant_waited`: within that time, none of the tenant's share of a \
+              connection pool became free; the share is half of the pool, or its only connection. `queue_full`: \
+              `intake.queue_jobs` or `intake.queue_bytes` is reached. `tenant_queue_full`: one tenant has reached half \
+              of either. `outage`: the circuit breaker is open, because the database has been unreachable for longer \
+              than `database.acquire_timeout`; one request every 250 ms still tries. `unknown_tokens`: too many \
+              requests wait for the look-up of a token that this replica has never seen, or one waited for 2 s.",
 };
 
 pub(super) const QUOTA_REFUSALS: Description = Description {
@@ -150,9 +151,9 @@ pub(super) const QUOTA_REFUSALS: Description = Description {
     kind: Kind::Counter,
     unit: "requests",
     labels: &["policy"],
-    help: "Requests refused with 429, by the quota that was used up",
-    meaning: "`requests`: of a token. `creations`: of a tenant. `replays`: one key sent too often, a client that retries in a \
-              tight loop.",
+    help: "Requests refused with 429, by quota",
+    meaning: "`requests`: the requests of one token. `creations`: the new jobs of one tenant. `replays`: the requests \
+              with one idempotency key; the client retries in a tight loop.",
 };
 
 pub(super) const IDEMPOTENCY_OUTCOMES: Description = Description {
@@ -160,10 +161,11 @@ pub(super) const IDEMPOTENCY_OUTCOMES: Description = Description {
     kind: Kind::Counter,
     unit: "requests",
     labels: &["route", "outcome"],
-    help: "Requests on keyed routes, by what became of them",
-    meaning: "`created`, `changed`, `deduplicated` (another key's job has the content), `replayed`: answered 2xx. \
-              `mismatch`: 422, a client's bug. `in_flight`: 409. `refused`: the key was not touched. `unknown`: 503 `outcome-unknown`, an attempt was lost and what became of it could not be \
-              found out in time.",
+    help: "Requests and batch items that need or have an idempotency key, by outcome",
+    meaning: "`created`, `changed`, `deduplicated` (a job with the same unique content exists under another key), \
+              `replayed`: 2xx. `mismatch`: 422, a bug in the client. `in_flight`: 409. `refused`: the request did not \
+              use the key. `unknown`: 503 `outcome-unknown`; an attempt was lost, and the server could not find out in \
+              time whether it was committed.",
 };
 
 pub(super) const REPLAY_CACHE_LOOKUPS: Description = Description {
@@ -171,9 +173,10 @@ pub(super) const REPLAY_CACHE_LOOKUPS: Description = Description {
     kind: Kind::Counter,
     unit: "look-ups",
     labels: &["result"],
-    help: "Keys looked for in memory before the database is asked",
-    meaning: "`remembered`: a replay that cost the database nothing. Far more replays than that: they come to other replicas \
-              than the first request did, later than ten minutes, or `idempotency.replay_cache_bytes` is too small.",
+    help: "Look-ups of an idempotency key in the replay cache",
+    meaning: "`remembered`: answered without the database. Many more replays than that: they arrive at another replica \
+              than the first request or more than ten minutes after it, or `idempotency.replay_cache_bytes` is too \
+              small.",
 };
 
 pub(super) const REPLAY_CACHE_BYTES: Description = Description {
@@ -181,8 +184,8 @@ pub(super) const REPLAY_CACHE_BYTES: Description = Description {
     kind: Kind::Gauge,
     unit: "bytes",
     labels: &[],
-    help: "What the remembered outcomes take",
-    meaning: "It grows up to its limit and stays there: what has expired makes room when room is needed.",
+    help: "Memory used by the replay cache",
+    meaning: "Grows to its limit and stays there. Expired entries are removed only when space is needed.",
 };
 
 pub(super) const REPLAY_CACHE_LIMIT_BYTES: Description = Description {
@@ -190,7 +193,7 @@ pub(super) const REPLAY_CACHE_LIMIT_BYTES: Description = Description {
     kind: Kind::Gauge,
     unit: "bytes",
     labels: &[],
-    help: "What the remembered outcomes may take",
+    help: "Maximum memory for the replay cache",
     meaning: "`idempotency.replay_cache_bytes`.",
 };
 
@@ -199,8 +202,8 @@ pub(super) const INTAKE_QUEUE: Description = Description {
     kind: Kind::Gauge,
     unit: "jobs",
     labels: &[],
-    help: "Submissions that wait to be written, or are being written",
-    meaning: "Near its limit: the database is slower than what comes in.",
+    help: "Submissions that are queued or being written",
+    meaning: "Near its limit: submissions arrive faster than the database can write them.",
 };
 
 pub(super) const INTAKE_QUEUE_LIMIT: Description = Description {
@@ -208,8 +211,8 @@ pub(super) const INTAKE_QUEUE_LIMIT: Description = Description {
     kind: Kind::Gauge,
     unit: "jobs",
     labels: &[],
-    help: "How many submissions may wait to be written",
-    meaning: "`intake.queue_jobs`. One more is answered 503 `overloaded`.",
+    help: "Maximum number of submissions in the intake queue",
+    meaning: "`intake.queue_jobs`. Further submissions get 503 `overloaded`.",
 };
 
 pub(super) const INTAKE_BATCH: Description = Description {
@@ -217,8 +220,8 @@ pub(super) const INTAKE_BATCH: Description = Description {
     kind: Kind::Histogram,
     unit: "jobs",
     labels: &[],
-    help: "Submissions in one statement",
-    meaning: "1 when it is quiet. At `intake.batch_jobs` for long: the database is the bottleneck.",
+    help: "Submissions in one group commit",
+    meaning: "1 under low load. At `intake.batch_jobs` for long: the database is the bottleneck.",
 };
 
 pub(super) const INTAKE_WAIT: Description = Description {
@@ -226,8 +229,9 @@ pub(super) const INTAKE_WAIT: Description = Description {
     kind: Kind::Histogram,
     unit: "seconds",
     labels: &[],
-    help: "How long the first submission of a batch has waited for a writer",
-    meaning: "As long as a statement takes, when there is load. A submission that waits for `database.acquire_timeout` gets 503.",
+    help: "Time that the first submission of a batch waited for a writer",
+    meaning: "Under load, about the time of one statement. A submission that waits for `database.acquire_timeout` gets \
+              503.",
 };
 
 pub(super) const INTAKE_SPLITS: Description = Description {
@@ -235,9 +239,9 @@ pub(super) const INTAKE_SPLITS: Description = Description {
     kind: Kind::Counter,
     unit: "batches",
     labels: &["reason"],
-    help: "Batches that failed and were sent again in parts",
-    meaning: "`locked`: a transaction elsewhere holds a key for more than 20 ms. `refused`: PostgreSQL would not have one of the \
-              jobs, which is a defect: its request is answered 500 and logged.",
+    help: "Batches that failed and were split",
+    meaning: "`locked`: another transaction held an idempotency key for more than 20 ms. `refused`: PostgreSQL \
+              rejected one of the jobs. That is a defect in Hapax: the request gets 500 and the error is logged.",
 };
 
 pub(super) const TOKEN_LOOKUPS: Description = Description {
@@ -245,9 +249,9 @@ pub(super) const TOKEN_LOOKUPS: Description = Description {
     kind: Kind::Counter,
     unit: "look-ups",
     labels: &["result"],
-    help: "Tokens that the database was asked about",
-    meaning: "`known`: one a token and `access.cache_life`. `unknown`: garbage, or a token that was revoked. `failed`: the \
-              database did not say.",
+    help: "Look-ups of tokens in the database",
+    meaning: "`known`: a valid token, about one look-up for each in `access.cache_life`. `unknown`: an invalid, \
+              expired or revoked token. `failed`: the database did not answer.",
 };
 
 pub(super) const DATABASE_RETRIES: Description = Description {
@@ -255,9 +259,10 @@ pub(super) const DATABASE_RETRIES: Description = Description {
     kind: Kind::Counter,
     unit: "attempts",
     labels: &["reason"],
-    help: "Statements sent again, by why",
-    meaning: "`connect`: no connection could be opened, or an idle one had died. `lost`: one broke under way. `stale`: a migration, a failover or \
-              a pooler made its prepared statements useless. `collided`: a deadlock or a serialization failure.",
+    help: "Statements that were retried, by reason",
+    meaning: "`connect`: no connection could be opened, or an idle connection was dead. `lost`: a connection broke \
+              during a statement. `stale`: a migration, a failover or a pooler invalidated the prepared statements. \
+              `collided`: a deadlock or a serialization failure.",
 };
 
 pub(super) const DATABASE_CONNECTIONS: Description = Description {
@@ -266,9 +271,9 @@ pub(super) const DATABASE_CONNECTIONS: Description = Description {
     unit: "connections",
     labels: &["pool", "state"],
     help: "Connections to PostgreSQL, by pool and state",
-    meaning: "`busy` at the pool's limit for long: requests wait for a connection. One tenant uses at most half of intake and of \
-              reads, or the only one. Pools: writers, intake, reads, \
-              known_tokens, unknown_tokens, purge, probes, metrics.",
+    meaning: "`busy` at the pool's limit for long: requests wait for a connection. One tenant uses at most half of \
+              `intake` and of `reads`, or the only connection. Pools: `writers`, `intake`, `reads`, `known_tokens`, \
+              `unknown_tokens`, `purge`, `probes`, `metrics`.",
 };
 
 pub(super) const DATABASE_CONNECTIONS_LIMIT: Description = Description {
@@ -276,9 +281,9 @@ pub(super) const DATABASE_CONNECTIONS_LIMIT: Description = Description {
     kind: Kind::Gauge,
     unit: "connections",
     labels: &["pool"],
-    help: "How many connections a pool may have",
-    meaning: "`intake.writers`, `intake.connections` and `database.connections`; the others are fixed. Their sum, times the replicas, must \
-              fit PostgreSQL's `max_connections`.",
+    help: "Maximum number of connections in a pool",
+    meaning: "`writers`: `intake.writers`; `intake`: `intake.connections`; `reads`: `database.connections`; the others \
+              have one each. Their sum times the number of replicas must fit into PostgreSQL's `max_connections`.",
 };
 
 pub(super) const DATABASE_CONNECTION_WAIT: Description = Description {
@@ -286,8 +291,9 @@ pub(super) const DATABASE_CONNECTION_WAIT: Description = Description {
     kind: Kind::Histogram,
     unit: "seconds",
     labels: &["pool"],
-    help: "How long a statement waited for a connection that it got",
-    meaning: "The queue in front of the database; opening a new connection is in it.",
+    help: "Time that a statement waited for a connection",
+    meaning: "The queue in front of the database. Includes the time to open a new connection; counts only statements \
+              that got a connection.",
 };
 
 pub(super) const PURGED_KEYS: Description = Description {
@@ -296,7 +302,7 @@ pub(super) const PURGED_KEYS: Description = Description {
     unit: "keys",
     labels: &[],
     help: "Expired keys deleted",
-    meaning: "In the long run as many as are created.",
+    meaning: "In the long run, as many as are created.",
 };
 
 pub(super) const PURGE_FAILURES: Description = Description {
@@ -304,8 +310,8 @@ pub(super) const PURGE_FAILURES: Description = Description {
     kind: Kind::Counter,
     unit: "rounds",
     labels: &[],
-    help: "Rounds of purging that failed",
-    meaning: "Harmless now and then; in a row, the table grows.",
+    help: "Purge rounds that failed",
+    meaning: "A single failure is harmless. Repeated failures: the table `idempotency_keys` grows.",
 };
 
 pub(super) const PURGE_LAG: Description = Description {
@@ -313,8 +319,8 @@ pub(super) const PURGE_LAG: Description = Description {
     kind: Kind::Gauge,
     unit: "seconds",
     labels: &[],
-    help: "How long the oldest expired key has waited for the purger",
-    meaning: "A few times `purge.interval` is well. NaN: the database could not be asked.",
+    help: "Time since the oldest unpurged key expired",
+    meaning: "A few times `purge.interval` is normal. NaN: the database did not answer the scrape.",
 };
 
 pub(super) const LOG_LINES_LOST: Description = Description {
@@ -322,8 +328,8 @@ pub(super) const LOG_LINES_LOST: Description = Description {
     kind: Kind::Counter,
     unit: "lines",
     labels: &[],
-    help: "Lines of the log that could not be written",
-    meaning: "More than none: whoever reads standard output stalls, or has gone. Requests do not wait for it.",
+    help: "Log lines that were lost",
+    meaning: "Above 0: the reader of standard output is too slow or has closed it. Requests never wait for the log.",
 };
 
 const CATALOGUE: [&Description; 31] = [
@@ -361,7 +367,7 @@ const CATALOGUE: [&Description; 31] = [
 ];
 
 impl Description {
-    /// As it stands in the exposition.
+    /// The name on `/metrics`.
     fn exposed_name(&self) -> String {
         let suffix = match self.kind {
             Kind::Info => "_info",
@@ -383,11 +389,12 @@ impl Kind {
     }
 }
 
-/// `docs/metrics.md`, which `hapax metrics` prints.
+/// The text of `docs/metrics.md`, which `hapax metrics` prints.
 pub fn document() -> String {
-    let mut text = "# Metrics\n\nWhat `/metrics` shows, at the address of `metrics.bind`. This page is what `hapax metrics` \
-                    prints; a test holds it to the code. Each series belongs to one replica: sum over `instance` for \
-                    the service.\n\n| metric | type | unit | labels | what it is | what it tells |\n|---|---|---|---|---|---|\n"
+    let mut text = "# Metrics\n\nThe metrics on `/metrics`, at the address `metrics.bind`. `hapax metrics` prints \
+                    this page; do not edit it by hand. Each series belongs to one replica: sum over `instance` for \
+                    the whole service.\n\n| metric | type | unit | labels | what it counts | how to read it |\n\
+                    |---|---|---|---|---|---|\n"
         .to_owned();
     for metric in CATALOGUE {
         let labels: Vec<String> = metric.labels.iter().map(|label| format!("`{label}`")).collect();

@@ -1,26 +1,26 @@
-//! By what metrics are told apart. No label holds anything that a client chooses.
+//! The labels of the metrics. No label has a value that a client chooses.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use thiserror::Error;
 
-/// What became of a request under a key.
+/// The outcome of a request with an idempotency key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyedOutcome {
     Created,
-    /// It changed a job that was there.
+    /// It changed an existing job.
     Changed,
-    /// Another key's job has the same content.
+    /// A job with the same unique content exists under another key.
     Deduplicated,
     Replayed,
     Mismatch,
     InFlight,
-    /// Answered without touching the key.
+    /// Answered without using the key.
     Refused,
-    /// The deadline came before the database's answer.
+    /// An attempt was lost, and the deadline passed before the server knew whether it was committed.
     Unknown,
 }
 
-/// What the database said of a token.
+/// The result of looking up a token in the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenLookup {
     Known,
@@ -28,7 +28,7 @@ pub enum TokenLookup {
     Failed,
 }
 
-/// Whether a key was found in memory.
+/// Whether a key was found in the replay cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recall {
     Remembered,
@@ -38,49 +38,49 @@ pub enum Recall {
 /// Why a batch of submissions was split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
-    /// Somebody holds one of its keys.
+    /// Another transaction holds one of its keys.
     Locked,
-    /// PostgreSQL refused it, because of one of them maybe.
+    /// PostgreSQL rejected it, perhaps because of a single submission.
     Refused,
 }
 
 /// Why a statement was sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
-    /// No connection could be opened, or an idle one had died before anything was sent on it.
+    /// No connection could be opened, or an idle connection was dead before anything was sent on it.
     Connect,
-    /// The connection was lost under way.
+    /// The connection was lost during the statement.
     Lost,
-    /// The session's prepared statements no longer fit.
+    /// The session's prepared statements are no longer valid.
     Stale,
     /// A deadlock or a serialization failure.
     Collided,
 }
 
-/// Why a request is refused before anything is done for it.
+/// Why a request is shed, before anything is written for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Shed {
-    #[error("as many requests as may be are being worked on")]
+    #[error("too many requests are in flight")]
     InFlight,
-    #[error("as many requests of one tenant as may be are being worked on")]
+    #[error("too many requests of one tenant are in flight")]
     TenantInFlight,
-    #[error("the bodies of all requests and answers take as much memory as they may")]
+    #[error("request and answer bodies use all the memory that they may")]
     BodyBytes,
-    #[error("the bodies of one tenant's requests and answers take as much memory as they may")]
+    #[error("one tenant's request and answer bodies use all the memory that they may")]
     TenantBodyBytes,
     #[error("too many large bodies of one tenant are waiting for a CPU")]
     Cpu,
-    #[error("no connection to the database came free in time")]
+    #[error("no database connection became free in time")]
     Waited,
-    #[error("none of the tenant's connections to the database came free in time")]
+    #[error("none of the tenant's database connections became free in time")]
     TenantWaited,
-    #[error("as many submissions as may be are waiting to be written")]
+    #[error("the intake queue is full")]
     QueueFull,
-    #[error("as many submissions of one tenant as may be are waiting to be written")]
+    #[error("one tenant's share of the intake queue is full")]
     TenantQueueFull,
-    #[error("the database is away, and another request is looking whether it is back")]
+    #[error("the database is unreachable and the circuit breaker is open")]
     Outage,
-    #[error("too many tokens that this replica has not seen are being looked up, or one for too long")]
+    #[error("too many look-ups of tokens that this replica has never seen, or one took too long")]
     UnknownTokens,
 }
 

@@ -1,7 +1,7 @@
-//! Every metric that Hapax has, in one place.
+//! All metrics of Hapax.
 //!
-//! `catalogue` says what each is called and means, `labels` by what its series are told apart; here they are moved.
-//! Counters and histograms are moved where things happen; gauges are read when Prometheus asks.
+//! `catalogue` describes each metric, `labels` has their labels, and [`Metrics`] updates them. Counters and histograms
+//! are updated where the events happen. Gauges are read at each scrape.
 
 mod catalogue;
 mod labels;
@@ -24,7 +24,7 @@ use prometheus_client::registry::{Metric, Registry};
 use catalogue::*;
 use labels::*;
 
-/// A cheap handle on all metrics of the process.
+/// A handle to all metrics of the process. Cheap to clone.
 #[derive(Clone)]
 pub struct Metrics {
     catalogue: Arc<Catalogue>,
@@ -63,10 +63,10 @@ struct Catalogue {
     log_lines_lost: Counter,
 }
 
-/// An open connection, counted until this is dropped.
+/// An open client connection. It is counted until this is dropped.
 pub struct CountedConnection(Metrics);
 
-/// A gauge and its limit, as read at one moment.
+/// One reading of a gauge and its limit.
 #[derive(Clone, Copy, Debug)]
 pub struct Usage {
     pub now: usize,
@@ -166,13 +166,13 @@ impl Metrics {
         histogram.observe(duration.as_secs_f64());
     }
 
-    /// Counts what became of a request on a keyed route, such as `POST /jobs`.
+    /// Counts the outcome of a request on a route that takes an idempotency key, such as `POST /jobs`.
     pub fn count_outcome(&self, route: &'static str, outcome: KeyedOutcome) {
         let labels = OutcomeLabels { route, outcome: outcome.name() };
         self.catalogue.idempotency_outcomes.get_or_create(&labels).inc();
     }
 
-    /// Says that there is a keyed route, so that all its outcomes are shown from the start.
+    /// Creates all outcome series of a route, so that they are exposed from the start.
     pub fn expect_outcomes(&self, route: &'static str) {
         for outcome in KeyedOutcome::ALL {
             let labels = OutcomeLabels { route, outcome: outcome.name() };
@@ -180,7 +180,7 @@ impl Metrics {
         }
     }
 
-    /// Likewise for a quota.
+    /// Creates the series of a quota, so that it is exposed from the start.
     pub fn expect_quota_refusals(&self, policy: &'static str) {
         drop(self.catalogue.quota_refusals.get_or_create(&QuotaLabels { policy }));
     }
@@ -189,12 +189,12 @@ impl Metrics {
         self.catalogue.replay_cache_lookups.get_or_create(&LookupLabels { result: recall.name() }).inc();
     }
 
-    /// How many submissions one statement has carried.
+    /// The number of submissions in one statement.
     pub fn observe_batch(&self, jobs: usize) {
         self.catalogue.intake_batch.observe(jobs as f64);
     }
 
-    /// How long the first of them had waited for a writer.
+    /// How long the first submission of a batch waited for a writer.
     pub fn observe_intake_wait(&self, wait: Duration) {
         self.catalogue.intake_wait.observe(wait.as_secs_f64());
     }
@@ -225,7 +225,7 @@ impl Metrics {
         self.catalogue.database_connection_wait.get_or_create(&PoolLabels { pool }).observe(wait.as_secs_f64());
     }
 
-    /// Counts a client's connection until what is returned is dropped.
+    /// Counts a client's connection until the returned value is dropped.
     pub fn count_connection(&self) -> CountedConnection {
         self.catalogue.http_connections.inc();
         CountedConnection(self.clone())
@@ -279,7 +279,7 @@ impl Metrics {
         self.catalogue.database_connections_limit.get_or_create(&PoolLabels { pool }).set(gauge(reading.limit));
     }
 
-    /// `None` where the database could not be asked: no number is better than an old one.
+    /// `None` if the database did not answer. The gauge is then NaN, because an old value would mislead.
     pub fn read_purge_lag(&self, lag: Option<Duration>) {
         self.catalogue.purge_lag.set(lag.map_or(f64::NAN, |lag| lag.as_secs_f64()));
     }
@@ -293,7 +293,7 @@ impl Metrics {
 }
 
 impl Catalogue {
-    /// Prometheus sees no increase in a series that was not there before.
+    /// Exposes series at 0, because Prometheus sees no increase in a series whose first value is not 0.
     fn begin_at_zero(&self) {
         for reason in Shed::ALL {
             drop(self.shed_requests.get_or_create(&ShedLabels { reason: reason.name() }));
@@ -329,8 +329,8 @@ impl Default for Metrics {
     }
 }
 
-/// Jobs.
+/// In jobs.
 const BATCH_BUCKETS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
-/// Seconds. From an answer out of memory to a request deadline.
+/// In seconds, from an answer out of the replay cache to a request's deadline.
 const DURATION_BUCKETS: [f64; 15] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
