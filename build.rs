@@ -8,17 +8,17 @@ use utoipa_swagger_ui_vendored::SWAGGER_UI_VENDORED;
 use zip::ZipArchive;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // `sqlx::migrate!` embeds the folder and cannot see a new file by itself.
+    // `sqlx::migrate!` embeds the folder, but does not notice new files.
     println!("cargo:rerun-if-changed=migrations");
     println!("cargo:rerun-if-changed=build.rs");
     unpack_swagger_ui(&PathBuf::from(std::env::var("OUT_DIR")?))
 }
 
-/// What `/docs` serves of Swagger UI, as it is and compressed, and the version that it is of. ADR 0011 says where it
-/// comes from.
+/// Unpacks the files of Swagger UI that `/docs` serves, plain and compressed, and passes its version on. ADR 0011 says
+/// where the archive comes from.
 fn unpack_swagger_ui(folder: &Path) -> Result<(), Box<dyn Error>> {
     let mut archive = ZipArchive::new(Cursor::new(SWAGGER_UI_VENDORED))?;
-    // All of it is in one folder, such as `swagger-ui-5.32.6/`.
+    // The archive has one folder, such as `swagger-ui-5.32.6/`.
     let first = archive.file_names().next().ok_or("the archive is empty")??;
     let root = first.split('/').next().unwrap_or_default().to_owned();
     let version = root.strip_prefix("swagger-ui-").ok_or("the archive's folder does not name the version")?;
@@ -28,7 +28,7 @@ fn unpack_swagger_ui(folder: &Path) -> Result<(), Box<dyn Error>> {
         archive.by_name(&format!("{root}/dist/{name}"))?.read_to_end(&mut plain)?;
         std::fs::write(folder.join(name), &plain)?;
         let compressed = File::create(folder.join(format!("{name}.gz")))?;
-        // Without a time, so that a build is the same as the one before.
+        // Without a time, so that builds are reproducible.
         let mut compressed = GzBuilder::new().mtime(0).write(compressed, Compression::best());
         compressed.write_all(&plain)?;
         compressed.finish()?;

@@ -1,6 +1,7 @@
-//! Hapax: an HTTP job service on PostgreSQL on which every retry is harmless.
+//! Hapax: an HTTP job service on PostgreSQL in which every request is safe to retry.
 //!
-//! The modules in reading order. ARCHITECTURE.md is the map; `tests/architecture.rs` holds who may import whom.
+//! The modules are in reading order. ARCHITECTURE.md describes them; `tests/architecture.rs` checks which module may
+//! import which.
 
 pub mod ids;
 pub mod json;

@@ -1,4 +1,4 @@
-//! A log line as a JSON object: what the event says, and under `span` what is known of its request.
+//! A log line as a JSON object: the fields of the event, and the context of its request under `span`.
 
 use std::cell::Cell;
 use std::fmt::{self, Debug, Write};
@@ -18,7 +18,7 @@ pub struct JsonLines {
     output: Output,
 }
 
-/// A line on its way.
+/// A line that is being built.
 struct Line(String);
 
 impl JsonLines {
@@ -30,7 +30,7 @@ impl JsonLines {
 impl<S: Subscriber> Layer<S> for JsonLines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         thread_local! {
-            /// Taken while it is in use: to write a value may mean to log something else.
+            /// Taken while it is in use, because formatting a value may log another event.
             static LINE: Cell<String> = const { Cell::new(String::new()) };
         }
         let mut line = Line(LINE.take());
@@ -116,7 +116,7 @@ impl Visit for Line {
         if value.is_finite() {
             self.number(field, format_args!("{value:?}"));
         } else {
-            // JSON has no other numbers.
+            // JSON has no number for NaN or infinity.
             self.name(field.name());
             self.0.push_str("null");
         }
@@ -134,10 +134,10 @@ impl Write for Escaped<'_> {
 }
 
 fn escape(text: &str, line: &mut String) {
-    // Bytes of characters beyond ASCII are all greater than these.
+    // All bytes of characters outside of ASCII are greater than these.
     let needs_escape = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\';
     let mut rest = text;
-    // Without a branch, so many at a time: hardly any text has one.
+    // `fold` has no branch, so the compiler vectorizes it. Few texts need an escape.
     if !text.bytes().fold(false, |found, byte| found | needs_escape(byte)) {
         return line.push_str(text);
     }
@@ -177,7 +177,7 @@ mod tests {
         }
     }
 
-    /// What is logged meanwhile, but for the time.
+    /// The lines that `work` logs, without their timestamps.
     fn logged(work: impl FnOnce()) -> Vec<Value> {
         let memory = Memory::default();
         let (log, output) = Log::start(memory.clone(), Metrics::new());
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_has_its_own_fields_and_what_is_known_of_its_request_by_then() {
+    fn an_event_has_its_own_fields_and_the_request_context_so_far() {
         let lines = logged(|| {
             let context = RequestContext::new();
             context.record("route", "/jobs");

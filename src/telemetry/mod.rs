@@ -1,7 +1,7 @@
 //! Logs: one line per event, for people or for machines.
 //!
-//! Owns what is known of a request while it is worked on (`request_context`), how a line is written (`json`, `pretty`) and how it
-//! gets out of the process (`output`). It never makes a request wait for whoever reads the log.
+//! Owns the context of a request (`request_context`), the format of a line (`json`, `pretty`) and the writing of lines
+//! to standard output (`output`). A request never waits for the reader of the log.
 
 mod json;
 mod output;
@@ -23,21 +23,21 @@ use crate::metrics::Metrics;
 use json::JsonLines;
 use pretty::FieldsAndContext;
 
-/// How a log line is written.
+/// The format of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For a person at a terminal.
     Pretty,
-    /// One JSON object a line, what is known of the request under `span`.
+    /// One JSON object per line, with the request's context under `span`.
     Json,
 }
 
-/// Starts logging to standard output, until what is returned is dropped. `filter` is in the syntax of
-/// `tracing_subscriber::EnvFilter`, such as `info,hapax=debug`.
+/// Starts logging to standard output. Logging ends when the returned [`Log`] is dropped. `filter` has the syntax of
+/// `tracing_subscriber::EnvFilter`, for example `info,hapax=debug`.
 ///
 /// # Errors
-/// When the filter cannot be read.
+/// If the filter is invalid.
 pub fn init(format: LogFormat, filter: &str, metrics: Metrics) -> Result<Log, ParseError> {
     let filter = registry().with(EnvFilter::try_new(filter)?);
     let (log, output) = Log::start(stdout(), metrics);

@@ -1,7 +1,7 @@
-//! How lines get out: gathered in memory, and written by a thread of their own, many at a time.
+//! Lines are buffered in memory, and a separate thread writes many of them at a time.
 //!
-//! A line costs its request a copy and not a system call. Whoever reads the log may stall: then lines wait, and once as
-//! many wait as may, one more is lost, counted and told of. No request waits.
+//! A line costs its request a copy, not a system call. If the reader of the log stalls, lines wait in the buffer. When
+//! the buffer is full, further lines are lost, counted and reported. No request waits.
 
 use std::io::{self, Write};
 use std::mem;
@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use crate::metrics::Metrics;
 
-/// The log of the process. Dropped, it writes what waits.
+/// The log of the process. When it is dropped, it writes the buffered lines.
 pub struct Log(Output);
 
-/// What lines are given to.
+/// A handle that takes lines. Cheap to clone.
 #[derive(Clone)]
 pub struct Output(Arc<Shared>);
 
@@ -27,7 +27,7 @@ struct Shared {
 #[derive(Default)]
 struct Waiting {
     lines: Vec<u8>,
-    /// Since this was last said.
+    /// Lines lost since the last report of lost lines.
     lost: u64,
     stage: Stage,
 }
@@ -36,20 +36,20 @@ struct Waiting {
 enum Stage {
     #[default]
     Open,
-    /// What waits is still written.
+    /// The buffered lines are still written.
     Ending,
     Ended,
 }
 
-/// Some thousands of lines: a second and more of a busy replica's.
+/// Some thousands of lines: those of a busy replica in a second or more.
 const WAITING_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// What is kept of a buffer that has been larger.
+/// The capacity that a buffer keeps after it was larger.
 const KEPT_BYTES: usize = 256 * 1024;
-/// How long lines are gathered. Nobody minds that they are so much late, and a write for each would cost more than a
-/// replay.
-const GATHERING: Duration = Duration::from_millis(5);
-/// How long the process waits at its end for a reader that has stalled.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// How long lines are gathered before they are written. The delay does no harm, and a write for each line would cost
+/// more than a replay.
+const GATHER_DELAY: Duration = Duration::from_millis(5);
+/// How long the process waits at its end for a reader that stalls.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Log {
     pub fn start(out: impl Write + Send + 'static, metrics: Metrics) -> (Self, Output) {
@@ -69,13 +69,13 @@ impl Drop for Log {
             waiting.stage = Stage::Ending;
         }
         shared.changed.notify_all();
-        let ended = shared.changed.wait_timeout_while(waiting, FAREWELL, |waiting| waiting.stage != Stage::Ended);
+        let ended = shared.changed.wait_timeout_while(waiting, STOP_TIMEOUT, |waiting| waiting.stage != Stage::Ended);
         drop(ended);
     }
 }
 
 impl Output {
-    /// Takes a whole line.
+    /// Buffers a whole line, or counts it as lost if the buffer is full.
     pub fn push(&self, line: &[u8]) {
         let mut waiting = self.0.lock();
         if waiting.lines.len() + line.len() > WAITING_BYTES_MAX {
@@ -97,11 +97,11 @@ impl Output {
             self.wait_for_lines();
             let (lost, stage) = self.take(&mut lines);
             if out.write_all(&lines).and_then(|()| out.flush()).is_err() {
-                // Not told of: that line would have the same fate.
+                // No warning: it could not be written either.
                 let newlines = lines.iter().filter(|byte| **byte == b'\n').count();
                 self.0.metrics.count_lost_log_lines(newlines as u64);
             } else if lost > 0 {
-                tracing::warn!(lines = lost, "lines of this log were lost: whoever reads it was too slow");
+                tracing::warn!(lines = lost, "log lines were lost because the reader of the log was too slow");
             }
             lines.clear();
             lines.shrink_to(KEPT_BYTES);
@@ -112,13 +112,13 @@ impl Output {
         }
     }
 
-    /// And for those that come right behind the first.
+    /// Waits for the first line, then for [`GATHER_DELAY`], so that the lines behind it are written together.
     fn wait_for_lines(&self) {
         let nothing_to_do = |waiting: &mut Waiting| waiting.lines.is_empty() && waiting.stage == Stage::Open;
         let waiting = self.0.changed.wait_while(self.0.lock(), nothing_to_do);
         let stage = waiting.unwrap_or_else(PoisonError::into_inner).stage;
         if stage == Stage::Open {
-            thread::sleep(GATHERING);
+            thread::sleep(GATHER_DELAY);
         }
     }
 
@@ -135,7 +135,7 @@ impl Shared {
     }
 }
 
-/// For `tracing_subscriber`'s own writer of lines, which writes each in one call.
+/// For the formatter of `tracing_subscriber`, which writes each line in one call.
 impl Write for Output {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.push(line);
@@ -153,9 +153,9 @@ mod tests {
 
     use super::*;
 
-    /// Passes on what is written to it, once it may go on.
+    /// A log reader. It takes a write only after the test allows it.
     struct Reader {
-        /// Told of each write before it waits.
+        /// Gets a message at the start of each write.
         waits: Sender<()>,
         read: Sender<Vec<u8>>,
         may_go_on: Receiver<()>,
@@ -163,7 +163,7 @@ mod tests {
 
     impl Write for Reader {
         fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
-            let _nobody_listens = self.waits.send(());
+            let _not_observed = self.waits.send(());
             let _the_test_is_over = self.may_go_on.recv();
             self.read.send(lines.to_vec()).map_err(io::Error::other)?;
             Ok(lines.len())
@@ -174,7 +174,7 @@ mod tests {
         }
     }
 
-    /// What a test has of a reader.
+    /// The test's ends of a reader's channels.
     struct Ends {
         waiting: Receiver<()>,
         lines: Receiver<Vec<u8>>,
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_is_written_before_the_end() {
+    fn buffered_lines_are_written_at_the_end() {
         let (reader, Ends { lines, go_on, .. }) = reader();
         let (log, output) = Log::start(reader, Metrics::new());
         drop(go_on);
@@ -198,12 +198,12 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_stalls_makes_nobody_wait_and_what_is_lost_is_counted() {
+    fn a_stalled_reader_blocks_no_caller_and_lost_lines_are_counted() {
         let (reader, Ends { waiting, lines, go_on }) = reader();
         let metrics = Metrics::new();
         let (log, output) = Log::start(reader, metrics.clone());
         output.push(b"the first\n");
-        // From now on nothing is taken, until the reader goes on.
+        // From here on the reader takes nothing until it may go on.
         waiting.recv().unwrap();
         let line = vec![b'x'; WAITING_BYTES_MAX / 4];
         (0..9).for_each(|_| output.push(&line));

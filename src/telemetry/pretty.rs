@@ -1,4 +1,4 @@
-//! A log line for a person: as `tracing_subscriber` writes it, and at its end what is known of its request.
+//! A log line for a person: in the format of `tracing_subscriber`, followed by the context of its request.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 
 use super::request_context;
 
-/// An event's fields, and its request's context behind them.
+/// Formats the fields of an event, followed by the context of its request.
 #[derive(Default)]
 pub struct FieldsAndContext(DefaultFields);
 

@@ -1,7 +1,7 @@
-//! What is known about a request so far. Every log line that is written while the request is served shows it.
+//! The context of a request: the named fields that are known so far. Every log line of the request shows them.
 //!
-//! This is not a span of `tracing`. Spans nest, move between threads and pass through a registry and every layer for each
-//! field. A request is served on one thread and has one context, so recording a field is one copy.
+//! This is not a span of `tracing`. Spans nest, move between threads and pass each field through a registry and every
+//! layer. A request is served on one thread and has one context, so recording a field is one copy.
 
 use std::cell::RefCell;
 use std::fmt::{Display, Write};
@@ -16,7 +16,7 @@ pub struct RequestContext(Rc<RefCell<Fields>>);
 
 #[derive(Default)]
 struct Fields {
-    /// Each name with the place of its value in `values`.
+    /// Each name with the range of its value in `values`.
     names: Vec<(&'static str, Range<usize>)>,
     values: String,
 }
@@ -30,7 +30,7 @@ pub struct InContext<F> {
 /// Makes a context the current one until it is dropped. Then the previous one is current again.
 struct Entered(Option<RequestContext>);
 
-/// What a request with a key needs as a rule: this many fields, and this many bytes for their values.
+/// What a request with an idempotency key usually needs: this many fields, and this many bytes for their values.
 const FIELDS: usize = 12;
 const VALUES_LENGTH: usize = 320;
 
