@@ -1,4 +1,4 @@
-//! `hapax tenant` and `hapax token`: who may call.
+//! `hapax tenant` and `hapax token`: manage tenants and access tokens.
 
 use std::fmt;
 use std::time::Duration;
@@ -16,18 +16,18 @@ use crate::configuration::Configuration;
 
 #[derive(Subcommand)]
 pub enum TenantCommand {
-    /// Make a tenant.
+    /// Create a tenant.
     Create {
-        /// 1 to 63 of a-z, 0-9, '.', '_' and '-', a letter or a digit first.
+        /// 1 to 63 characters of a-z, 0-9, '.', '_' and '-'. The first is a letter or a digit.
         name: TenantName,
     },
     /// List all tenants.
     List,
-    /// Change what holds for a tenant. Servers follow within access.cache_life.
+    /// Change a tenant's settings. Servers apply the change within access.cache_life.
     Set {
         name: TenantName,
-        /// How long the tenant's new keys live, such as 30d, from 1s to 366d; or default, for the setting
-        /// idempotency.time_to_live. Keys that exist keep their expiry.
+        /// How long the tenant's new idempotency keys live: from 1s to 366d, for example 30d, or "default" for the
+        /// setting idempotency.time_to_live. Existing keys keep their expiry.
         #[arg(long, value_name = "TIME", value_parser = KeyTtl::parse)]
         key_ttl: KeyTtl,
     },
@@ -35,30 +35,30 @@ pub enum TenantCommand {
 
 #[derive(Subcommand)]
 pub enum TokenCommand {
-    /// Make a token and print it, once.
+    /// Create a token and print it. It is never shown again.
     Create {
         #[arg(long, value_name = "NAME")]
         tenant: TenantName,
-        /// Make the tenant if there is none.
+        /// Create the tenant if it does not exist.
         #[arg(long)]
         create_tenant: bool,
         #[arg(long, value_name = "SCOPES", value_delimiter = ',', required = true, help = scopes_help())]
         scope: Vec<Scope>,
-        /// What to call it in `hapax token list`, such as what it is used for.
+        /// A name for `hapax token list`, for example what the token is used for.
         #[arg(long, value_name = "TEXT")]
         name: Option<TokenName>,
-        /// How long it is valid, such as 90d; when not given, until it is revoked.
+        /// How long the token is valid, for example 90d. Without this option, it is valid until it is revoked.
         #[arg(long, value_name = "TIME", value_parser = life)]
         expires_in: Option<Duration>,
     },
-    /// List tokens: everything but the tokens themselves.
+    /// List tokens, without the tokens themselves.
     List {
         #[arg(long, value_name = "NAME")]
         tenant: Option<TenantName>,
     },
-    /// End a token's validity. Servers honour it within access.cache_life.
+    /// Revoke a token. Servers apply the change within access.cache_life.
     Revoke {
-        /// As shown by `hapax token list`.
+        /// The token's id, as `hapax token list` shows it.
         id: Uuid,
     },
 }
@@ -82,10 +82,10 @@ pub fn tenant(command: TenantCommand, configuration: &Configuration) -> anyhow::
             }
             TenantCommand::Set { name, key_ttl } => {
                 if !queries::set_key_time_to_live(&mut connection, &name, key_ttl.0).await? {
-                    bail!("there is no tenant {0}; make it with `hapax tenant create {0}`", name.as_str());
+                    bail!("there is no tenant {0}; create it with `hapax tenant create {0}`", name.as_str());
                 }
                 print(&format!(
-                    "tenant {}: key-ttl {key_ttl}; servers follow within access.cache_life",
+                    "tenant {}: key-ttl {key_ttl}; servers apply this within access.cache_life",
                     name.as_str()
                 ))?;
             }
@@ -107,16 +107,16 @@ pub fn token(command: TokenCommand, configuration: &Configuration) -> anyhow::Re
                 let id = queries::create_token(&mut connection, &token.digest(), new).await?;
                 let Some(id) = id else {
                     bail!(
-                        "there is no tenant {0}; make it with `hapax tenant create {0}` or --create-tenant",
+                        "there is no tenant {0}; create it with `hapax tenant create {0}` or --create-tenant",
                         tenant.as_str()
                     );
                 };
-                // The token alone on standard output, so that a script can keep it.
+                // Standard output has the token and nothing else, so that a script can store it.
                 if let Err(unread) = print(token.expose()) {
                     queries::revoke_token(&mut connection, id).await?;
-                    return Err(unread.context("the token could not be shown, and has been revoked"));
+                    return Err(unread.context("the token could not be printed and is revoked"));
                 }
-                eprintln!("token {id} of {}, scopes {scopes}; the token itself is shown this once", tenant.as_str());
+                eprintln!("created token {id} of {}, scopes {scopes}; it is not shown again", tenant.as_str());
             }
             TokenCommand::List { tenant } => {
                 for token in queries::list_tokens(&mut connection, tenant.as_ref()).await? {
@@ -127,14 +127,14 @@ pub fn token(command: TokenCommand, configuration: &Configuration) -> anyhow::Re
                 if !queries::revoke_token(&mut connection, id).await? {
                     bail!("there is no token {id}");
                 }
-                print(&format!("revoked token {id}; servers honour it within access.cache_life"))?;
+                print(&format!("revoked token {id}; servers apply this within access.cache_life"))?;
             }
         }
         Ok(())
     })
 }
 
-/// What there is of a token, and then what it may have.
+/// A token as `hapax token list` shows it: the fields that every token has, then the optional ones.
 fn line(token: &IssuedToken) -> String {
     let IssuedToken { id, tenant_name, scopes, .. } = token;
     let at = |what: &str, at: Option<DateTime<Utc>>| at.map(|at| format!("  {what} {}", at.format(TIME)));
@@ -148,17 +148,17 @@ fn line(token: &IssuedToken) -> String {
     format!("{id}  {}  {tenant_name}  {}{more}", token.created_at.format(TIME), scopes.join(","))
 }
 
-/// How long a token is valid.
+/// Parses how long a token is valid.
 fn life(text: &str) -> Result<Duration, String> {
     const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 60 * 60);
     let life = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     match (Duration::from_secs(1)..=LONGEST).contains(&life) {
         true => Ok(life),
-        false => Err("a time from 1s to 100 years is expected, such as 90d".to_owned()),
+        false => Err("expected a time from 1s to 100 years, for example 90d".to_owned()),
     }
 }
 
-/// How long a tenant's keys live, as an operator writes it; `None` is `default`.
+/// How long a tenant's idempotency keys live, as an operator writes it. `None` is `default`.
 #[derive(Clone, Copy)]
 pub struct KeyTtl(Option<Duration>);
 
@@ -188,7 +188,7 @@ impl fmt::Display for KeyTtl {
 
 fn scopes_help() -> String {
     let scopes = Scope::ALL.map(|scope| format!("\n  {:<8}{}", scope.name(), scope.permits()));
-    format!("What the token permits; several separated by commas. No scope includes another:{}", scopes.concat())
+    format!("What the token permits. Separate scopes with commas. No scope includes another:{}", scopes.concat())
 }
 
 const TIME: &str = "%Y-%m-%dT%H:%M:%SZ";

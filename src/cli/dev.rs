@@ -1,4 +1,4 @@
-//! `hapax dev`: the whole service on a PostgreSQL of its own, kept in one folder.
+//! `hapax dev`: the whole service on a private PostgreSQL. All data is in one folder.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -21,10 +21,10 @@ use crate::server::{self, Listeners};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Where to listen; counts above the setting server.bind.
+    /// The address to listen on. Overrides the setting server.bind.
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
     bind: Option<SocketAddr>,
-    /// Where the database, the development token and the database's URL are kept. [default: .hapax]
+    /// The folder for the database, its URL and the development token. [default: .hapax]
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
 }
@@ -38,11 +38,11 @@ pub fn run(arguments: Arguments, overrides: Overrides) -> anyhow::Result<()> {
     let metrics = Metrics::new();
     let _log = start_logging(&Configuration::load(&overrides)?, &metrics)?;
     let folder = arguments.data.clone().unwrap_or_else(|| FOLDER.into());
-    fs::create_dir_all(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
+    fs::create_dir_all(&folder).with_context(|| format!("{} cannot be created", folder.display()))?;
     let folder = folder.canonicalize()?;
     let _lock = lock(&folder)?;
 
-    // Started on the thread that lives longest: when it dies, PostgreSQL is told to stop.
+    // Started on the main thread, because the kernel stops PostgreSQL when the thread that started it ends.
     let place = match arguments.data {
         Some(_) => Place::Exactly(folder.clone()),
         None => Place::AtOrElsewhere(folder.clone()),
@@ -53,7 +53,7 @@ pub fn run(arguments: Arguments, overrides: Overrides) -> anyhow::Result<()> {
     served.and(stopped)
 }
 
-/// One `hapax dev` a folder.
+/// Makes sure that only one `hapax dev` uses the folder.
 fn lock(folder: &Path) -> anyhow::Result<File> {
     let path = folder.join("lock");
     let file = File::options().create(true).append(true).open(&path);
@@ -81,7 +81,7 @@ fn serve(folder: &Path, postgres: &mut PrivatePostgres, overrides: Overrides, me
     })
 }
 
-/// Database, schema, tenant and token, each made if it is not there.
+/// Creates the database, schema, tenant and token that do not exist yet.
 async fn prepare(folder: &Path, postgres: &PrivatePostgres, configuration: &Configuration) -> anyhow::Result<()> {
     let mut maintenance = PgConnection::connect(&postgres.url("postgres")).await?;
     database::create_if_missing(&mut maintenance, DATABASE).await?;
@@ -107,7 +107,7 @@ async fn prepare(folder: &Path, postgres: &PrivatePostgres, configuration: &Conf
     Ok(())
 }
 
-/// Writes a file that only its owner can read, whole or not at all.
+/// Writes a file atomically. Only its owner can read it.
 fn keep(path: &Path, text: &str) -> anyhow::Result<()> {
     let write = || {
         let mut draft = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(path))?;
@@ -118,7 +118,7 @@ fn keep(path: &Path, text: &str) -> anyhow::Result<()> {
     write().with_context(|| format!("{} cannot be written", path.display()))
 }
 
-/// A path as one word of a POSIX shell.
+/// Quotes a path as one word for a POSIX shell.
 fn quoted(path: &Path) -> String {
     format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
 }
@@ -126,7 +126,7 @@ fn quoted(path: &Path) -> String {
 fn welcome(folder: &Path, address: SocketAddr) -> String {
     format!(
         r#"
-Hapax serves on http://{address}. Paste this twice: the first makes a job, the second gets the same answer again.
+Hapax listens on http://{address}. Run this twice: the first call creates a job, the second gets the same answer.
 
   curl -i http://{address}/jobs \
     -H "Authorization: Bearer $(cat {token})" \
@@ -134,8 +134,8 @@ Hapax serves on http://{address}. Paste this twice: the first makes a job, the s
     -H 'Content-Type: application/json' \
     -d '{{"type":"mail.send","payload":{{"to":"ada@example.com"}}}}'
 
-The API as a page, to try it with that token: http://{address}/docs
-The contract: http://{address}/openapi.yaml    The database: psql "$(cat {url})"    Ctrl-C stops both.
+Try the API in the browser, with the same token: http://{address}/docs
+OpenAPI: http://{address}/openapi.yaml    Database: psql "$(cat {url})"    Ctrl-C stops both.
 "#,
         token = quoted(&folder.join("dev-token")),
         key = uuid::Uuid::new_v4(),

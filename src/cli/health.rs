@@ -1,4 +1,4 @@
-//! `hapax health`: the probes for a container, whose image has no curl.
+//! `hapax health`: health probes for a container whose image has no curl.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -10,18 +10,18 @@ use crate::configuration::Configuration;
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Ask /readyz instead of /healthz: whether requests are welcome, and not only whether the process is alive.
+    /// Ask /readyz instead of /healthz: whether the server is ready for requests, not only whether it is alive.
     #[arg(long)]
     ready: bool,
 }
 
-/// A server answers both probes within a second.
+/// Enough, because a server answers both probes within a second.
 const DEADLINE: Duration = Duration::from_secs(2);
 
 pub fn run(arguments: &Arguments, configuration: &Configuration) -> anyhow::Result<()> {
     let (bind, path) = match configuration.metrics.bind {
         _ if arguments.ready => (configuration.server.bind, "/readyz"),
-        // Where it answers even if every connection to the API is taken.
+        // This address answers even when the API is at its connection limit.
         Some(operations) => (operations, "/healthz"),
         None => (configuration.server.bind, "/healthz"),
     };
@@ -37,7 +37,7 @@ pub fn run(arguments: &Arguments, configuration: &Configuration) -> anyhow::Resu
     Ok(())
 }
 
-/// An address that is bound to all is reached at the loopback.
+/// The loopback address if the server listens on all addresses.
 fn reachable(bound: IpAddr) -> IpAddr {
     match bound {
         IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -46,7 +46,7 @@ fn reachable(bound: IpAddr) -> IpAddr {
     }
 }
 
-/// The status code of one GET.
+/// Sends one GET and returns its status code.
 fn ask(address: SocketAddr, path: &str) -> std::io::Result<String> {
     const STATUS_LINE: usize = "HTTP/1.1 200".len();
     let ends = Instant::now() + DEADLINE;

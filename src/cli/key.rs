@@ -1,4 +1,4 @@
-//! `hapax key show`: what a key stands for, as `GET /idempotency-keys/{key}` tells it.
+//! `hapax key show`: shows an idempotency key, as `GET /idempotency-keys/{key}` does.
 
 use anyhow::bail;
 use clap::Subcommand;
@@ -12,7 +12,7 @@ use crate::idempotency::{Key, ScopedKey, Summary, queries};
 
 #[derive(Subcommand)]
 pub enum KeyCommand {
-    /// Show what a key stands for: first request, status, job, expiry. Never the key's answer.
+    /// Show an idempotency key: its first request, status, job and expiry, without the stored answer.
     Show {
         #[arg(long, value_name = "NAME")]
         tenant: TenantName,
@@ -20,7 +20,7 @@ pub enum KeyCommand {
         #[arg(long, value_parser = PossibleValuesParser::new(KEYED_ROUTES.map(|route| route.0)),
             default_value = KEYED_ROUTES[0].0)]
         route: String,
-        /// As it was sent, without quotes around it. After `--` if it begins with a hyphen.
+        /// The key as it was sent, without quotes. Put it after `--` if it begins with a hyphen.
         key: Key,
     },
 }

@@ -20,14 +20,14 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     })
 }
 
-/// Applies what is missing, and says how many migrations that were.
+/// Applies the missing migrations and returns their number.
 pub async fn migrate(configuration: &Configuration, tell: impl Fn(&LockWait)) -> anyhow::Result<(usize, Schema)> {
     let mut configuration = configuration.clone();
-    // A migration may rightly take longer than any statement of a request, but not wait for a lock.
+    // A migration may run longer than a request's statement, but must not wait long for a lock.
     configuration.database.statement_timeout = Duration::ZERO;
     configuration.intake.lock_wait = database::MIGRATION_LOCK_TIMEOUT;
     let settings = server::database_settings(&configuration)?;
-    // It holds a lock from statement to statement, which a pooler could leave behind on a session of its own.
+    // The migration holds a lock across statements. A pooler could leave that lock behind on one of its sessions.
     let mut connection = server::connect_directly(&settings).await?;
     let applied = database::migrate(&mut connection, &settings, tell).await?;
     let (schema, _) = database::fitness(&mut connection).await?;

@@ -1,4 +1,4 @@
-//! The command line, a file for each subcommand.
+//! The command line. Each subcommand has its own file.
 
 mod admin;
 mod config;
@@ -26,11 +26,11 @@ use crate::configuration::{Configuration, Overrides};
 use crate::database::{self, Schema};
 use crate::server;
 
-/// An HTTP job service on PostgreSQL on which every retry is harmless.
+/// An HTTP job service on PostgreSQL in which every request is safe to retry.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// A TOML file with settings; HAPAX_CONFIG names one, too.
+    /// A TOML file with settings. The environment variable HAPAX_CONFIG can also name it.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -41,35 +41,35 @@ struct Arguments {
 enum Command {
     /// Serve the API.
     Serve(serve::Arguments),
-    /// Serve the API on a private PostgreSQL that lives in a folder: nothing to prepare.
+    /// Serve the API on a private PostgreSQL in a folder, without any preparation.
     Dev(dev::Arguments),
     /// Bring the database's schema up to date.
     Migrate,
-    /// Delete expired keys once, for cron; every server does it all the time.
+    /// Delete expired idempotency keys once, for example from cron. Every server also purges them continuously.
     Purge,
-    /// Create and list tenants.
+    /// Create, list and change tenants.
     #[command(subcommand)]
     Tenant(admin::TenantCommand),
     /// Create, list and revoke access tokens.
     #[command(subcommand)]
     Token(admin::TokenCommand),
-    /// Look keys up.
+    /// Look up idempotency keys.
     #[command(subcommand)]
     Key(key::KeyCommand),
-    /// Ask a server on this machine whether it is alive, for a container's health check.
+    /// Check whether the server on this machine is alive, for a container's health check.
     Health(health::Arguments),
-    /// Print what each metric means, in Markdown.
+    /// Print the description of every metric, in Markdown.
     Metrics,
-    /// Print the effective settings, secrets hidden.
+    /// Print the effective settings, without secrets.
     Config,
-    /// Run a command with DATABASE_URL naming a PostgreSQL of its own, which is thrown away afterwards.
+    /// Run a command with DATABASE_URL set to a temporary PostgreSQL, which is deleted afterwards.
     WithPostgres(with_postgres::Arguments),
 }
 
-/// Does what the command line says.
+/// Runs the subcommand.
 ///
 /// # Errors
-/// In words for the person who typed it: [`explain`] writes them.
+/// With a text for the user, which [`explain`] formats.
 pub fn run() -> anyhow::Result<ExitCode> {
     let Arguments { config, command } = Arguments::parse();
     let overrides = Overrides { file: config, ..Overrides::default() };
@@ -89,7 +89,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// An error as it is shown, each cause once.
+/// Formats an error with all its causes, each of them once.
 pub fn explain(error: &anyhow::Error) -> String {
     database::with_causes(error.as_ref())
 }
@@ -97,19 +97,19 @@ pub fn explain(error: &anyhow::Error) -> String {
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let done = runtime.block_on(work);
-    /// For what cannot be cancelled, such as a name that is being resolved.
-    const LEFT_BEHIND: Duration = Duration::from_secs(1);
-    runtime.shutdown_timeout(LEFT_BEHIND);
+    /// For tasks that cannot be cancelled, such as a DNS look-up.
+    const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     done
 }
 
-/// Writes a line for whoever called, and says so if nobody can read it.
+/// Writes a line to standard output. Unlike `println!`, it returns an error if that fails.
 fn print(line: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}").and_then(|()| out.flush()).context("standard output cannot be written")
 }
 
-/// One connection to a database whose schema fits.
+/// Opens one connection, and checks that the database has the schema of this release.
 async fn connect(configuration: &Configuration) -> anyhow::Result<PgConnection> {
     let mut connection = server::connect(&server::database_settings(configuration)?).await?;
     if database::fitness(&mut connection).await?.0 == Schema::Unfit {

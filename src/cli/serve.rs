@@ -15,7 +15,7 @@ use crate::telemetry::{self, Log};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Where to listen; counts above the setting server.bind.
+    /// The address to listen on. Overrides the setting server.bind.
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
     bind: Option<SocketAddr>,
 }
@@ -30,17 +30,17 @@ pub fn run(arguments: Arguments, overrides: Overrides) -> anyhow::Result<()> {
     })
 }
 
-/// The first SIGTERM or SIGINT asks for an orderly end, a later one ends at once. Not the very next: a terminal, make
-/// and a process manager may each pass on the same one.
+/// The first SIGTERM or SIGINT starts a graceful shutdown. A later one stops the process immediately. Signals within
+/// the first second are ignored, because a terminal, make and a process manager may each forward the same signal.
 pub async fn serve_until_signalled(
     configuration: &Configuration,
     listeners: Listeners,
     metrics: Metrics,
 ) -> anyhow::Result<()> {
-    const ECHO: Duration = Duration::from_secs(1);
+    const DUPLICATE_SIGNAL_WINDOW: Duration = Duration::from_secs(1);
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let shutdown = CancellationToken::new();
-    let mut told: Option<Instant> = None;
+    let mut first_signal: Option<Instant> = None;
     let mut serving = std::pin::pin!(server::run(configuration, listeners, metrics, shutdown.clone()));
     loop {
         tokio::select! {
@@ -48,8 +48,8 @@ pub async fn serve_until_signalled(
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        if told.get_or_insert_with(Instant::now).elapsed() > ECHO {
-            bail!("told to stop a second time: stopped at once");
+        if first_signal.get_or_insert_with(Instant::now).elapsed() > DUPLICATE_SIGNAL_WINDOW {
+            bail!("stopped immediately after a second signal");
         }
         shutdown.cancel();
     }

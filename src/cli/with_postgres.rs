@@ -1,4 +1,4 @@
-//! `hapax with-postgres`: a database for one command, such as the test suite.
+//! `hapax with-postgres`: runs one command, such as the test suite, with a temporary database.
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::ExitCode;
@@ -17,10 +17,11 @@ pub struct Arguments {
     command: Vec<String>,
 }
 
-/// Answers with the command's exit code.
+/// Returns the command's exit code.
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let folder = tempfile::Builder::new().prefix("hapax-").tempdir()?;
-    // As root, PostgreSQL's user must be able to pass; what is inside is for that user alone.
+    // If we are root, PostgreSQL runs as another user, who must be able to enter the folder. Only that user can read
+    // the cluster in it.
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711))?;
     let postgres = PrivatePostgres::start(&Place::Exactly(folder.path().to_owned()), Durability::None)?;
     let status = command(&arguments.command, &postgres.url("postgres"));
@@ -32,12 +33,12 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 fn command(words: &[String], url: &str) -> anyhow::Result<std::process::ExitStatus> {
     let (program, arguments) = words.split_first().context("a command is required")?;
     block_on(async {
-        // Ctrl-C reaches the command, too; what is left to do here is to wait for it and clean up.
+        // Ctrl-C also reaches the command. So this process only waits for it and cleans up.
         let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let mut child = tokio::process::Command::new(program)
             .args(arguments)
             .env("DATABASE_URL", url)
-            // Which counts above the other, and may be set to something that must not be touched.
+            // This variable overrides DATABASE_URL, and may name a database that the command must not touch.
             .env("HAPAX__DATABASE__URL", url)
             .spawn()
             .with_context(|| format!("{program} cannot be started"))?;

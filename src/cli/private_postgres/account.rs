@@ -1,4 +1,4 @@
-//! Whom PostgreSQL runs as: it refuses root.
+//! The user that PostgreSQL runs as, because it refuses to run as root.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use anyhow::Context;
 use rustix::process::geteuid;
 
-/// The user that PostgreSQL runs as, where it is not ours.
+/// The user that PostgreSQL runs as, if it is not the current user.
 #[derive(Clone, Copy)]
 pub struct Account {
     pub user: u32,
@@ -17,7 +17,7 @@ pub struct Account {
 }
 
 impl Account {
-    /// `None` unless we are root.
+    /// `None` if the current user is not root.
     pub fn to_run_as() -> anyhow::Result<Option<Self>> {
         if !geteuid().is_root() {
             return Ok(None);
@@ -29,7 +29,7 @@ impl Account {
         Ok(Some(account))
     }
 
-    /// The first folder on the way to `path`, itself included, that this user may not pass.
+    /// The first folder on the path, `path` included, that this user cannot enter.
     pub fn barred_from(self, path: &Path) -> Option<PathBuf> {
         let mut way: Vec<&Path> = path.ancestors().collect();
         way.reverse();
@@ -46,7 +46,7 @@ impl Account {
     }
 }
 
-/// Asked of `id`, which knows every source of accounts that this machine has.
+/// A user or group id from the program `id`, which knows all account databases of the machine.
 fn number(flag: &str, name: &str) -> Option<u32> {
     let output = Command::new("id").args([OsStr::new(flag), OsStr::new(name)]).stderr(Stdio::null()).output().ok()?;
     String::from_utf8(output.stdout).ok()?.trim().parse().ok()

@@ -1,7 +1,8 @@
-//! A PostgreSQL of our own: found, made, started, and stopped with us, whatever ends us.
+//! A private PostgreSQL: its programs are found, its cluster is created and started, and it stops whenever this process
+//! ends.
 //!
-//! It listens on a Unix socket only, which nobody but its owner (and root) can reach, so it asks for no password. As
-//! root, whom PostgreSQL refuses to run as, it becomes the user `postgres`, or `nobody`.
+//! It listens only on a Unix socket that nobody but its owner and root can reach, so it needs no password. If the
+//! current user is root, PostgreSQL runs as the user `postgres` or `nobody`.
 
 mod account;
 mod programs;
@@ -21,48 +22,49 @@ use programs::Programs;
 
 /// Where the cluster is kept.
 pub enum Place {
-    /// In this folder, or not at all.
+    /// In this folder, otherwise fail.
     Exactly(PathBuf),
-    /// In this folder, or, where the user that PostgreSQL runs as cannot reach it, in one that it can.
+    /// In this folder, or in another one if the user that PostgreSQL runs as cannot reach it.
     AtOrElsewhere(PathBuf),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// As PostgreSQL comes.
+    /// PostgreSQL's defaults.
     Full,
-    /// For data that is thrown away: nothing waits for the disk.
+    /// For temporary data: nothing waits for the disk.
     None,
 }
 
-/// A running PostgreSQL. Dropped, it is stopped; if this process is killed, it stops by itself.
+/// A running PostgreSQL. It stops when this is dropped or when this process is killed.
 pub struct PrivatePostgres {
     child: Child,
     socket: PathBuf,
-    /// A folder for the socket alone, where the cluster's path is no place for one.
+    /// A separate folder for the socket, if the cluster's path is not suitable for one.
     short: Option<tempfile::TempDir>,
 }
 
-/// Crash recovery after a kill can take its time.
+/// Long, because crash recovery can take some time.
 const START_DEADLINE: Duration = Duration::from_secs(120);
-/// How long a predecessor, told to stop by its parent's end, may take to leave the cluster.
+/// How long a previous PostgreSQL, which stops because its parent has ended, may take to release the cluster.
 const PREDECESSOR_DEADLINE: Duration = Duration::from_secs(20);
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(10);
-/// What PostgreSQL calls a fast shutdown, then an immediate one.
+/// PostgreSQL's fast shutdown, then its immediate shutdown, then a kill.
 const FAST: [Signal; 3] = [Signal::INT, Signal::QUIT, Signal::KILL];
 
 impl PrivatePostgres {
-    /// Makes the cluster if there is none, and starts PostgreSQL on it. It lives no longer than the calling thread.
+    /// Creates the cluster if it does not exist, and starts PostgreSQL on it. PostgreSQL stops when the calling thread
+    /// ends.
     ///
     /// # Errors
-    /// In words for the person at the terminal.
+    /// With a text for the user.
     pub fn start(place: &Place, durability: Durability) -> anyhow::Result<Self> {
         let account = Account::to_run_as()?;
         let folder = cluster_folder(place, account)?;
         let programs = Programs::find(&folder)?;
         if let Some(unreachable) = account.and_then(|account| account.barred_from(&programs.folder)) {
-            bail!("PostgreSQL's programs are behind {}, which they cannot be run from", unreachable.display());
+            bail!("the user that PostgreSQL runs as cannot enter {}, where its programs are", unreachable.display());
         }
         let cluster = folder.join(CLUSTER);
         if !cluster.exists() {
@@ -72,7 +74,7 @@ impl PrivatePostgres {
         let socket = short.as_ref().map_or(cluster.as_path(), tempfile::TempDir::path).to_owned();
         let began = Instant::now();
         loop {
-            // A predecessor that is on its way out may be gone by the time that ours has failed because of it.
+            // Checked before the start: a previous PostgreSQL that makes ours fail may have ended by the time we look.
             let occupied = cluster.join("postmaster.pid").exists();
             let child = programs.serve(&folder, &socket, account, durability)?;
             let mut postgres = Self { child, socket: socket.clone(), short: None };
@@ -81,48 +83,48 @@ impl PrivatePostgres {
                 return Ok(postgres);
             }
             if !occupied || began.elapsed() > PREDECESSOR_DEADLINE {
-                bail!("PostgreSQL does not start; the end of {}:\n{}", LOG, log_tail(&folder));
+                bail!("PostgreSQL does not start; the last lines of {}:\n{}", LOG, log_tail(&folder));
             }
             std::thread::sleep(POLL * 10);
         }
     }
 
-    /// Returns when it has ended by itself.
+    /// Waits until PostgreSQL ends unexpectedly.
     ///
     /// # Errors
-    /// Always: that is nothing to go on from.
+    /// Always, because the caller cannot continue without it.
     pub async fn ended<T>(&mut self) -> anyhow::Result<T> {
         const LOOK: Duration = Duration::from_millis(500);
         while self.child.try_wait()?.is_none() {
             tokio::time::sleep(LOOK).await;
         }
-        bail!("PostgreSQL has ended; {} in its folder says why", LOG);
+        bail!("PostgreSQL has ended unexpectedly; see {} in its folder", LOG);
     }
 
-    /// The URL of one of its databases, fit for libpq as for sqlx.
+    /// The URL of one of its databases, for libpq and sqlx.
     pub fn url(&self, database: &str) -> String {
         let host: String = self.socket.as_os_str().as_encoded_bytes().iter().map(percent_encoded).collect();
-        // In full, so that nothing in anybody's environment (PGPORT, PGSSLMODE) has a say.
+        // Every part is explicit, so that environment variables such as PGPORT and PGSSLMODE have no effect.
         format!("postgres://postgres@localhost:5432/{database}?host={host}&sslmode=disable")
     }
 
-    /// Ends all sessions and stops, everything written.
+    /// Ends all sessions, writes everything to disk and stops.
     ///
     /// # Errors
-    /// When it had to be killed.
+    /// If it cannot be stopped.
     pub fn stop(mut self) -> anyhow::Result<()> {
         self.end(&FAST)
     }
 
-    /// Ends at once, as in a crash: nothing is written, and the next start has to recover.
+    /// Stops immediately, as in a crash. Nothing is written to disk, and the next start has to recover.
     ///
     /// # Errors
-    /// When it could not even be killed.
+    /// If it cannot be stopped.
     pub fn stop_immediately(mut self) -> anyhow::Result<()> {
         self.end(&FAST[1..])
     }
 
-    /// `false` if it has ended instead.
+    /// Waits until PostgreSQL is ready. Returns `false` if it has ended instead.
     fn becomes_ready(&mut self, cluster: &Path) -> anyhow::Result<bool> {
         let began = Instant::now();
         let own_id = self.child.id().to_string();
@@ -130,7 +132,8 @@ impl PrivatePostgres {
             if self.child.try_wait()?.is_some() {
                 return Ok(false);
             }
-            // The eighth line of the file is the state; the first tells whether the file is this server's.
+            // The eighth line of the file is the state. The first line is the process id, so it shows whether the file
+            // is from this server.
             let file = fs::read_to_string(cluster.join("postmaster.pid")).unwrap_or_default();
             let lines: Vec<&str> = file.lines().map(str::trim).collect();
             if lines.first() == Some(&own_id.as_str()) && lines.get(7) == Some(&"ready") {
@@ -170,9 +173,9 @@ impl Drop for PrivatePostgres {
 const CLUSTER: &str = "postgres";
 const LOG: &str = "postgres.log";
 
-/// Into a draft that is renamed when it is whole, so that a kill in the middle leaves nothing half made.
+/// Creates the cluster in a draft folder and renames it when it is complete. So a kill leaves no incomplete cluster.
 fn make_cluster(programs: &Programs, folder: &Path, account: Option<Account>) -> anyhow::Result<()> {
-    eprintln!("hapax: making a PostgreSQL database in {}", folder.display());
+    eprintln!("hapax: creating a PostgreSQL database in {}", folder.display());
     let draft = folder.join("postgres.half-made");
     if draft.exists() {
         fs::remove_dir_all(&draft)?;
@@ -191,7 +194,7 @@ fn make_cluster(programs: &Programs, folder: &Path, account: Option<Account>) ->
     Ok(fs::rename(&draft, folder.join(CLUSTER))?)
 }
 
-/// The folder that the cluster is kept in, made and within reach of the user that PostgreSQL runs as.
+/// The folder of the cluster. The user that PostgreSQL runs as can reach it.
 fn cluster_folder(place: &Place, account: Option<Account>) -> anyhow::Result<PathBuf> {
     let (Place::Exactly(folder) | Place::AtOrElsewhere(folder)) = place;
     let Some((account, barrier)) = account.and_then(|account| Some((account, account.barred_from(folder)?))) else {
@@ -199,7 +202,7 @@ fn cluster_folder(place: &Place, account: Option<Account>) -> anyhow::Result<Pat
     };
     match place {
         Place::Exactly(folder) => bail!(
-            "{} is behind {}, where the user that PostgreSQL runs as (root is not allowed to) may not go; choose \
+            "the user that PostgreSQL runs as (it refuses root) cannot reach {}, because it cannot enter {}; choose \
              another folder",
             folder.display(),
             barrier.display(),
@@ -212,10 +215,10 @@ fn cluster_folder(place: &Place, account: Option<Account>) -> anyhow::Result<Pat
                 fs::set_permissions(&elsewhere, fs::Permissions::from_mode(0o711))?;
             }
             if account.barred_from(&elsewhere).is_some() || fs::symlink_metadata(&elsewhere)?.uid() != 0 {
-                bail!("{} is not ours", elsewhere.display());
+                bail!("{} is not owned by root, or PostgreSQL's user cannot enter it", elsewhere.display());
             }
             eprintln!(
-                "hapax: keeping PostgreSQL's data in {}, since its user may not go through {}",
+                "hapax: PostgreSQL's data is in {}, because the user that PostgreSQL runs as cannot enter {}",
                 elsewhere.display(),
                 barrier.display(),
             );
@@ -224,8 +227,8 @@ fn cluster_folder(place: &Place, account: Option<Account>) -> anyhow::Result<Pat
     }
 }
 
-/// `None` where the cluster itself can hold the socket: a socket's path is short, and PostgreSQL takes a list of
-/// folders, separated by commas.
+/// `None` if the socket can be in the cluster's folder. A socket's path has a maximum length, and PostgreSQL reads the
+/// setting as a list of folders, separated by commas.
 fn short_socket_folder(cluster: &Path, account: Option<Account>) -> anyhow::Result<Option<tempfile::TempDir>> {
     const SOCKET_PATH_MAX: usize = 107;
     let path = cluster.join(".s.PGSQL.5432.lock");
@@ -248,7 +251,7 @@ fn log_tail(folder: &Path) -> String {
     lines[lines.len().saturating_sub(LINES)..].join("\n")
 }
 
-/// RFC 3986, leaving the slash, which a query may hold.
+/// Percent-encoding (RFC 3986), except for the slash, which a query may contain.
 fn percent_encoded(byte: &u8) -> String {
     match byte {
         b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => char::from(*byte).to_string(),

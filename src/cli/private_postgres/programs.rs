@@ -1,4 +1,4 @@
-//! Where PostgreSQL's programs are, and how they are started.
+//! Finds PostgreSQL's programs and starts them.
 
 use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt;
@@ -14,14 +14,14 @@ use super::account::Account;
 use super::{CLUSTER, Durability, LOG};
 use crate::configuration;
 
-/// PostgreSQL's programs, all of one version.
+/// A folder with PostgreSQL's programs, all of one version.
 pub struct Programs {
     pub folder: PathBuf,
 }
 
 impl Programs {
-    /// HAPAX_POSTGRES_BIN, then what `pg_config` says, then the newest of Debian's; of the version that the cluster
-    /// was made with, where there is one.
+    /// Tries HAPAX_POSTGRES_BIN, then the folder that `pg_config` names, then Debian's packages, newest first. If there
+    /// is a cluster, the programs must be of the version that created it.
     pub fn find(folder: &Path) -> anyhow::Result<Self> {
         let wanted = fs::read_to_string(folder.join(CLUSTER).join("PG_VERSION")).ok();
         let wanted = wanted.as_deref().map(str::trim);
@@ -36,8 +36,8 @@ impl Programs {
         }
         match wanted {
             Some(wanted) if !found.is_empty() => bail!(
-                "the database in {} was made by PostgreSQL {wanted}, and here is only {}: install that version, or \
-                 move the folder away",
+                "the database in {} was created by PostgreSQL {wanted}, but only {} is installed: install that \
+                 version, or move the folder away",
                 folder.display(),
                 found.join(", "),
             ),
@@ -67,7 +67,7 @@ impl Programs {
         account: Option<Account>,
         durability: Durability,
     ) -> anyhow::Result<Child> {
-        // In a folder that others may write, a symbolic link could lead root anywhere.
+        // In a folder that others can write to, a symbolic link could make root write to any file.
         let no_link = OFlags::NOFOLLOW.bits().cast_signed();
         let path = folder.join(LOG);
         let log = File::options().create(true).append(true).custom_flags(no_link).open(&path);
@@ -91,8 +91,8 @@ impl Programs {
         command.spawn().context("PostgreSQL cannot be started")
     }
 
-    /// A program that runs as the right user, and is told to stop when the thread that started it ends.
-    #[expect(unsafe_code, reason = "what happens between fork and exec cannot be said otherwise")]
+    /// A program that runs as the right user and gets SIGINT when the thread that started it ends.
+    #[expect(unsafe_code, reason = "code between fork and exec needs `pre_exec`")]
     pub fn command(&self, program: &str, folder: &Path, account: Option<Account>) -> Command {
         let mut command = Command::new(self.folder.join(program));
         command.current_dir(folder).stdin(Stdio::null()).env("LC_ALL", "C");
@@ -100,9 +100,10 @@ impl Programs {
             command.uid(account.user).gid(account.group);
         }
         let parent = getpid();
-        // SAFETY: only system calls that are safe between fork and exec; nothing is allocated. The signal is asked
-        // for after the change of user, which would clear it, and the parent is looked at again in case it died
-        // before. A session of its own keeps the terminal's Ctrl-C away.
+        // SAFETY: The closure makes only system calls that are safe between fork and exec, and allocates nothing.
+        //
+        // The signal is set after the change of user, because that change clears it. The parent is checked again,
+        // because it may have died before the signal was set. The new session keeps the terminal's Ctrl-C away.
         unsafe {
             command.pre_exec(move || {
                 set_parent_process_death_signal(Some(Signal::INT))?;
@@ -117,7 +118,7 @@ impl Programs {
     }
 }
 
-/// The major version of the programs in a folder, such as `15`; `None` if there are none to run a cluster with.
+/// The major version of the programs in a folder, such as `15`. `None` if the folder cannot run a cluster.
 fn version_of(folder: &Path) -> Option<String> {
     if !folder.join("initdb").exists() {
         return None;
