@@ -1,4 +1,4 @@
-//! The database that a server is to serve from: how it is connected to, and whether it is fit.
+//! Connects to the database of a server, and checks that the database can be used.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use super::database_options::{self, Target};
 use crate::configuration::Configuration;
 use crate::database::{self, Durability, Pooler, Schema, Sessions};
 
-/// How the configured database is connected to.
+/// The connection settings of the configured database.
 ///
 /// # Errors
-/// When no URL is set, or it cannot be read; the URL itself is not shown.
+/// If no URL is set or the URL is invalid. The error does not show the URL.
 pub fn database_settings(configuration: &Configuration) -> anyhow::Result<database::Settings> {
     let options = database_options::parse(configuration.database_url()?)?;
     Ok(database::Settings {
@@ -27,16 +27,16 @@ pub fn database_settings(configuration: &Configuration) -> anyhow::Result<databa
     })
 }
 
-/// Opens a connection, and sees that what is behind it is what `database.pooler` says.
+/// Opens a connection, and checks that it leads to what `database.pooler` says.
 ///
 /// # Errors
-/// When it cannot be opened, or says which setting is wrong.
+/// If the connection cannot be opened, or a setting is wrong. The error names the setting.
 pub async fn connect(settings: &database::Settings) -> anyhow::Result<PgConnection> {
-    const POOLER: &str = "setting database.pooler: none, but database.url leads to a pooler, which does not pass on the \
-                          settings that a session starts with; set it to the pooler's pool_mode";
+    const POOLER: &str = "setting database.pooler: none, but database.url leads to a pooler, which does not pass on \
+                          the settings that a session starts with; set it to the pooler's pool_mode";
     let on_refusal = match settings.pooler {
         Pooler::None => POOLER,
-        _ => "setting database.url: the pooler refuses a setting that the URL bears",
+        _ => "setting database.url: the pooler refuses a setting in the URL",
     };
     let (connection, sessions) = open(settings, on_refusal).await?;
     match (settings.pooler, sessions) {
@@ -45,21 +45,21 @@ pub async fn connect(settings: &database::Settings) -> anyhow::Result<PgConnecti
         | (Pooler::Transaction, Sessions::Shared) => Ok(connection),
         (Pooler::None, _) => bail!(POOLER),
         (_, Sessions::Confused) => bail!(
-            "setting database.url: the pooler gives one session to several clients and confuses their prepared \
-             statements; it must be PgBouncer 1.21 or later with max_prepared_statements, or in pool_mode session"
+            "setting database.url: the pooler gives one session to several clients and mixes up their prepared \
+             statements; use PgBouncer 1.21 or later with max_prepared_statements, or pool_mode session"
         ),
         (Pooler::Session, _) => bail!("setting database.pooler: session, but the pooler's pool_mode is transaction"),
         (Pooler::Transaction, _) => bail!(
-            "setting database.pooler: transaction, but prepared statements arrive under the names they have here; it \
-             must be PgBouncer 1.21 or later in pool_mode transaction with max_prepared_statements"
+            "setting database.pooler: transaction, but the connection does not lead to such a pooler, which would rename \
+             prepared statements; use PgBouncer 1.21 or later in pool_mode transaction with max_prepared_statements"
         ),
     }
 }
 
-/// Opens a connection to PostgreSQL itself, for what needs a session of its own.
+/// Opens a connection to PostgreSQL itself, for work that needs a session of its own.
 ///
 /// # Errors
-/// When it cannot be opened, or leads to a pooler.
+/// If the connection cannot be opened, or leads to a pooler.
 pub async fn connect_directly(settings: &database::Settings) -> anyhow::Result<PgConnection> {
     const POOLER: &str = "setting database.url: it leads to a pooler; this command needs the URL of PostgreSQL itself";
     let settings = database::Settings { pooler: Pooler::None, ..settings.clone() };
@@ -85,8 +85,8 @@ async fn warn_of_endless_statements(settings: &database::Settings, connection: &
     if limit.is_none_or(|limit| limit > wanted) {
         tracing::warn!(
             ?limit,
-            "PostgreSQL lets a statement run longer than database.statement_timeout; behind a pooler its limit is the \
-             role's: alter role {} set statement_timeout = '{}ms'",
+            "PostgreSQL's statement_timeout is longer than database.statement_timeout; behind a pooler, set it for the \
+             role: alter role {} set statement_timeout = '{}ms'",
             settings.options.get_username(),
             wanted.as_millis()
         );
@@ -94,28 +94,28 @@ async fn warn_of_endless_statements(settings: &database::Settings, connection: &
     Ok(())
 }
 
-/// Checks the database as soon as it can be reached.
+/// Waits until the database can be reached, and checks it.
 ///
 /// # Errors
-/// When it is not fit to be served from, cannot be connected to for a reason that will not pass, or is not there within
-/// half a minute.
+/// If a check fails, if a connection fails for a permanent reason, or if the database is not reachable within half a
+/// minute.
 pub async fn await_database(settings: &database::Settings, allow_loss: bool) -> anyhow::Result<()> {
     let target = Target(&settings.options);
     if target.is_open_to_impostors() {
         tracing::warn!(
             host = target.host(),
-            "the connection to PostgreSQL leaves this machine, and nothing verifies who answers; add \
+            "the connection to PostgreSQL goes to another machine, and the server's certificate is not verified; add \
              sslmode=verify-full&sslrootcert=FILE to database.url"
         );
     }
-    let ends = Instant::now() + FIRST_LOOK;
-    let mut told: Option<Instant> = None;
+    let ends = Instant::now() + START_TIMEOUT;
+    let mut last_logged: Option<Instant> = None;
     let mut last_error = None;
     loop {
         match timeout_at(ends, check_database(settings, allow_loss)).await {
             Ok(Err(error)) if may_pass(&error) && Instant::now() + PAUSE < ends => {
-                if told.is_none_or(|at| at.elapsed() >= TELL_INTERVAL) {
-                    told = Some(Instant::now());
+                if last_logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
+                    last_logged = Some(Instant::now());
                     tracing::warn!(
                         host = target.host(),
                         port = settings.options.get_port(),
@@ -129,17 +129,17 @@ pub async fn await_database(settings: &database::Settings, allow_loss: bool) -> 
             }
             Ok(checked) => return checked.with_context(|| target.to_string()),
             Err(_) => {
-                let error = last_error.unwrap_or_else(|| anyhow!("it does not answer"));
+                let error = last_error.unwrap_or_else(|| anyhow!("the database does not answer"));
                 return Err(error.context(target.to_string()));
             }
         }
     }
 }
 
-/// What the database may take to be there, and to be looked at, before anything is served from it.
-const FIRST_LOOK: Duration = Duration::from_secs(30);
-/// How often the log says that it is still waited for.
-const TELL_INTERVAL: Duration = Duration::from_secs(10);
+/// How long the server waits at its start for the database to become reachable and to pass the checks.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often the log says that the server still waits.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(250);
 
 fn may_pass(error: &anyhow::Error) -> bool {
@@ -154,14 +154,14 @@ async fn check_database(settings: &database::Settings, allow_loss: bool) -> anyh
     let (schema, durability) = database::fitness(&mut connection).await?;
     match schema {
         Schema::Same => {}
-        Schema::Newer => tracing::warn!("the database's schema is newer than this release; serving all the same"),
+        Schema::Newer => tracing::warn!("the database's schema is newer than this release; serving anyway"),
         Schema::Unfit => bail!("the database's schema is not the one this release needs; run `hapax migrate` first"),
     }
     match durability {
         Durability::Durable => {}
-        Durability::ReadOnly => bail!("the database takes no writes: it is read-only, or a standby"),
+        Durability::ReadOnly => bail!("the database takes no writes: it is read-only or a standby"),
         Durability::Lossy(setting) if allow_loss => {
-            tracing::warn!(setting, "the database may lose jobs that were acknowledged, as the configuration allows");
+            tracing::warn!(setting, "the database may lose jobs that were acknowledged; the configuration allows it");
         }
         Durability::Lossy(setting) => bail!(
             "the database may lose jobs that were acknowledged: its {setting} is off; turn it on, or set \

@@ -1,4 +1,4 @@
-//! What a PostgreSQL URL says, read more strictly than sqlx reads it.
+//! Parses a PostgreSQL URL, more strictly than sqlx does.
 
 use std::fmt;
 use std::fs::File;
@@ -10,8 +10,8 @@ use url::Url;
 
 use crate::configuration::variable;
 
-/// The parameters that sqlx knows. It passes over any other with a line in the log, and `?sslmod=require` would connect
-/// in clear.
+/// The parameters that sqlx knows. It only logs a line for an unknown one, so with `?sslmod=require` it would connect
+/// without TLS.
 const PARAMETERS: [&str; 18] = [
     "application_name",
     "dbname",
@@ -33,14 +33,14 @@ const PARAMETERS: [&str; 18] = [
     "user",
 ];
 
-/// Files that the URL or libpq's variables may name, by all the names of each.
+/// The parameters that name a file, with all their spellings, and libpq's environment variable for each.
 const FILES: [(&[&str], &str); 3] = [
     (&["sslrootcert", "ssl-root-cert", "ssl-ca"], "PGSSLROOTCERT"),
     (&["sslcert", "ssl-cert"], "PGSSLCERT"),
     (&["sslkey", "ssl-key"], "PGSSLKEY"),
 ];
 
-/// Reads a URL. Nothing of the URL but names of parameters and files is in the error.
+/// Parses a URL. An error shows only names of parameters and files from it, no secrets.
 pub fn parse(url: &str) -> anyhow::Result<PgConnectOptions> {
     let parsed: Url = url.parse().map_err(|error| anyhow!("setting database.url: not a PostgreSQL URL: {error}"))?;
     if !["postgres", "postgresql"].contains(&parsed.scheme()) {
@@ -57,13 +57,13 @@ pub fn parse(url: &str) -> anyhow::Result<PgConnectOptions> {
     if matches!(options.get_ssl_mode(), PgSslMode::VerifyCa | PgSslMode::VerifyFull) && !root {
         bail!(
             "setting database.url: sslmode=verify-ca and verify-full need sslrootcert=FILE, the certificate of the \
-             authority that has signed the server's"
+             authority that signed the server's certificate"
         );
     }
     Ok(options)
 }
 
-/// Says whether there is a root certificate.
+/// Checks that the files can be read. Returns whether there is a root certificate.
 fn check_files(url: &Url) -> anyhow::Result<bool> {
     let mut root = false;
     for (place, (names, variable_name)) in FILES.into_iter().enumerate() {
@@ -71,7 +71,7 @@ fn check_files(url: &Url) -> anyhow::Result<bool> {
         let in_environment =
             || variable(variable_name).map(|path| (variable_name.into(), path.to_string_lossy().into_owned().into()));
         let Some((name, path)) = in_url.or_else(in_environment) else { continue };
-        // sqlx takes the certificate itself, too.
+        // sqlx also accepts the certificate itself in place of a file name.
         if !path.starts_with("-----BEGIN") {
             let opened = File::open(&*path);
             opened.with_context(|| format!("setting database.url: {name} names {path}, which cannot be read"))?;
@@ -81,7 +81,7 @@ fn check_files(url: &Url) -> anyhow::Result<bool> {
     Ok(root)
 }
 
-/// Where options lead to, without user and password.
+/// The server and database that the options name. Shown without user and password.
 pub struct Target<'a>(pub &'a PgConnectOptions);
 
 impl Target<'_> {
@@ -91,11 +91,12 @@ impl Target<'_> {
     }
 
     pub fn database(&self) -> &str {
-        // PostgreSQL's own rule.
+        // PostgreSQL's default.
         self.0.get_database().unwrap_or(self.0.get_username())
     }
 
-    /// Whether somebody in between could pass for the server: it is on another machine, and nothing is verified.
+    /// Whether an attacker in the network could impersonate the server: it is on another machine, and its certificate
+    /// is not verified.
     pub fn is_open_to_impostors(&self) -> bool {
         let host = self.host();
         let bare = host.trim_matches(['[', ']']);

@@ -1,4 +1,4 @@
-//! The composition: everything that lives as long as the process is made, started and stopped here.
+//! The composition root: creates, starts and stops everything that lives as long as the process.
 
 mod database_connection;
 mod database_options;
@@ -35,13 +35,13 @@ use database_connection::await_database;
 use serving::{serve_api, serve_operations};
 use tasks::Tasks;
 
-/// For saying goodbye to the database, when nothing but a statement of a probe or of a scrape can still be under way.
+/// For closing the database connections at the end. By then, only a statement of a probe or of a scrape can still run.
 const LAST_CALL: Duration = Duration::from_secs(2);
 
-/// Serves until `shutdown`, then lets accepted requests finish.
+/// Serves until `shutdown`, then finishes the accepted requests.
 ///
 /// # Errors
-/// When the database is not fit to be served from, or something that serving needs has ended.
+/// If the database fails a check at the start, or if a task that serving needs has ended.
 pub async fn run(
     configuration: &Configuration,
     listeners: Listeners,
@@ -69,21 +69,21 @@ pub async fn run(
     let api_handle = api.handle();
 
     let mut tasks = Tasks::default();
-    // Later than `shutdown`: while the server drains, everything goes on.
+    // Cancelled later than `shutdown`, because all tasks must run while the server drains.
     let ending = CancellationToken::new();
     for writer in app.intake.writers(&metrics) {
-        tasks.start("a writer of submissions", writer.run().map(Ok));
+        tasks.start("a submission writer", writer.run().map(Ok));
     }
     let verifying = app.clone();
-    tasks.start("the look-ups of tokens", async move {
+    tasks.start("the token verifier", async move {
         verifying.verifier.run().await;
         Ok(())
     });
     let purging = purger::run(pools.purge.clone(), pace(&configuration.purge), metrics, ending.clone());
     tasks.start("the purger", purging.map(Ok));
-    tasks.start("the writer of use times", use_times.run(pools.purge.clone(), ending.clone()).map(Ok));
+    tasks.start("the token use recorder", use_times.run(pools.purge.clone(), ending.clone()).map(Ok));
     let (sources, until) = (app.clone(), ending.clone());
-    tasks.start("the watch over readiness", async move {
+    tasks.start("the readiness check", async move {
         sources.readiness.watch(until).await;
         Ok(())
     });
@@ -102,13 +102,14 @@ pub async fn run(
             ended = &mut api => return ended,
             () = sleep(configuration.server.drain_delay) => {}
         }
-        tracing::info!("stopping: no more connections; accepted requests are finished first");
+        tracing::info!("stopping: no new connections; accepted requests are finished first");
         let (ended, ()) = tokio::join!(api, api_handle.stop(true));
         ended
     };
     tokio::select! {
         served = served => served.context("the HTTP server failed")?,
-        // Without it requests would hang, or housekeeping stop unseen. Whatever restarts the process starts all anew.
+        // Without the task, requests would hang, or housekeeping would stop unnoticed. So the process ends and is
+        // restarted.
         error = tasks.ended() => return Err(error),
     }
     ending.cancel();
@@ -124,29 +125,30 @@ pub async fn run(
         }
     };
     if timeout(LAST_CALL, closing).await.is_err() {
-        tracing::warn!("connections to the database were cut off");
+        tracing::warn!("database connections were closed before their statements had ended");
     }
     tracing::info!("stopped");
     Ok(())
 }
 
-/// A pool for each purpose, so that none starves another.
+/// A connection pool for each purpose, so that none starves another.
 struct Pools {
     writers: Pool,
     intake: Pool,
     reads: Pool,
     tokens: TokenPools,
-    /// For housekeeping: the purger, and when tokens were last used.
+    /// For housekeeping: the purger, and the times of the last use of tokens.
     purge: Pool,
-    /// For readiness alone: a probe never waits for a connection that another statement holds.
+    /// For readiness only, so that a probe never waits for a connection that another statement holds.
     probes: Pool,
-    /// For what `/metrics` asks. A scrape gives up after a second, but its statement keeps the connection until it ends.
-    /// So it must use neither that of the probes, which would answer 503, nor that of the purger, whose round would fail.
+    /// For the query of `/metrics`. A scrape gives up after a second, but its statement keeps the connection until it
+    /// ends. On the connection of the probes, it would make `/readyz` answer 503. On that of the purger, it would make
+    /// a purge round fail.
     metrics: Pool,
 }
 
 impl Pools {
-    /// Connections of the pools whose size no setting changes.
+    /// Total connections of the pools that have a fixed size.
     const FIXED: usize = 5;
 
     fn new(settings: &database::Settings, configuration: &Configuration, metrics: &Metrics) -> Self {
@@ -162,7 +164,7 @@ impl Pools {
         }
     }
 
-    /// Those that requests are served on.
+    /// The pools that serve requests.
     fn serving(&self) -> [Pool; 5] {
         let Self { writers, intake, reads, tokens, .. } = self;
         [writers, intake, reads, &tokens.known, &tokens.unknown].map(Pool::clone)
@@ -231,7 +233,7 @@ fn quotas(settings: &configuration::Quota, metrics: &Metrics) -> Quotas {
     }
 }
 
-/// How the purger is configured.
+/// The purger's settings.
 pub fn pace(purge: &configuration::Purge) -> Pace {
     Pace { interval: purge.interval, batch: purge.batch, pause: purge.pause }
 }

@@ -1,4 +1,4 @@
-//! The two HTTP servers of a process, and how many connections they may hold.
+//! The two HTTP servers of a process, and their connection limits.
 
 use std::future::ready;
 use std::net::TcpListener;
@@ -23,12 +23,13 @@ use crate::configuration::{Configuration, Server};
 use crate::http::{self, App, Connection, ConnectionDeadlines, MetricsSources, PIECE_BYTES};
 use crate::metrics::CountedConnection;
 
-/// By when a request's head must have arrived, and how long an idle connection is kept: longer than the usual load
-/// balancer keeps it, so that it is not closed under a request.
+/// The time in which a request's head must arrive.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+/// How long an idle connection stays open. Longer than with the usual load balancer, so that the server does not close
+/// a connection on which the load balancer is sending a request.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// How long a connection is read from after an answer that came before the request's end. Without it the client's
-/// system might throw the answer away.
+/// How long the server reads from a connection after it has answered before the end of the request. Otherwise the
+/// client's system might discard the answer.
 const LINGER: Duration = Duration::from_secs(1);
 
 pub fn serve_api(
@@ -45,7 +46,7 @@ pub fn serve_api(
     let workers = workers.min(connections);
     let worker_connections = connections / workers;
     app.metrics.set_connections_limit(worker_connections * workers);
-    // The framework looks once a second whether it is over.
+    // The framework checks only once a second whether all connections are done.
     let finish = server.shutdown_deadline.saturating_sub(server.drain_delay + LAST_CALL + Duration::from_secs(1));
     let builder = ServerBuilder::new()
         .workers(workers)
@@ -57,8 +58,8 @@ pub fn serve_api(
     serve(builder, listener, app, deadlines, move || Some(metrics.count_connection()), http::routes)
 }
 
-/// Serves HTTP/1.1 on connections with deadlines of our own, which is what `actix_web::HttpServer` has no place for. All
-/// else is as it would be there.
+/// Serves HTTP/1.1 on [`Connection`]s, which have additional deadlines. `actix_web::HttpServer` has no hook for them.
+/// Everything else is as in `HttpServer`.
 fn serve(
     builder: ServerBuilder,
     listener: TcpListener,
@@ -97,19 +98,20 @@ fn serve(
     Ok(builder.listen("http", listener, service)?.run())
 }
 
-/// Has a connection reset when it is closed, rather than what is unsent kept for a client that does not take it.
+/// Makes the system reset the connection when it is closed, instead of keeping unsent bytes for a client that does not
+/// read.
 fn discard_unsent(stream: &TcpStream) {
-    // If it cannot be said, the system keeps the bytes for a while.
+    // If this fails, the system keeps the bytes for a while.
     let _kept = set_socket_linger(stream, Some(Duration::ZERO));
 }
 
-/// As many connections as are asked for, or as the limit on file descriptors leaves: with none left, nobody could be
-/// answered, not even the probes.
+/// The number of client connections: as set, or as many as the limit on file descriptors allows. Without free
+/// descriptors the server could answer no client and no probe.
 fn connections(configuration: &Configuration, workers: usize) -> anyhow::Result<usize> {
-    /// Logs, listeners, and what a library may open.
+    /// For logs, listeners and the files of libraries.
     const RESERVE: usize = 64;
-    /// A runtime of its own: event queues and the like.
-    const OF_A_WORKER: usize = 4;
+    /// For the runtime of a worker, such as its event queues.
+    const PER_WORKER: usize = 4;
     let (server, to_database) = (
         &configuration.server,
         configuration.intake.writers
@@ -117,26 +119,26 @@ fn connections(configuration: &Configuration, workers: usize) -> anyhow::Result<
             + configuration.database.connections
             + Pools::FIXED,
     );
-    let reserve = RESERVE + OF_A_WORKER * workers + OPERATIONS_CONNECTIONS + to_database;
+    let reserve = RESERVE + PER_WORKER * workers + OPERATIONS_CONNECTIONS + to_database;
     let left = raise_descriptor_limit().saturating_sub(reserve);
     let wanted = if server.connections == 0 { Server::CONNECTIONS_MAX.min(left) } else { server.connections };
     if left < wanted.max(1) {
         bail!(
-            "setting server.connections: {wanted} and {reserve} for other purposes are more than the limit on file \
-             descriptors; raise it (ulimit -n, LimitNOFILE)"
+            "setting server.connections: {wanted} connections and {reserve} other files exceed the limit on file \
+             descriptors; raise the limit (ulimit -n, LimitNOFILE)"
         );
     }
     Ok(wanted)
 }
 
-/// Takes as many file descriptors as the system allows without asking, and says how many that is.
+/// Raises the soft limit on file descriptors to the hard limit, and returns it.
 fn raise_descriptor_limit() -> usize {
     let limit = getrlimit(Resource::Nofile);
     let _kept_as_it_is = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
 }
 
-/// Prometheus, a few probes, and somebody with curl.
+/// Enough for Prometheus, a few probes and an operator with curl.
 const OPERATIONS_CONNECTIONS: usize = 64;
 
 pub fn serve_operations(

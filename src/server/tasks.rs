@@ -1,4 +1,4 @@
-//! What runs beside the HTTP server for as long as it serves, and must not end before it.
+//! Background tasks that run as long as the HTTP server and must not end before it.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -6,7 +6,7 @@ use std::future::Future;
 use anyhow::anyhow;
 use tokio::task::{Id, JoinError, JoinSet};
 
-/// Tasks of which each is needed: when one ends by itself, by a panic too, the process must not go on without it.
+/// Tasks that the process needs. If one ends unexpectedly, also by a panic, the process must end, too.
 #[derive(Default)]
 pub struct Tasks {
     running: JoinSet<anyhow::Result<()>>,
@@ -19,7 +19,7 @@ impl Tasks {
         self.names.insert(id, name);
     }
 
-    /// Waits until one ends that was not told to, and says which and why. For ever, if all go on.
+    /// Waits until a task ends unexpectedly, and returns its name and the reason. Waits for ever if none ends.
     pub async fn ended(&mut self) -> anyhow::Error {
         match self.running.join_next_with_id().await {
             Some(ended) => self.explain(ended),
@@ -27,11 +27,11 @@ impl Tasks {
         }
     }
 
-    /// Waits for all to end, now that they were told to.
+    /// Waits until all tasks have ended. The caller has told them to stop.
     pub async fn finish(&mut self) {
         while let Some(ended) = self.running.join_next_with_id().await {
             if !matches!(ended, Ok((_, Ok(())))) {
-                tracing::error!(error = format!("{:#}", self.explain(ended)), "a task failed while it was stopping");
+                tracing::error!(error = format!("{:#}", self.explain(ended)), "a task failed during shutdown");
             }
         }
     }
@@ -39,9 +39,9 @@ impl Tasks {
     fn explain(&self, ended: Result<(Id, anyhow::Result<()>), JoinError>) -> anyhow::Error {
         let name = |id| self.names.get(&id).copied().unwrap_or("a task");
         match ended {
-            Ok((id, Ok(()))) => anyhow!("{} ended, though nobody told it to", name(id)),
+            Ok((id, Ok(()))) => anyhow!("{} ended unexpectedly", name(id)),
             Ok((id, Err(error))) => error.context(format!("{} ended", name(id))),
-            // The panic's own words are in the log already.
+            // The panic's message is in the log already.
             Err(error) if error.is_panic() => anyhow!("{} panicked", name(error.id())),
             Err(error) => anyhow!("{} was cancelled", name(error.id())),
         }
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_task_that_ends_is_named_however_it_ends() {
+    async fn a_task_that_ends_is_named_in_the_error() {
         for (task, words) in [
             (Box::pin(async { Ok(()) }) as std::pin::Pin<Box<dyn Future<Output = _> + Send>>, "the purger ended"),
             (Box::pin(async { Err(anyhow!("no more files")) }), "the purger ended: no more files"),
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tasks_that_were_told_to_end_are_waited_for() {
+    async fn finish_waits_for_tasks_that_are_stopping() {
         let mut tasks = Tasks::default();
         let (tell, told) = tokio::sync::oneshot::channel::<()>();
         tasks.start("a writer", async { Ok(told.await?) });
