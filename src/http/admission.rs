@@ -1,4 +1,4 @@
-//! How many requests are worked on at once.
+//! The limit on requests in flight.
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
@@ -7,15 +7,15 @@ use crate::ids::TenantId;
 use crate::metrics::{Shed, Usage};
 use crate::shares::Shares;
 
-/// A place for each request that may be worked on; one more is told so at once. A tenant has a share of them, so that one
-/// whose bodies take their time does not take everybody's.
+/// Limits the requests in flight. A request above the limit is refused immediately. Each tenant has a share of the
+/// places, so that a tenant whose bodies arrive slowly cannot take all of them.
 pub struct Admission {
     places: Semaphore,
     limit: usize,
     shares: Shares,
 }
 
-/// Places that a request holds until this is dropped.
+/// The place of one request. It is free again when this is dropped.
 pub struct Places<'a> {
     _place: SemaphorePermit<'a>,
     _share: OwnedSemaphorePermit,
@@ -28,7 +28,7 @@ impl Admission {
     }
 
     /// # Errors
-    /// [`Problem::Shed`] if the tenant has its share already, or the places are taken.
+    /// [`Problem::Shed`] if the tenant's share is used up, or all places are taken.
     pub fn enter(&self, tenant: TenantId) -> Result<Places<'_>, Problem> {
         let share = self.shares.try_acquire(tenant, 1).ok_or(Problem::Shed(Shed::TenantInFlight))?;
         let place = self.places.try_acquire().map_err(|_| Problem::Shed(Shed::InFlight))?;

@@ -1,4 +1,4 @@
-//! Who is calling, and may they: asked before anything else of a request is looked at.
+//! Authentication and authorization, before any other part of a request is read.
 
 use std::future::{Ready, ready};
 
@@ -16,12 +16,12 @@ use crate::access::{Caller, Recalled, Scope, TokenDigest};
 use crate::ids::TenantId;
 use crate::telemetry::RequestContext;
 
-/// Whose token a request bears, whether or not it was admitted.
+/// The tenant of a request's token. Set once the token is verified, even if the request is refused later.
 #[derive(Clone, Copy)]
 pub struct VerifiedTenant(pub TenantId);
 
-/// Lets a request through if its token is valid and has `scope`, and there is room for it; the handler then finds the
-/// [`Caller`].
+/// Middleware that admits a request if its token is valid and has `scope`, its quota is not used up, and a place among
+/// the requests in flight is free. The handler can then extract the [`Caller`].
 pub async fn authorize<B: MessageBody + 'static>(
     scope: Scope,
     request: ServiceRequest,
@@ -37,15 +37,15 @@ pub async fn authorize<B: MessageBody + 'static>(
     }
 }
 
-/// The caller, and the places among the requests in flight. A place is the caller's, so a request whose token was never
-/// seen takes none before the token is verified.
+/// The caller, and its place among the requests in flight. A place counts for its tenant, so a request with an unknown
+/// token takes none before the token is verified.
 async fn admit<'a>(app: &'a App, scope: Scope, request: &ServiceRequest) -> Result<(Caller, Places<'a>), Problem> {
     let digest = bearer(request.headers()).map_err(Problem::Unauthenticated)?;
     let deadline = Deadline::of(request);
     let (caller, entered) = match app.verifier.recall(&digest) {
         Recalled::Verified(caller) => (caller, None),
         Recalled::Known(caller) => {
-            // A request that waits for a renewal waits in its tenant's own share.
+            // While the request waits for the renewal, it holds a place of its tenant's share.
             let entered = app.admission.enter(caller.tenant)?;
             (app.verifier.renew(digest, deadline).await?, Some(entered))
         }
@@ -62,20 +62,20 @@ async fn admit<'a>(app: &'a App, scope: Scope, request: &ServiceRequest) -> Resu
     Ok((caller, entered))
 }
 
-/// A body costs its caller's quota a unit for each so many bytes, in which a small one has no part.
-const BYTES_A_UNIT: usize = 16 * 1024;
+/// A body costs one unit of the caller's request quota for each full 16 KiB. A smaller body is free.
+const BYTES_PER_UNIT: usize = 16 * 1024;
 
-/// Charges a request for so many bytes of its body, rounded down to whole units, and says how many it charged for.
+/// Charges a request for the bytes of its body, rounded down to whole units. Returns the number of bytes charged for.
 ///
 /// # Errors
 /// [`Problem::QuotaExceeded`].
 pub fn reserve_bytes(app: &App, request: &HttpRequest, bytes: usize) -> Result<usize, Problem> {
-    let units = bytes / BYTES_A_UNIT;
+    let units = bytes / BYTES_PER_UNIT;
     reserve_requests(app, request, units)?;
-    Ok(units * BYTES_A_UNIT)
+    Ok(units * BYTES_PER_UNIT)
 }
 
-/// Charges a request for being worth several.
+/// Charges a request as several requests.
 ///
 /// # Errors
 /// [`Problem::QuotaExceeded`].
@@ -88,7 +88,7 @@ pub fn reserve_requests(app: &App, request: &HttpRequest, requests: usize) -> Re
     reserve_many(&app.quotas.requests, &digest, units, request).map(drop)
 }
 
-/// `Authorization: Bearer hpx_…`, once (RFC 6750, section 2.1).
+/// Reads `Authorization: Bearer hpx_…`, which must occur exactly once (RFC 6750, section 2.1).
 fn bearer(headers: &HeaderMap) -> Result<TokenDigest, Unauthenticated> {
     let mut lines = headers.get_all(AUTHORIZATION);
     let line = match (lines.next(), lines.next()) {

@@ -1,4 +1,4 @@
-//! Request bodies, bounded in size, in time and in the memory that they take.
+//! Request bodies, with limits on their size, their time and their memory.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Ready, ready};
@@ -25,50 +25,51 @@ use super::{App, Problem};
 use crate::access::Caller;
 use crate::ids::TenantId;
 
-/// A whole body that says it is of the media type that the operation takes.
+/// A complete body. Its `Content-Type` is a media type that the operation takes.
 pub struct Body<T> {
     bytes: Bytes,
     media_type: PhantomData<T>,
 }
 
-/// A body as it arrives, of the media type that the operation takes.
+/// A body that is read as it arrives. Its `Content-Type` is a media type that the operation takes.
 ///
-/// Its bytes count against its tenant's share of memory until the request is answered: what is made of them lives so
-/// long.
+/// Its bytes count against the tenant's share of memory until the request is answered, because the values that are
+/// parsed from it live until then.
 pub struct Incoming<T> {
     request: HttpRequest,
     payload: Payload,
     announced: Option<usize>,
     limit: usize,
     arrived: usize,
-    /// Of a body that announces no length: how many of its bytes the quota has been charged for.
+    /// For a body without `Content-Length`: the number of bytes that the quota has been charged for.
     charged: usize,
-    /// How much longer the client may take.
+    /// How much longer the body may take to arrive.
     time_left: Duration,
     held: Option<HeldBytes>,
     media_type: PhantomData<T>,
 }
 
-/// What an operation takes.
+/// The media type that an operation takes.
 pub trait MediaType: 'static {
     const NAME: &'static str;
-    /// Other names for the same.
+    /// Other names of the same media type.
     const ALIASES: &'static [&'static str] = &[];
-    /// All of the names, as a header field lists them.
+    /// All names, as a header field lists them.
     const TAKEN: &'static str = Self::NAME;
-    /// The header field that tells what is taken to whoever sent something else.
+    /// The header field of a 415 answer that lists the names.
     const TOLD_IN: HeaderName = ACCEPT;
-    /// How many times as large as one body it may be.
+    /// The size limit, as a multiple of the limit on a single body.
     const BODIES: usize = 1;
 }
 
 /// JSON (RFC 8259).
 pub struct Json;
 
-/// JSON Merge Patch (RFC 7396). Generated clients often send it as plain JSON, and no other patch is taken here.
+/// JSON Merge Patch (RFC 7396). It may also be sent as `application/json`, as generated clients often do. That is
+/// unambiguous, because no other patch format is supported.
 pub struct MergePatch;
 
-/// A JSON text in each line (NDJSON).
+/// One JSON text per line (NDJSON).
 pub struct JsonLines;
 
 impl MediaType for Json {
@@ -90,11 +91,11 @@ impl MediaType for JsonLines {
     const BODIES: usize = BATCH_BODIES;
 }
 
-/// How many times as large as a single submission a batch may be.
+/// The size limit of a batch, as a multiple of the limit on a single submission.
 const BATCH_BODIES: usize = 16;
-/// What a body may take without being counted: requests in flight are.
+/// A body of up to this size is not counted. The limit on requests in flight bounds the memory of such bodies.
 const UNCOUNTED_BYTES: usize = 4 * 1024;
-/// How much memory is taken at once for a body that does not say how long it is.
+/// Memory for a body is reserved in steps of this size.
 const HELD_BYTES_STEP: usize = 64 * 1024;
 
 impl<T: MediaType> FromRequest for Incoming<T> {
@@ -117,11 +118,12 @@ impl<T: MediaType> FromRequest for Body<T> {
 }
 
 impl<T> Body<T> {
-    /// Reads the text, away from the threads that serve HTTP if it is large. The text itself is dropped then: what comes
-    /// next may take its time.
+    /// Parses the text with `read`. A large text is parsed outside of the threads that serve HTTP. The text is dropped
+    /// afterwards, because the rest of the request may take long.
     ///
     /// # Errors
-    /// [`Problem`], if that is what `read` finds, or if the tenant keeps too many CPUs busy until `deadline`.
+    /// The [`Problem`] that `read` returns, or [`Problem::Shed`] if none of the tenant's CPUs becomes free before
+    /// `deadline`.
     pub async fn read<R: Send + 'static>(
         self,
         app: &App,
@@ -155,13 +157,14 @@ impl<T: MediaType> Incoming<T> {
         })
     }
 
-    /// The next part; `None` after the last.
+    /// The next part. `None` after the last one.
     ///
     /// # Errors
-    /// [`Problem`] if the body is too large, too slow or broken, or if there is no memory for it.
+    /// [`Problem`] if the body is too large, too slow or broken, if there is no memory for it, or if the quota is used
+    /// up.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
-        // By the length that is announced and not by the payload's end: with `Upgrade: websocket` on a request, the
-        // framework takes all that follows for payload, though nobody upgrades anything here.
+        // The end is decided by `Content-Length`, not by the end of the payload. If a request has `Upgrade: websocket`,
+        // the framework takes everything that follows as payload, although Hapax does not support upgrades.
         if self.announced == Some(self.arrived) {
             return Ok(None);
         }
@@ -191,7 +194,7 @@ impl<T: MediaType> Incoming<T> {
     }
 
     async fn whole(mut self) -> Result<Body<T>, Problem> {
-        // What is announced may never come.
+        // At first no more than one step, because the announced bytes may never arrive.
         let mut body = BytesMut::with_capacity(self.announced.unwrap_or(0).min(HELD_BYTES_STEP));
         while let Some(part) = self.next().await? {
             body.extend_from_slice(&part);
@@ -199,7 +202,7 @@ impl<T: MediaType> Incoming<T> {
         Ok(Body { bytes: body.freeze(), media_type: PhantomData })
     }
 
-    /// Takes memory for what has arrived.
+    /// Reserves memory for the bytes that have arrived.
     fn hold(&mut self) -> Result<(), Problem> {
         let held = self.held.as_ref().map_or(0, HeldBytes::bytes);
         if self.arrived <= held.max(UNCOUNTED_BYTES) {
@@ -219,7 +222,7 @@ impl<T: MediaType> Incoming<T> {
         }
     }
 
-    /// Charges for what has arrived of a body that announces no length, with what is around its chunks.
+    /// Charges the quota for the bytes that have arrived of a body without `Content-Length`, chunk framing included.
     fn charge_unannounced(&mut self) -> Result<(), Problem> {
         let connection = self.request.conn_data::<Rc<ConnectionState>>();
         let (None, Some(arrived)) = (self.announced, connection.map(|connection| connection.body_bytes())) else {
@@ -236,7 +239,7 @@ impl<T: MediaType> Incoming<T> {
 }
 
 impl<T> Drop for Incoming<T> {
-    /// What has been made of the body lives until the request is answered.
+    /// Keeps the memory reserved until the request is answered, because the parsed values live until then.
     fn drop(&mut self) {
         if let Some(held) = self.held.take() {
             self.request.extensions_mut().insert(held);
@@ -244,7 +247,7 @@ impl<T> Drop for Incoming<T> {
     }
 }
 
-/// Refuses by the head alone what need not be read, and says what length is announced.
+/// Refuses a body that is invalid by its header fields alone. Returns its `Content-Length`.
 fn check_head<T: MediaType>(headers: &HeaderMap, limit: usize) -> Result<Option<usize>, Problem> {
     if headers.contains_key(CONTENT_ENCODING) {
         return Err(Problem::UnsupportedContentEncoding);
@@ -268,11 +271,11 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
-/// The names of UTF-8, and of US-ASCII, which is a part of it. To JSON a charset means nothing (RFC 8259, section 11), so
-/// these are no reason to refuse a body. Any other says that the body is in an encoding that would be misread.
+/// The accepted charsets: UTF-8, and US-ASCII as a subset of it. JSON defines no charset parameter (RFC 8259, section
+/// 11), so these are harmless. Any other charset means that the body has an encoding that the server would misread.
 const CHARSETS: [&str; 4] = ["utf-8", "utf8", "us-ascii", "ascii"];
 
-/// Whether the media type is one that is taken, with no charset or one of [`CHARSETS`].
+/// Whether the media type is accepted, without a charset or with one of [`CHARSETS`].
 fn is_of<T: MediaType>(content_type: &str) -> bool {
     let is_one_of = |names: &[&str], text: &str| names.iter().any(|name| name.eq_ignore_ascii_case(text));
     let mut parts = content_type.split(';').map(str::trim);
@@ -286,10 +289,10 @@ fn is_of<T: MediaType>(content_type: &str) -> bool {
         })
 }
 
-/// What is left of a request's body once the request has been answered: refused, or carried out without a look at it.
+/// The unread rest of a request's body after the request was answered, for example because it was refused.
 ///
-/// The framework closes a connection whose request was not read to its end, and a new one costs the client and us six
-/// times what the refusal does. A small rest is read and thrown away instead.
+/// The framework closes a connection whose request was not read to its end. A new connection costs the client and the
+/// server six times as much as the refusal. So a small rest is read and discarded instead.
 pub struct Leftover(Rc<Shared>);
 
 struct Shared {
@@ -301,12 +304,12 @@ struct Shared {
     ended: Cell<bool>,
 }
 
-/// As much as is worth reading, and waiting for, to keep a connection.
+/// The most bytes to read, and the longest time to wait, in order to keep a connection.
 const LEFTOVER_BYTES_MAX: usize = 64 * 1024;
 const LEFTOVER_DEADLINE: Duration = Duration::from_millis(500);
 
 impl Leftover {
-    /// Keeps a hand on the body; the request has it as before. `None` if there is none.
+    /// Wraps the request's body, which the handler can read as before. `None` if there is no body.
     pub fn of(request: &mut ServiceRequest) -> Option<Self> {
         let payload = request.take_payload();
         if matches!(payload, Payload::None) {
@@ -328,18 +331,18 @@ impl Leftover {
         self.0.length
     }
 
-    /// Whether nobody has begun to read the body.
+    /// Whether reading of the body has not begun.
     pub fn is_untouched(&self) -> bool {
         !self.0.touched.get()
     }
 
-    /// Whether the framework must be kept from reading the rest: of a chunked body it would read any amount, for any
-    /// time, to keep the connection.
+    /// Whether the framework must not read the rest. To keep the connection, it would read any amount of a chunked
+    /// body, for any time.
     pub fn is_endless(&self) -> bool {
         self.0.length == BodyLength::Chunked && !self.0.ended.get()
     }
 
-    /// Reads the rest, within bounds.
+    /// Reads and discards the rest, within the limits on bytes and time.
     pub async fn drain(&self) {
         let mut rest = Reader(Rc::clone(&self.0));
         let mut bytes = 0;
@@ -351,7 +354,7 @@ impl Leftover {
                 }
             }
         };
-        // Being late is as good as being done: either way the answer goes out now.
+        // After a timeout, too, the answer is sent now.
         let _late = timeout(LEFTOVER_DEADLINE, draining).await;
     }
 }
@@ -423,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn every_name_of_a_media_type_is_taken_and_told() {
+    fn every_name_of_a_media_type_is_accepted_and_listed() {
         fn holds<T: MediaType>(taken: &[&str], refused: &str) {
             assert_eq!(T::TAKEN, taken.join(", "));
             for name in taken {

@@ -1,4 +1,4 @@
-//! Memory for bodies: how much those of all requests and answers may take at once, and how much one tenant's.
+//! The memory limit for request and answer bodies, in total and per tenant.
 
 use std::sync::Arc;
 
@@ -9,21 +9,21 @@ use crate::ids::TenantId;
 use crate::metrics::{Shed, Usage};
 use crate::shares::Shares;
 
-/// A budget of bytes. What does not fit is refused at once, so that a process in a container is not killed with
-/// everybody's requests in it.
+/// A budget of bytes. A body that does not fit is refused immediately. Otherwise the kernel could kill a process in a
+/// container, together with the requests of all clients.
 pub struct BodyMemory {
     all: Arc<Semaphore>,
     limit: usize,
     tenants: Shares,
 }
 
-/// Bytes of the budget, given back when this is dropped.
+/// Reserved bytes of the budget. They are free again when this is dropped.
 pub struct HeldBytes {
     all: OwnedSemaphorePermit,
     tenant: OwnedSemaphorePermit,
 }
 
-/// Memory that was taken for an answer before it was known. A request's extensions carry it.
+/// Memory that a handler reserved for an answer in advance. It is stored in the request's extensions.
 pub struct AnswerBytes(pub HeldBytes);
 
 impl BodyMemory {
@@ -32,10 +32,10 @@ impl BodyMemory {
         Self { all: Arc::new(Semaphore::new(limit)), limit, tenants: Shares::new(tenant_limit) }
     }
 
-    /// Takes so many bytes.
+    /// Reserves bytes.
     ///
     /// # Errors
-    /// [`Problem::Shed`] if there are not so many left, for the tenant or for all.
+    /// [`Problem::Shed`] if the tenant's budget or the total budget has too few bytes left.
     pub fn hold(&self, tenant: TenantId, bytes: usize) -> Result<HeldBytes, Problem> {
         let tenant = self.tenants.try_acquire(tenant, bytes).ok_or(Problem::Shed(Shed::TenantBodyBytes))?;
         let all = take(&self.all, bytes).ok_or(Problem::Shed(Shed::BodyBytes))?;
@@ -52,7 +52,7 @@ impl HeldBytes {
         self.all.num_permits()
     }
 
-    /// Takes so many more.
+    /// Reserves more bytes.
     ///
     /// # Errors
     /// As [`BodyMemory::hold`].
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tenant_takes_its_share_and_all_take_what_there_is() {
+    fn the_budget_limits_each_tenant_and_the_total() {
         let memory = BodyMemory::new(100, 60);
         let mut one = memory.hold(ONE, 40).unwrap();
         assert_eq!(reason(memory.hold(ONE, 21)), Some(Shed::TenantBodyBytes));

@@ -1,4 +1,4 @@
-//! Conditions on a version (RFC 9110, section 13).
+//! Conditional requests by version (RFC 9110, section 13).
 
 use std::future::{Ready, ready};
 
@@ -13,11 +13,11 @@ use crate::jobs::etag;
 /// The `If-Match` of an operation that requires one.
 pub struct IfMatch(pub Condition);
 
-/// That there is no condition, for an operation that would ignore it: what is asked for on a condition must not be done
-/// without (section 13.1).
+/// Refuses a request that has a condition, for an operation that does not support conditions. A server must not ignore
+/// a condition and perform the method without it (section 13.1).
 pub struct NoConditions;
 
-/// What a client has already: the `If-None-Match` of an operation that reads.
+/// The `If-None-Match` of a read: the versions that the client already has.
 pub struct IfNoneMatch(Option<Tags>);
 
 enum Tags {
@@ -32,7 +32,7 @@ struct Tag {
 }
 
 impl IfNoneMatch {
-    /// Whether the client has this version. Compared weakly, which for tags of ours is the same.
+    /// Whether the client has this version. The comparison is weak.
     pub fn has(&self, version: i32) -> bool {
         match &self.0 {
             None => false,
@@ -50,7 +50,8 @@ impl FromRequest for IfMatch {
         ready(match tags(request.headers(), &IF_MATCH) {
             Ok(None) => Err(Problem::PreconditionRequired),
             Ok(Some(Tags::Any)) => Ok(Self(Condition::Any)),
-            // A weak tag matches nothing that is to be changed (section 8.8.3.2), and one that is not ours nothing at all.
+            // `If-Match` compares strongly, so a weak tag matches nothing (section 8.8.3.2). A tag that Hapax did not
+            // make matches no version.
             Ok(Some(Tags::Listed(tags))) => Ok(Self(Condition::OneOf(tags.iter().filter_map(Tag::version).collect()))),
             Err(Malformed) => Err(Problem::InvalidIfMatch),
         })
@@ -73,13 +74,13 @@ impl FromRequest for IfNoneMatch {
     type Future = Ready<Result<Self, Problem>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        // Nothing is lost by an answer in full.
+        // A malformed field is ignored: the client then gets the full answer.
         ready(Ok(Self(tags(request.headers(), &IF_NONE_MATCH).unwrap_or(None))))
     }
 }
 
 impl Tag {
-    /// The version that the tag names, if it is one of ours.
+    /// The version that the tag names, if it is a strong tag that Hapax makes.
     fn version(&self) -> Option<i32> {
         let version = self.opaque.trim_matches('"').parse().ok()?;
         (!self.weak && etag(version) == self.opaque).then_some(version)
@@ -88,7 +89,7 @@ impl Tag {
 
 struct Malformed;
 
-/// `*`, or a list of entity tags, in one line of the field or several.
+/// Parses `*` or a list of entity tags. The list may span several lines of the field.
 fn tags(headers: &HeaderMap, field: &HeaderName) -> Result<Option<Tags>, Malformed> {
     let mut lines = Vec::new();
     for line in headers.get_all(field) {
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn tags_of_ours_are_versions_and_others_match_nothing() {
+    fn only_strong_tags_that_hapax_makes_are_versions() {
         assert_eq!(versions("\"7\""), Some(vec![7]));
         assert_eq!(versions(" , \"7\" ,\"8\", "), Some(vec![7, 8]));
         for nothing in ["W/\"7\"", "\"07\"", "\"x,y\"", "\"\"", "\"+7\"", "\"99999999999\""] {

@@ -1,11 +1,11 @@
-//! A client's connection: how long it may keep the server waiting, and whether it takes more requests.
+//! A client's connection: its deadlines, and the pacing of its requests.
 //!
 //! The framework has a deadline for the first request's head and for an idle connection. It has none for the head of a
 //! later request and none for a client that does not read its answer. [`Connection`] adds both.
 //!
-//! The framework also parses every request that has arrived, some thousands in one read. So [`Connection`] hands it one
-//! head at a time, then the body as soon as the handler asks for it, and nothing else until the request is answered. See
-//! ADR 0028.
+//! The framework also parses every request that has arrived, up to thousands in one read. So [`Connection`] passes it
+//! one head at a time, then the body as soon as the handler asks for it, and nothing else until the request is
+//! answered. See ADR 0028.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
@@ -22,60 +22,60 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::metrics::CountedConnection;
 
-/// How long a client may keep a connection waiting.
+/// How long a client may keep the server waiting.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionDeadlines {
     /// From the first byte of a request's head to its last.
     pub head: Duration,
-    /// Between two bytes of an answer that the client accepts.
+    /// Between two writes of an answer that the client accepts.
     pub write: Duration,
 }
 
-/// A byte stream that fails with [`io::ErrorKind::TimedOut`] when the client keeps it waiting for too long. The
-/// framework then closes it.
+/// A byte stream that fails with [`io::ErrorKind::TimedOut`] after a deadline. The framework then closes it.
 pub struct Connection<T> {
     io: T,
-    /// Has the system throw away what the client has not taken, when the stream is closed because of a deadline. It would
-    /// keep it for minutes otherwise.
+    /// Makes the system discard unsent bytes when the stream is closed because of a deadline. Otherwise it would keep
+    /// them for minutes.
     discard: fn(&T),
     state: Rc<ConnectionState>,
     deadlines: ConnectionDeadlines,
-    /// Since when no byte of an answer has been accepted, while there is one to send.
+    /// Since when the client has accepted no byte of an answer, while there are bytes to send.
     stalled_since: Option<Instant>,
-    /// What has arrived and is not to be handed over yet.
+    /// Bytes that have arrived, but that the framework must not get yet.
     ahead: BytesMut,
-    /// The client sends nothing more.
+    /// The client has closed its side of the connection.
     ended: bool,
     scan: HeadScan,
-    /// Armed only while a deadline runs, and left as it is when that ends: to arm it for each request would cost more.
+    /// Set only when a deadline is checked, and not reset when that deadline ends. To set it for each request would
+    /// cost more.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-/// What the requests of one connection share. A handler finds it as connection data.
+/// The state that the requests of one connection share. Handlers get it as connection data.
 pub struct ConnectionState {
     next: Cell<Next>,
-    /// What is left of the body of the request that is being worked on, until the handler asks for it.
+    /// The length of the current request's body, until the handler asks for the body.
     body: Cell<Option<BodyLength>>,
-    /// A request is being worked on.
+    /// Whether a request is in progress.
     busy: Cell<bool>,
-    /// Bytes of the body that were handed over, framing included.
+    /// Bytes of the body that the framework has got, chunk framing included.
     body_bytes: Cell<usize>,
-    /// Who waits to read until there is something that may be read.
+    /// Wakes the task when it may read again.
     waiting: RefCell<Option<Waker>>,
     /// When the first byte of the next request's head arrived.
     head_since: Cell<Option<Instant>>,
-    /// A request or an answer said `Connection: close`.
+    /// Whether a request or an answer had `Connection: close`.
     closing: Cell<bool>,
     _counted: Option<CountedConnection>,
 }
 
-/// What the framework is handed next.
+/// What the framework gets next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     /// A head, up to its end.
     Head,
-    /// Nothing: a head was handed over, and the framework has not yet started its request; or the request's body has
-    /// been handed over or not been asked for.
+    /// Nothing. Either the framework has got a head and has not yet started its request, or the handler has not asked
+    /// for the request's body, or has already got all of it.
     Nothing,
     Body(BodyLength),
 }
@@ -83,32 +83,32 @@ enum Next {
 /// How long a body is (RFC 9112, section 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyLength {
-    /// So many bytes more.
+    /// The number of remaining bytes.
     Bytes(u64),
-    /// Until the framework says that it has ended.
+    /// Unknown. The framework finds the end.
     Chunked,
 }
 
-/// Finds the end of a head: an empty line behind one that is not.
+/// Finds the end of a head: an empty line after a line that is not empty.
 #[derive(Default)]
 struct HeadScan {
-    /// What has been seen of the present line is neither nothing nor a carriage return.
+    /// Whether the current line so far has more than a carriage return.
     in_line: bool,
-    /// A line that is not empty has begun.
+    /// Whether a line that is not empty has begun.
     in_head: bool,
 }
 
-/// While this lives, a request is being worked on.
+/// The connection's request is in progress until this is dropped.
 pub struct Busy(Rc<ConnectionState>);
 
-/// How much is read ahead of a request that is being worked on.
+/// The most bytes that are read ahead while a request is in progress.
 const READ_AHEAD_BYTES: usize = 512;
 
-/// So much of a chunked body is handed over even if it has empty lines.
+/// The framework gets at least this much of a chunked body at a time, even if it has empty lines.
 const CHUNKED_BYTES_MIN: usize = 1024;
 
 impl<T> Connection<T> {
-    /// `counted`: for the connections that the metrics count.
+    /// `counted` is set for connections that the metrics count.
     pub fn new(io: T, discard: fn(&T), deadlines: ConnectionDeadlines, counted: Option<CountedConnection>) -> Self {
         let state = ConnectionState {
             next: Cell::new(Next::Head),
@@ -137,7 +137,8 @@ impl<T> Connection<T> {
         Rc::clone(&self.state)
     }
 
-    /// Called whenever the stream has to wait: fails once a deadline has passed, else sees that the task is woken then.
+    /// Must be called whenever the stream has to wait. Fails if a deadline has passed. Otherwise makes sure that the
+    /// task is woken at the deadline.
     fn check_deadlines(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         let head = self.state.head_since.get().map(|since| since + self.deadlines.head);
         let write = self.stalled_since.map(|since| since + self.deadlines.write);
@@ -147,7 +148,7 @@ impl<T> Connection<T> {
             return Err(io::ErrorKind::TimedOut.into());
         }
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        // Armed for an earlier moment it may stay: the task is woken, and comes here again.
+        // A timer that is set to an earlier time may stay so: it wakes the task, which comes here again.
         while timer.deadline() > deadline || timer.as_mut().poll(context).is_ready() {
             timer.as_mut().reset(deadline);
         }
@@ -157,7 +158,7 @@ impl<T> Connection<T> {
     fn written(&mut self, wrote: &Poll<io::Result<usize>>, context: &mut Context<'_>) -> io::Result<()> {
         if wrote.is_ready() {
             if self.stalled_since.take().is_some() {
-                // Reading was put off meanwhile.
+                // `poll_read` did nothing in the meantime.
                 context.waker().wake_by_ref();
             }
             return Ok(());
@@ -174,7 +175,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Connection<T> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.stalled_since.is_some() {
-            // Woken when the client takes something.
+            // `written` wakes the task when the client accepts bytes.
             self.check_deadlines(context)?;
             return Poll::Pending;
         }
@@ -210,8 +211,8 @@ impl<T: AsyncRead + Unpin> AsyncRead for Connection<T> {
 }
 
 impl<T: AsyncRead + Unpin> Connection<T> {
-    /// Reads a little that is not to be handed over yet. While nothing arrives, the system wakes the task when something
-    /// does, so the end of a request need not.
+    /// Reads a few bytes into `ahead`. If none have arrived, returns `Pending`: the system then wakes the task when
+    /// bytes arrive, so the end of the request does not have to.
     fn read_ahead(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.ended || !self.ahead.is_empty() {
             return Poll::Ready(Ok(()));
@@ -230,8 +231,8 @@ impl<T: AsyncRead + Unpin> Connection<T> {
 }
 
 impl HeadScan {
-    /// How many of the bytes there are up to the end of the head, which is not looked for in the first `min`; `None` if it
-    /// has not arrived.
+    /// The number of bytes up to the end of the head. An end within the first `min` bytes does not count. `None` if the
+    /// end has not arrived.
     fn until_empty_line(&mut self, bytes: &[u8], min: usize) -> Option<usize> {
         let mut line_start = 0;
         for line_feed in memchr_iter(b'\n', bytes) {
@@ -284,7 +285,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Connection<T> {
 }
 
 impl ConnectionState {
-    /// How many of the bytes that have arrived are handed over now.
+    /// How many of the arrived bytes the framework gets now.
     fn take(&self, arrived: &[u8], scan: &mut HeadScan) -> usize {
         match self.next.get() {
             Next::Nothing => 0,
@@ -307,7 +308,7 @@ impl ConnectionState {
                 }
                 length
             }
-            // It may end at each empty line, and the next head would follow.
+            // The body may end at each empty line, and the next head would follow.
             Next::Body(BodyLength::Chunked) => {
                 let mut scan = HeadScan { in_line: false, in_head: true };
                 let length = scan.until_empty_line(arrived, CHUNKED_BYTES_MIN).unwrap_or(arrived.len());
@@ -326,8 +327,8 @@ impl ConnectionState {
         }
     }
 
-    /// Starts a request; `None` if an earlier request or its answer has closed the connection. What comes behind must
-    /// not be carried out (RFC 9112, section 9.6).
+    /// Starts a request. `None` if an earlier request or its answer had `Connection: close`: the server must not
+    /// process any request after it (RFC 9112, section 9.6).
     pub fn start_request(self: &Rc<Self>, body: Option<BodyLength>) -> Option<Busy> {
         self.head_since.set(None);
         if self.closing.get() {
@@ -340,24 +341,24 @@ impl ConnectionState {
         Some(Busy(Rc::clone(self)))
     }
 
-    /// The handler asks for the body.
+    /// Called when the handler asks for the body.
     pub fn want_body(&self) {
         if let Some(length) = self.body.take() {
             self.hand_over(Next::Body(length));
         }
     }
 
-    /// The body has been handed over.
+    /// Called when the framework has got the whole body.
     pub fn body_ended(&self) {
         self.next.set(if self.busy.get() { Next::Nothing } else { Next::Head });
     }
 
-    /// How many bytes of the body have been handed over, framing included.
+    /// The bytes of the body that the framework has got, chunk framing included.
     pub fn body_bytes(&self) -> usize {
         self.body_bytes.get()
     }
 
-    /// The request that is being worked on is the last one.
+    /// Makes the current request the last one of the connection.
     pub fn close(&self) {
         self.closing.set(true);
     }
@@ -366,7 +367,7 @@ impl ConnectionState {
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.busy.set(false);
-        // What is left of a body is for the framework to throw away.
+        // The framework discards the rest of the body.
         self.0.want_body();
         if self.0.next.get() == Next::Nothing {
             self.0.hand_over(Next::Head);
@@ -394,7 +395,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_head_that_does_not_end_ends_the_connection_however_it_drips() {
+    async fn a_head_that_arrives_slowly_is_ended_by_its_deadline() {
         let (mut client, mut server) = connection();
         let began = Instant::now();
         let reading = async {
@@ -413,7 +414,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_idle_connection_and_a_request_under_way_have_no_deadline_here() {
+    async fn an_idle_connection_and_a_request_in_progress_have_no_deadline_here() {
         let (mut client, mut server) = connection();
         let day = Duration::from_secs(86_400);
         assert!(tokio::time::timeout(day, server.read_u8()).await.is_err(), "idle: for the framework to end");
@@ -443,7 +444,7 @@ mod tests {
         assert_eq!(began.elapsed(), DEADLINES.write);
     }
 
-    /// What is read at once, as the framework does: until nothing more is there for now.
+    /// Reads as the framework does: until no more bytes are available.
     async fn read_at_once(server: &mut Connection<DuplexStream>) -> Vec<u8> {
         let mut bytes = Vec::new();
         std::future::poll_fn(|context| {
@@ -467,7 +468,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn heads_are_handed_over_one_by_one_however_they_arrive() {
+    async fn the_framework_gets_one_head_at_a_time() {
         for separator in ["\r\n\r\n", "\n\n", "\n\r\n"] {
             let (mut client, mut server) = connection_with_room();
             let head = format!("GET / HTTP/1.1\r\nhost: x{separator}");
@@ -477,7 +478,7 @@ mod tests {
                 assert_eq!(read_at_once(&mut server).await, b"", "until the request is done");
                 drop(server.state().start_request(None));
             }
-            // And where a part ends within the separator.
+            // The same if a part ends within the separator.
             let (first, second) = head.split_at(head.len() - 1);
             client.write_all(first.as_bytes()).await.unwrap();
             assert_eq!(read_at_once(&mut server).await, first.as_bytes());
@@ -488,7 +489,7 @@ mod tests {
         }
     }
 
-    /// A client that has sent the head of a POST and what follows; the server has taken the head.
+    /// A client that has sent the head of a POST and `more`. The server has read the head.
     async fn posted(more: &str) -> (DuplexStream, Connection<DuplexStream>) {
         const HEAD: &str = "POST / HTTP/1.1\r\n\r\n";
         let (mut client, mut server) = connection_with_room();
@@ -498,7 +499,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_is_handed_over_when_it_is_wanted_and_what_follows_it_is_not() {
+    async fn the_framework_gets_a_body_on_request_but_not_what_follows_it() {
         let (body, behind) = ("{\n\n\"a\":1,\r\n\r\n\n\n\n\"b\":2}\n", "GET / HTTP/1.1\r\n\r\n");
         let (mut client, mut server) = posted(&format!("{body}{}", behind.repeat(2))).await;
         let busy = server.state().start_request(Some(BodyLength::Bytes(body.len() as u64))).unwrap();
@@ -515,7 +516,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_chunked_body_of_empty_lines_is_handed_over_in_large_parts() {
+    async fn the_framework_gets_a_chunked_body_of_empty_lines_in_large_parts() {
         let body = "\n".repeat(3000);
         let (_client, mut server) = posted(&body).await;
         let _busy = server.state().start_request(Some(BodyLength::Chunked)).unwrap();
@@ -533,7 +534,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn empty_lines_ahead_of_a_head_are_no_heads() {
+    async fn empty_lines_before_a_head_do_not_end_it() {
         let (mut client, mut server) = connection_with_room();
         let text = format!("{}GET / HTTP/1.1\r\n\r\n", "\r\n".repeat(100));
         client.write_all(text.as_bytes()).await.unwrap();
@@ -541,7 +542,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn little_is_read_ahead_of_a_request_that_is_worked_on() {
+    async fn only_a_few_bytes_are_read_ahead_during_a_request() {
         let (mut client, mut server) = posted("").await;
         let busy = server.state().start_request(None).unwrap();
         assert_eq!(read_at_once(&mut server).await, b"");
@@ -556,7 +557,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_ends_meanwhile_is_seen_to_end_afterwards() {
+    async fn an_end_of_stream_during_a_request_is_reported_after_it() {
         let (client, mut server) = posted("GET").await;
         let busy = server.state().start_request(None).unwrap();
         drop(client);
@@ -568,14 +569,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_rest_of_a_body_that_nobody_wanted_is_no_head() {
+    async fn an_unread_body_is_not_taken_for_a_head() {
         let (_client, mut server) = posted("12345\nGET / HTTP/1.1\r\n\r\nnext").await;
         drop(server.state().start_request(Some(BodyLength::Bytes(6))));
         assert_eq!(read_at_once(&mut server).await, b"12345\nGET / HTTP/1.1\r\n\r\n");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nothing_begins_behind_the_last_request() {
+    async fn no_request_starts_after_the_last_one() {
         let (_client, server) = connection();
         let state = server.state();
         drop(state.start_request(None).unwrap());

@@ -1,4 +1,4 @@
-//! What a handler asks for in its signature.
+//! Extractors: the parts of a request that a handler names in its signature.
 
 use std::future::{Ready, ready};
 use std::time::Duration;
@@ -18,19 +18,19 @@ pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key
 /// The `Idempotency-Key` of a route that requires one.
 pub struct RequiredKey(pub Key);
 
-/// The `Idempotency-Key` of a route that can do without.
+/// The `Idempotency-Key` of a route on which it is optional.
 pub struct OptionalKey(pub Option<Key>);
 
-/// The id in the path of a job, which need not be there.
+/// The job id in a path. The job may not exist.
 pub struct PathId(pub JobId);
 
-/// The key in a path, percent-encoded there as far as it has to be.
+/// The idempotency key in a path, percent-decoded.
 pub struct PathKey(pub Key);
 
-/// That the query string is empty: a parameter that is ignored is a wish that is ignored.
+/// Refuses a request that has query parameters, because the operation would ignore them.
 pub struct NoParameters;
 
-/// By when a request is answered, whatever the database does. The time that its body takes to arrive does not count.
+/// The time by which a request must be answered. The time that the body takes to arrive is added to it.
 #[derive(Clone, Copy)]
 pub struct Deadline(pub Instant);
 
@@ -45,7 +45,7 @@ impl Deadline {
         }
     }
 
-    /// Brings it forward, if `to` is before it.
+    /// Moves the deadline to `to` if that is earlier.
     pub fn limit(request: &impl HttpMessage, to: Instant) {
         if let Some(Self(deadline)) = request.extensions_mut().get_mut() {
             *deadline = to.min(*deadline);
@@ -92,7 +92,7 @@ impl FromRequest for PathKey {
     type Error = Problem;
     type Future = Ready<Result<Self, Problem>>;
 
-    /// From the path as it was sent: the framework decodes most of it but not all.
+    /// Reads the path as it was sent, because the framework does not decode all of it.
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         let segment = request.uri().path().rsplit('/').next().unwrap_or_default();
         ready(match percent_decoded(segment) {
@@ -106,7 +106,7 @@ impl FromRequest for PathKey {
     }
 }
 
-/// RFC 3986, section 2.1; `None` where a percent sign is not followed by two hexadecimal digits.
+/// Decodes RFC 3986, section 2.1. `None` if a percent sign is not followed by two hexadecimal digits.
 fn percent_decoded(text: &str) -> Option<Vec<u8>> {
     let mut pieces = text.split('%');
     let mut bytes = pieces.next()?.as_bytes().to_vec();

@@ -1,5 +1,5 @@
-//! `Repeatability-First-Sent` (OASIS Repeatable Requests 1.0): a guard against a copy that arrives after its key has
-//! expired, and would be taken for a new request. See ADR 0025.
+//! `Repeatability-First-Sent` (OASIS Repeatable Requests 1.0): refuses a retry that arrives after its idempotency key
+//! has expired. The server would otherwise take it for a new request. See ADR 0025.
 
 use std::future::{Ready, ready};
 use std::time::{Duration, SystemTime};
@@ -15,14 +15,14 @@ use super::extractors::Deadline;
 
 const FIRST_SENT: HeaderName = HeaderName::from_static("repeatability-first-sent");
 
-/// By how much the clocks of clients, replicas and the database may differ.
+/// The allowed difference between the clocks of clients, replicas and the database.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
 /// A request whose key may have expired.
 #[derive(Debug, PartialEq, Eq)]
 pub struct TooOld;
 
-/// When the client has first sent a request, if it says so.
+/// The time at which the client first sent the request. `None` if it does not say.
 #[derive(Clone, Copy)]
 pub struct FirstSent(Option<SystemTime>);
 
@@ -37,14 +37,14 @@ pub enum InvalidFirstSent {
 }
 
 impl FirstSent {
-    /// Brings the deadline of a request forward to the moment when its key may expire, so that it is not carried out after
-    /// that.
+    /// Moves the request's deadline to the time when its key may expire, so that the request has no effect after that.
     ///
-    /// Not a margin of the whole deadline: with keys that live no longer than a request may take, every request would be
-    /// too old. And not a smaller margin without a new deadline: a copy that waits could be carried out with an expired key.
+    /// Two simpler rules would fail. If a key had to live for the whole deadline of the request, then with short-lived
+    /// keys every request would be too old. If it had to live for a shorter margin and the deadline stayed as it is, a
+    /// retry that waits could take effect with an expired key.
     ///
     /// # Errors
-    /// [`TooOld`] if no time is left.
+    /// [`TooOld`] if the key may have expired already.
     pub fn limit_deadline(self, request: &HttpRequest, time_to_live: Duration) -> Result<(), TooOld> {
         if let Some(left) = self.time_left(time_to_live)? {
             Deadline::limit(request, Instant::now() + left);
@@ -52,8 +52,8 @@ impl FirstSent {
         Ok(())
     }
 
-    /// How long the key of the request lives for certain; `None` if the client does not say when it has first sent it. The
-    /// allowance for clocks that differ makes that somewhat shorter, never longer.
+    /// How long the request's key is certain to live. `None` if the client does not say when it first sent the request.
+    /// The allowance for clock differences makes this time shorter, never longer.
     fn time_left(self, time_to_live: Duration) -> Result<Option<Duration>, TooOld> {
         let Some(first_sent) = self.0 else { return Ok(None) };
         let allowance = CLOCK_TOLERANCE.min(time_to_live / 4);
@@ -69,7 +69,7 @@ impl FirstSent {
             return Err(InvalidFirstSent::Repeated);
         }
         let text = str::from_utf8(line).map_err(|_| InvalidFirstSent::Malformed)?.trim_matches([' ', '\t']);
-        // The parser takes the two obsolete forms of a date, too, and any day of the week.
+        // The parser also accepts the two obsolete date formats, and a wrong day of the week.
         let time = httpdate::parse_http_date(text).ok().filter(|time| httpdate::fmt_http_date(*time) == text);
         let time = time.ok_or(InvalidFirstSent::Malformed)?;
         if time > now + CLOCK_TOLERANCE {
@@ -103,14 +103,14 @@ mod tests {
     }
 
     #[test]
-    fn a_request_has_as_much_time_as_its_key_lives_less_an_allowance_for_clocks() {
+    fn the_time_left_is_that_of_the_key_less_an_allowance_for_clocks() {
         let seconds = Duration::from_secs;
         assert_eq!(FirstSent(None).time_left(DAY), Ok(None));
         for (sent, time_to_live, left) in [
             (ago(Duration::ZERO), DAY, DAY - seconds(60)),
             (ago(DAY - seconds(3600)), DAY, seconds(3600 - 60)),
             (ago(seconds(8000)), seconds(20_000), seconds(20_000 - 8000 - 60)),
-            // A short life is not used up by the allowance.
+            // The allowance is at most a quarter of the time to live.
             (ago(seconds(5)), seconds(200), seconds(200 - 5 - 50)),
         ] {
             let found = sent.time_left(time_to_live).unwrap().unwrap();
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_date_in_its_one_form_that_is_not_in_the_future_is_taken() {
+    fn only_an_imf_fixdate_that_is_not_in_the_future_is_accepted() {
         let now = httpdate::parse_http_date("Sat, 28 Nov 2026 04:00:00 GMT").unwrap();
         let read = |lines: &[&str]| FirstSent::read(lines.iter().map(|line| line.as_bytes()), now).map(|read| read.0);
         assert_eq!(read(&[]), Ok(None));

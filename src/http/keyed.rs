@@ -1,4 +1,4 @@
-//! What every route with a key has in common: what is charged, written into the log, and answered.
+//! What all routes with an idempotency key share: the quota, the log fields and the answer.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -19,24 +19,24 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
 const IDEMPOTENCY_EXPIRES: HeaderName = HeaderName::from_static("idempotency-expires");
 const DEDUPLICATED_BY: HeaderName = HeaderName::from_static("deduplicated-by");
 
-/// The key of a request within its tenant and route, shown in the log by its digest.
+/// Scopes a request's key to its tenant and route, and records the key's digest for the log.
 pub fn scope(caller: &Caller, route: Route, key: Key) -> ScopedKey {
     let key = ScopedKey { tenant: caller.tenant, route, key };
     RequestContext::current().record("idempotency.key_digest", &key.log_digest());
     key
 }
 
-/// Takes what a request with this key costs, new or not.
+/// Charges the replay quota for a request with this key, whether it is a replay or not.
 ///
 /// # Errors
 /// [`Problem::QuotaExceeded`].
 pub fn reserve_key(app: &App, key: &ScopedKey, request: &HttpRequest) -> Result<(), Problem> {
-    // A replay is what the quota is for, so nothing is ever given back.
+    // Never refunded, because this quota limits exactly these requests.
     reserve(&app.quotas.replays, key, request).map(drop)
 }
 
-/// What became of a request that was first sent longer ago than its key lives: an earlier copy may still have its
-/// outcome, and nothing else is done.
+/// The result for a request whose key may have expired: the stored outcome of an earlier attempt if there is one. The
+/// request itself has no effect.
 ///
 /// # Errors
 /// [`Problem::FirstSentTooOld`].
@@ -50,10 +50,10 @@ pub fn only_replayed<R>(
     }
 }
 
-/// Notes what became of a request with a key, and answers it.
+/// Records the result of a request with a key, and makes its answer.
 ///
 /// # Errors
-/// [`Problem`], if that is what became of it.
+/// [`Problem`] if the request was refused or failed.
 pub fn finish<R: Into<Problem>>(
     request: &HttpRequest,
     app: &App,
@@ -81,8 +81,8 @@ fn answer(app: &App, status: StatusCode, replayed: &'static str, outcome: &Outco
     write(app, &mut response, &outcome.answer)
 }
 
-/// The header fields and the body of an answer that is stored, or would be if the request had a key.
-/// `Location` is stored as a path, so that each replica can make a URL of it by its own configuration.
+/// Writes the header fields and the body of an answer that is stored, or would be if the request had a key. `Location`
+/// is stored as a path. Each replica makes a URL of it with its own setting `server.public_url`.
 pub fn write(app: &App, response: &mut HttpResponseBuilder, answer: &Answer) -> HttpResponse {
     response.insert_header((header::CONTENT_TYPE, HeaderValue::from_static("application/json")));
     if let Some(location) = &answer.location {
@@ -94,15 +94,15 @@ pub fn write(app: &App, response: &mut HttpResponseBuilder, answer: &Answer) -> 
     response.body(answer.body.clone())
 }
 
-/// By what a submission has met another one's job: it is told where the job is, but has not made it.
+/// The value of `Deduplicated-By` if the submission was answered with an existing job of the same unique content.
 pub fn deduplicated_by(answer: &Answer) -> Option<&'static str> {
     (answer.location.is_some() && answer.status == 200).then_some("content")
 }
 
-/// Notes what became of the request, so that its one log line tells.
+/// Records the result for the request's log line.
 fn record<R>(request: &HttpRequest, result: &Result<KeyedResult<R>, KeyedError>) {
-    let (noted, job_id) = (outcome(result), job_id(result));
-    request.extensions_mut().insert(noted);
+    let (keyed_outcome, job_id) = (outcome(result), job_id(result));
+    request.extensions_mut().insert(keyed_outcome);
     let context = RequestContext::current();
     if let Some(job_id) = job_id {
         context.record_value("job_id", job_id);

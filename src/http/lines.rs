@@ -1,4 +1,4 @@
-//! The lines of a body as they arrive (NDJSON). No more of the body is held than the lines that are worked on.
+//! Reads a body line by line as it arrives (NDJSON), so that the whole body is never in memory.
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -7,12 +7,12 @@ use super::body::{Incoming, JsonLines};
 
 pub struct Lines {
     body: Incoming<JsonLines>,
-    /// What has arrived and is not yet taken. No line break stands in its first `searched` bytes.
+    /// Bytes that have arrived and are not yet returned. The first `searched` bytes have no line break.
     arrived: BytesMut,
     searched: usize,
     ended: bool,
     line_bytes_max: usize,
-    /// The line that is arriving is too long; the rest of it is thrown away.
+    /// The current line is too long, and its rest is discarded.
     skipping: bool,
 }
 
@@ -26,11 +26,11 @@ impl Lines {
         Self { body, arrived: BytesMut::new(), searched: 0, ended: false, line_bytes_max, skipping: false }
     }
 
-    /// The next lines, together about so many bytes or all that are left, and how many bytes they are. White space around
-    /// a line is not part of it, and a line of nothing else is left out. No lines: the body has ended.
+    /// The next lines and their size: about `about_bytes` in total, or all remaining lines. White space around a line
+    /// is removed, and empty lines are skipped. No lines: the body has ended.
     ///
     /// # Errors
-    /// [`Problem`] if the body is too large, too slow or broken.
+    /// As [`Incoming::next`].
     pub async fn next(&mut self, about_bytes: usize) -> Result<(Vec<Line>, usize), Problem> {
         let (mut lines, mut bytes) = (Vec::new(), 0);
         while bytes < about_bytes {

@@ -1,7 +1,8 @@
-//! HTTP: every path on one screen.
+//! The HTTP API. This file has all routes.
 //!
-//! Owns the routes, the extractors, the problem documents and what is noted of a request. Only this module and `server` know
-//! the framework. A handler extracts, calls one function of the domain and maps its result; it holds no rule.
+//! Owns the routes, the extractors, the problem documents and the observation of requests (logs and metrics). Only this
+//! module and `server` use the framework. A handler extracts, calls one function of the domain and maps its result. It
+//! has no business rules.
 
 mod admission;
 mod authorization;
@@ -50,64 +51,64 @@ use authorization::authorize;
 use handlers::{batches, docs, jobs, keys, lists, service, submissions};
 use problem::ProblemDocument;
 
-/// All that the handlers share.
+/// The state that all handlers share.
 pub struct App {
     pub intake: Intake,
     pub changes: Changes,
     pub replays: Arc<Replays>,
-    /// For everything that only reads.
+    /// For requests that only read.
     pub reads: SharedPool,
     pub verifier: Verifier,
     pub quotas: Quotas,
     pub readiness: Readiness,
     pub metrics: Metrics,
     pub limits: Limits,
-    /// A place for each request that may be worked on at once.
+    /// The limit on requests in flight.
     pub admission: Admission,
-    /// Memory for the bodies of requests and answers.
+    /// The memory limit for request and answer bodies.
     pub body_memory: BodyMemory,
-    /// Where large texts are worked on.
+    /// Parses large texts outside of the HTTP threads.
     pub offload: Arc<Offload>,
     pub refused_lines: RefusedLines,
-    /// How long a key lives, unless its tenant has a time of its own.
+    /// How long an idempotency key lives, unless its tenant has its own setting.
     pub time_to_live: Duration,
-    /// What every URL of the service in an answer begins with; empty: they are relative.
+    /// The prefix of every URL in an answer. If it is empty, URLs are relative.
     pub public_url: String,
 }
 
 impl App {
-    /// How long a key of the caller's lives.
+    /// How long the caller's new idempotency keys live.
     pub fn time_to_live(&self, caller: &Caller) -> Duration {
         caller.key_time_to_live.unwrap_or(self.time_to_live)
     }
 
-    /// A path of the service as clients outside reach it.
+    /// The public URL of a path.
     pub fn public(&self, path: &str) -> String {
         format!("{}{path}", self.public_url)
     }
 }
 
-/// How much each may have in a while.
+/// The quotas of a replica.
 pub struct Quotas {
-    /// Requests of a token.
+    /// Requests per token.
     pub requests: Quota<TokenDigest>,
-    /// Jobs of a tenant.
+    /// New jobs per tenant.
     pub creations: Quota<TenantId>,
-    /// Requests that bear one key.
+    /// Requests per idempotency key.
     pub replays: Quota<ScopedKey>,
 }
 
-/// What one request may take.
+/// The limits of one request.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub body_bytes: usize,
-    /// What all bodies of its tenant may take together.
+    /// The limit on all bodies of the request's tenant together.
     pub body_bytes_per_tenant: usize,
     pub body_deadline: Duration,
     pub request_deadline: Duration,
 }
 
-/// The path templates, which are also what logs and metrics call a route.
+/// The path templates. Logs and metrics use them as the name of a route.
 const ROOT: &str = "/";
 const HEALTHZ: &str = "/healthz";
 const READYZ: &str = "/readyz";
@@ -142,19 +143,19 @@ const TEMPLATES: [&str; 16] = [
     KEY,
     METRICS,
 ];
-/// What machines ask every few seconds.
+/// Routes that machines call every few seconds. A successful call is logged at debug level only.
 const PROBES: [&str; 3] = [HEALTHZ, READYZ, METRICS];
 
-/// The routes that take a key.
+/// The routes that take an idempotency key.
 const SUBMIT: Route = Route("POST /jobs");
 const CHANGE: Route = Route("PATCH /jobs/{id}");
 pub const KEYED_ROUTES: [Route; 2] = [SUBMIT, CHANGE];
-/// Those of them that refuse a request without one.
+/// The routes that refuse a request without an idempotency key.
 const KEY_REQUIRED: [Route; 1] = [SUBMIT];
 
 pub fn routes(config: &mut ServiceConfig) {
     let may = |scope: Scope| from_fn(move |request, next| authorize(scope, request, next));
-    // Tried in this order, so the busiest comes first.
+    // The framework tries the routes in this order, so the busiest one is first.
     config
         .service(
             resource(JOBS, "GET, HEAD, POST")
@@ -184,8 +185,8 @@ pub fn routes(config: &mut ServiceConfig) {
         .default_service(web::to(|| async { Err::<String, _>(Problem::RouteNotFound) }));
 }
 
-/// Beside the API, on an address of its own: what operators ask. The probes are here, too, for the day when every
-/// connection to the API is taken.
+/// The routes for operators, on the address `metrics.bind`. The probes are also here, because they must work when the
+/// API is at its connection limit.
 pub fn operations_routes(config: &mut ServiceConfig) {
     config
         .service(resource(HEALTHZ, "GET, HEAD").route(read().to(service::healthz)))
@@ -194,14 +195,14 @@ pub fn operations_routes(config: &mut ServiceConfig) {
         .default_service(web::to(|| async { Err::<String, _>(Problem::RouteNotFound) }));
 }
 
-/// A path that answers other methods than those in `allow` with 405.
+/// A route that answers methods outside of `allow` with 405.
 fn resource(template: &'static str, allow: &'static str) -> Resource {
     debug_assert!(TEMPLATES.contains(&template), "logs and metrics know every route by its template");
     let refuse = move || async move { Err::<String, _>(Problem::MethodNotAllowed { allow }) };
     web::resource(template).default_service(web::to(refuse))
 }
 
-/// GET, and HEAD with it: the same answer, which the framework then sends without its body (RFC 9110, section 9.3.2).
+/// GET and HEAD. The framework sends the answer to HEAD without its body (RFC 9110, section 9.3.2).
 fn read() -> actix_web::Route {
     web::route().guard(guard::Any(guard::Get()).or(guard::Head()))
 }
@@ -213,11 +214,11 @@ mod tests {
     use super::{METRICS, TEMPLATES};
 
     #[test]
-    fn the_contract_has_every_path_and_no_other() {
+    fn the_openapi_document_has_exactly_the_public_paths() {
         let contract = include_str!("../../api-design/jobs-api.yaml");
         let contract: serde_json::Value = yaml_serde::from_str(contract).unwrap();
         let documented: BTreeSet<&str> = contract["paths"].as_object().unwrap().keys().map(String::as_str).collect();
-        // Metrics are for the operator, at another address; the files below `/docs/` for the page alone.
+        // `/metrics` is for operators, at another address. The files below `/docs/` are part of the page.
         let for_clients = |template: &&str| *template != METRICS && !template.starts_with("/docs/");
         let ours: BTreeSet<&str> = TEMPLATES.into_iter().filter(for_clients).collect();
         assert_eq!(documented, ours);

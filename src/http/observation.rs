@@ -1,4 +1,5 @@
-//! Around every request: its id, its context, its log line, its metrics, and the writing of problem documents.
+//! The middleware around every request: request id, context, log line, metrics, common header fields and problem
+//! documents.
 
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -27,7 +28,7 @@ use crate::telemetry::RequestContext;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Wraps the whole of the API.
+/// Wraps all routes of both HTTP servers.
 pub async fn observe<B: MessageBody + 'static>(
     mut request: ServiceRequest,
     next: Next<B>,
@@ -54,7 +55,7 @@ pub async fn observe<B: MessageBody + 'static>(
     };
     let (response, held) = hold_answer(&app, response);
     let (mut response, problem) = context.in_scope(|| write_problem(&app, response, &request_id));
-    // The next request of a replica that drains shall go to one that stays.
+    // A replica that drains closes its connections, so that the client's next request goes to another replica.
     let mut closes = is_last || app.readiness.is_draining() || problem.is_some_and(|problem| problem.closes);
     if let Some(leftover) = &leftover
         && (problem.is_some() || leftover.is_untouched())
@@ -76,8 +77,8 @@ pub async fn observe<B: MessageBody + 'static>(
     Ok(in_pieces(response, unread, held, busy.flatten()))
 }
 
-/// Takes the memory of a large answer from its tenant's share, for as long as the client takes to read it. An answer that
-/// there is no room for is a refusal.
+/// Reserves memory for a large answer from its tenant's share, until the client has read it. If there is no room, the
+/// request is refused instead.
 fn hold_answer(app: &App, response: ServiceResponse<BoxBody>) -> (ServiceResponse<BoxBody>, Option<HeldBytes>) {
     let BodySize::Sized(bytes) = response.response().body().size() else { return (response, None) };
     if !is_large(response.response().body()) {
@@ -88,7 +89,7 @@ fn hold_answer(app: &App, response: ServiceResponse<BoxBody>) -> (ServiceRespons
         let mut extensions = request.extensions_mut();
         (extensions.remove::<AnswerBytes>(), extensions.get::<Caller>().map(|caller| caller.tenant))
     };
-    // What everybody may read is in the binary.
+    // An answer without a caller belongs to no tenant. Most of them are files in the binary, which need no memory.
     let Some(tenant) = tenant else { return (response, None) };
     match reserved.map_or_else(|| app.body_memory.hold(tenant, bytes as usize), |AnswerBytes(held)| Ok(held)) {
         Ok(held) => (response, Some(held)),
@@ -96,7 +97,7 @@ fn hold_answer(app: &App, response: ServiceResponse<BoxBody>) -> (ServiceRespons
     }
 }
 
-/// What is known of a request by its head.
+/// The context of a request, with the fields that its head gives.
 fn request_context(
     request: &ServiceRequest,
     request_id: &RequestId,
@@ -126,21 +127,21 @@ fn write_headers(response: &mut ServiceResponse<BoxBody>, request_id: &RequestId
     let id = HeaderValue::from_str(request_id.as_str()).expect("a request id is made of plain characters");
     headers.insert(X_REQUEST_ID, id);
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    // A cache may keep 404, 405 and 410 for a time of its own choice (RFC 9110, section 15.1), so each error says that it
-    // must not. A document says itself how long it may be kept.
+    // By default, a cache may store 404, 405 and 410 (RFC 9110, section 15.1), so every error gets `no-store`.
+    // Documents set their own `Cache-Control`.
     if is_error || !headers.contains_key(CACHE_CONTROL) {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
 }
 
-/// The client that a load balancer says a request came from. Only the last address in `X-Forwarded-For` counts, which is
-/// the load balancer's own; those before it are the client's claim.
+/// The client's address as the load balancer reports it: the last address in `X-Forwarded-For`. The client can set the
+/// addresses before it to anything.
 fn forwarded_for(request: &ServiceRequest) -> Option<IpAddr> {
     let line = request.headers().get_all(X_FORWARDED_FOR).last()?.to_str().ok()?;
     line.rsplit(',').next()?.trim().parse().ok()
 }
 
-/// The metrics of a request, and its one line in the log.
+/// Updates the metrics for a request, and writes its log line.
 fn report(
     app: &App,
     response: &ServiceResponse<BoxBody>,
@@ -169,7 +170,7 @@ fn report(
     }
 }
 
-/// How many lines were left out before that of this request; `None` if its own is left out.
+/// How many log lines were suppressed before this request's line. `None` if its own line is suppressed.
 fn lines_left_out(app: &App, request: &HttpRequest) -> Option<u64> {
     let extensions = request.extensions();
     match extensions.get::<Caller>() {
@@ -182,15 +183,15 @@ fn bears_key(request: &HttpRequest) -> bool {
     request.headers().contains_key(IDEMPOTENCY_KEY)
 }
 
-/// What became of a request that was refused.
+/// The result of a refused or failed request.
 #[derive(Clone, Copy)]
 struct Refused {
     code: &'static str,
-    /// The connection is closed behind the answer.
+    /// Whether the connection is closed after the answer.
     closes: bool,
 }
 
-/// Replaces the carrier of an error by its document, counts it if it was refused for others' sake, and says its code.
+/// Replaces the body of an error by its problem document, and logs and counts the error.
 fn write_problem(
     app: &App,
     response: ServiceResponse<BoxBody>,
@@ -213,8 +214,8 @@ fn write_problem(
     (response.into_response(document), Some(refused))
 }
 
-/// RFC 3986, section 6.2.2.2: an escaped unreserved character is another spelling of a path, which a rule in the load
-/// balancer would not match. There is one spelling here.
+/// Whether a path percent-encodes an unreserved character, which is another spelling of the same path (RFC 3986,
+/// section 6.2.2.2). Such paths do not exist, because a path rule in a load balancer would not match them.
 fn is_alias(uri: &Uri) -> bool {
     let unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     uri.path().as_bytes().windows(3).any(|window| {
@@ -226,9 +227,9 @@ fn is_alias(uri: &Uri) -> bool {
     })
 }
 
-/// A path as a metric's label: its template.
+/// The label of a path in metrics and logs: its template.
 fn route_label(request: &ServiceRequest) -> &'static str {
-    // Most are their own template, and the framework would try one pattern after the other.
+    // Most paths equal their template. `match_pattern` is slower, because it tries one pattern after the other.
     if let Some(template) = TEMPLATES.into_iter().find(|template| *template == request.path()) {
         return template;
     }
@@ -236,7 +237,8 @@ fn route_label(request: &ServiceRequest) -> &'static str {
     TEMPLATES.into_iter().find(|template| pattern.as_deref() == Some(template)).unwrap_or("(none)")
 }
 
-/// A method as a metric's label: a client may invent any number of them.
+/// The label of a method in metrics and logs. It is one of a fixed set, because a client can invent any number of
+/// methods.
 fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

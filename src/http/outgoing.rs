@@ -1,4 +1,4 @@
-//! An answer's body on its way out.
+//! Sends answer bodies.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -13,32 +13,32 @@ use super::body::Leftover;
 use super::body_memory::HeldBytes;
 use super::connection::Busy;
 
-/// How much of a body is handed to the connection at once. The framework copies a whole piece into the connection's write
-/// buffer, and keeps it there until the client has taken it.
+/// How much of a body the connection gets at a time. The framework copies a whole piece into the connection's write
+/// buffer and keeps it there until the client has read it.
 pub const PIECE_BYTES: usize = 16 * 1024;
 
-/// A JSON text as a body, with a newline at its end for whoever reads it at a terminal.
+/// A JSON answer. It ends with a newline, for readers at a terminal.
 pub fn json(response: &mut HttpResponseBuilder, value: &impl Serialize) -> HttpResponse {
     let mut text = serde_json::to_vec(value).expect("an answer's members all have a JSON form");
     text.push(b'\n');
     response.content_type("application/json").body(text)
 }
 
-/// A body that leaves in pieces, and what has to live until it has left.
+/// A body that is sent in pieces, with the values that must live until it is sent.
 struct Outgoing {
     body: BoxBody,
-    /// What is left of the part that `body` gave last.
+    /// The unsent rest of the last part of `body`.
     rest: Bytes,
-    /// The rest of a request whose body has not arrived in full. While it lives, the framework does not read a chunked
-    /// body to its end, however long that is, but closes the connection behind this answer.
+    /// The unread rest of the request's body. While it lives, the framework does not read a chunked body to its end,
+    /// which may never come. It closes the connection after this answer.
     _unread: Option<Leftover>,
-    /// The memory that the body takes, from its tenant's share.
+    /// The memory of the body, reserved from its tenant's share.
     _held: Option<HeldBytes>,
-    /// No other request is started before this body has left.
+    /// Keeps the next request of the connection from starting before this body is sent.
     _busy: Option<Busy>,
 }
 
-/// Lets a body leave in pieces if it is large, or if something has to live as long as it does.
+/// Makes a body be sent in pieces if it is large, or if `unread` must live until it is sent.
 pub fn in_pieces(
     response: ServiceResponse<BoxBody>,
     unread: Option<Leftover>,
@@ -53,7 +53,7 @@ pub fn in_pieces(
     })
 }
 
-/// Whether a body is more than one piece.
+/// Whether a body is larger than one piece.
 pub fn is_large(body: &BoxBody) -> bool {
     match body.size() {
         BodySize::Sized(bytes) => bytes > PIECE_BYTES as u64,

@@ -1,6 +1,6 @@
-//! The query string: every parameter is known, is given once, and is what it should be.
+//! The query string. Every parameter must be known, valid and given at most once.
 //!
-//! Owns how a parameter is read and refused. What is asked for with them is for the handlers to say.
+//! Owns how a parameter is parsed and refused. The handlers decide which parameters exist and what they mean.
 
 use std::ops::RangeInclusive;
 
@@ -11,14 +11,14 @@ use url::form_urlencoded;
 use super::Problem;
 use crate::jobs;
 
-/// Why a parameter is refused.
+/// A parameter that is refused, and why.
 #[derive(Debug)]
 pub struct InvalidParameter {
     pub name: &'static str,
     pub why: String,
 }
 
-/// A parameter that may have been given, percent-decoded.
+/// A parameter with its decoded value. `None` if it is not given.
 #[derive(Clone, Debug)]
 pub struct Parameter {
     name: &'static str,
@@ -26,14 +26,14 @@ pub struct Parameter {
 }
 
 pub const CURSOR: &str = "cursor";
-/// How many of something a page may show.
+/// The allowed page sizes.
 const LIMITS: RangeInclusive<u16> = 1..=200;
 const LIMIT_DEFAULT: u16 = 50;
 
-/// The values of the parameters of these names, in the order of `names`.
+/// The parameters of these names, in the order of `names`.
 ///
 /// # Errors
-/// If there is another one, or one of them twice.
+/// If the request has a parameter that is not in `names`, or one of them twice.
 pub fn parameters<const N: usize>(request: &HttpRequest, names: [&'static str; N]) -> Result<[Parameter; N], Problem> {
     let mut parameters = names.map(|name| Parameter { name, value: None });
     for (name, value) in form_urlencoded::parse(request.query_string().as_bytes()) {
@@ -47,7 +47,7 @@ pub fn parameters<const N: usize>(request: &HttpRequest, names: [&'static str; N
     Ok(parameters)
 }
 
-/// Shows the name cut to a length that is fit to be shown.
+/// The problem for an unknown parameter. It shows at most 64 characters of the name.
 pub fn unknown(name: &str) -> Problem {
     const SHOWN_LENGTH_MAX: usize = 64;
     Problem::UnknownParameter(name.chars().take(SHOWN_LENGTH_MAX).collect())
@@ -55,7 +55,7 @@ pub fn unknown(name: &str) -> Problem {
 
 impl Parameter {
     /// # Errors
-    /// `expected` says what `read` takes, where it does not take the value.
+    /// If `read` does not accept the value. `expected` then tells the client what is valid.
     pub fn read<T>(&self, expected: &str, read: impl FnOnce(&str) -> Option<T>) -> Result<Option<T>, Problem> {
         let value = self.value.as_deref().map(|value| read(value).ok_or_else(|| self.refused(expected)));
         value.transpose()
@@ -63,12 +63,12 @@ impl Parameter {
 
     pub fn limit(&self) -> Result<u16, Problem> {
         let expected = format!("an integer from {} to {} is expected", LIMITS.start(), LIMITS.end());
-        // The number has one spelling.
+        // Only the canonical spelling of the number is accepted.
         let limit = |text: &str| text.parse().ok().filter(|n: &u16| LIMITS.contains(n) && n.to_string() == text);
         Ok(self.read(&expected, limit)?.unwrap_or(LIMIT_DEFAULT))
     }
 
-    /// What a type or a queue may be called.
+    /// The name of a job type or a queue.
     pub fn name(&self) -> Result<Option<String>, Problem> {
         let name = |text: &str| jobs::is_name(text).then(|| text.to_owned());
         self.read("1 to 128 visible ASCII characters without space are expected", name)
@@ -80,7 +80,7 @@ impl Parameter {
         self.read(expected, jobs::moment)
     }
 
-    /// Where a page begins, as the link on the page before says.
+    /// The position at which a page begins, from the `Link` of the page before.
     pub fn cursor<T>(&self, read: impl FnOnce(Vec<u8>) -> Option<T>) -> Result<Option<T>, Problem> {
         let decode = |text: &str| hex::decode(text).ok().filter(|bytes| hex::encode(bytes) == text);
         self.read("a cursor from a Link header field is expected", |text| read(decode(text)?))
@@ -91,7 +91,7 @@ impl Parameter {
     }
 }
 
-/// A `Link` to the page after this one (RFC 8288): the same request, but for the cursor.
+/// The `Link` to the next page (RFC 8288): the same request with another cursor.
 pub fn next_page(path: &str, parameters: &[Parameter], cursor: impl AsRef<[u8]>) -> String {
     let mut query = form_urlencoded::Serializer::new(String::new());
     let given = parameters.iter().filter(|parameter| parameter.name != CURSOR);

@@ -1,4 +1,4 @@
-//! Quotas as clients see them: 429, and the header fields of draft-ietf-httpapi-ratelimit-headers-11.
+//! Quotas in HTTP: the status 429, and the header fields of draft-ietf-httpapi-ratelimit-headers-11.
 
 use std::hash::Hash;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use crate::access::{Quota, QuotaStatus, Reservation};
 const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
-/// Room for three items.
+/// Enough for three items.
 const TEXT_LENGTH: usize = 128;
 
-/// What a request has been charged to, in order.
+/// The quotas that a request was charged to, in order.
 #[derive(Default)]
 pub struct QuotaStatuses(Vec<QuotaStatus>);
 
-/// Takes one unit of a quota for a request, whose answer will tell what is left.
+/// Reserves one unit of a quota for a request. The header fields of its answer show what is left.
 ///
 /// # Errors
 /// [`Problem::QuotaExceeded`] if nothing is left.
@@ -31,10 +31,10 @@ pub fn reserve<S: Hash + Eq + Clone>(
     reserve_many(quota, subject, 1, request)
 }
 
-/// Takes several units at once.
+/// Reserves several units.
 ///
 /// # Errors
-/// [`Problem::QuotaExceeded`] if not so much is left.
+/// [`Problem::QuotaExceeded`] if fewer units are left.
 pub fn reserve_many<S: Hash + Eq + Clone>(
     quota: &Quota<S>,
     subject: &S,
@@ -49,12 +49,12 @@ pub fn reserve_many<S: Hash + Eq + Clone>(
     taken.map_err(Problem::QuotaExceeded)
 }
 
-/// Gives a unit back that the request turned out not to need.
+/// Refunds the units of a reservation that the request did not need.
 pub fn refund(reservation: Reservation, request: &impl HttpMessage) {
     record(reservation.refund(), request);
 }
 
-/// For the answer's header fields; the last status of a quota counts.
+/// Keeps the status for the answer's header fields. A later status of the same quota replaces the earlier one.
 fn record(quota_status: Option<QuotaStatus>, request: &impl HttpMessage) {
     let Some(quota_status) = quota_status else { return };
     let mut extensions = request.extensions_mut();
@@ -65,7 +65,7 @@ fn record(quota_status: Option<QuotaStatus>, request: &impl HttpMessage) {
     }
 }
 
-/// `RateLimit-Policy` and `RateLimit`, one item for each quota that was charged.
+/// Writes `RateLimit-Policy` and `RateLimit`, with one item for each quota that was charged.
 pub fn write_headers(quota_statuses: &QuotaStatuses, headers: &mut HeaderMap) {
     let (mut policies, mut limits) = (String::with_capacity(TEXT_LENGTH), String::with_capacity(TEXT_LENGTH));
     for QuotaStatus { policy, remaining, reset, .. } in &quota_statuses.0 {
@@ -78,7 +78,7 @@ pub fn write_headers(quota_statuses: &QuotaStatuses, headers: &mut HeaderMap) {
     }
 }
 
-/// An item of a list (RFC 9651). Each answer has some, and formatting machinery would cost it as much as its routing.
+/// Writes an item of a list (RFC 9651). Without `format!`, which would cost each answer as much as its routing.
 fn write_item(list: &mut String, name: &str, parameters: [(&str, u64); 2]) {
     list.push_str(if list.is_empty() { "\"" } else { ", \"" });
     list.push_str(name);
@@ -89,7 +89,7 @@ fn write_item(list: &mut String, name: &str, parameters: [(&str, u64); 2]) {
     }
 }
 
-/// Rounded up: whoever waits as long as he is told has waited long enough.
+/// Rounds up to whole seconds, so that a client that waits for this time has waited long enough.
 pub fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }

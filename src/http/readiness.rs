@@ -1,4 +1,4 @@
-//! Whether a load balancer should send requests here.
+//! Readiness: whether a load balancer should send requests to this replica.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,13 +13,13 @@ use super::Problem;
 use crate::database::{self, DatabaseError, Durability, Pool, Schema};
 use crate::metrics::Shed;
 
-/// Says within a second whether requests can be served, however long the database takes to answer.
+/// Answers within a second whether the replica is ready, even if the database is slow.
 ///
-/// A probe does not ask the database itself: it asks for a look, waits for a short time, and otherwise answers with what
-/// the last look has seen. The look goes on meanwhile, so a slow link does not make a replica unready.
+/// A probe does not query the database itself. It requests a check, waits a short time for its result, and otherwise
+/// answers with the result of the last check. The check continues, so a slow link does not make a replica unready.
 pub struct Readiness {
     probes: Pool,
-    /// Those that requests are served on.
+    /// The pools that serve requests.
     serving: Vec<Pool>,
     allow_loss: bool,
     draining: AtomicBool,
@@ -27,7 +27,7 @@ pub struct Readiness {
     seen: watch::Sender<Option<Seen>>,
 }
 
-/// What a look has come to.
+/// The result of a check.
 #[derive(Clone)]
 struct Seen {
     at: Instant,
@@ -40,26 +40,26 @@ impl Seen {
     }
 }
 
-/// How long one look at the database counts: `/readyz` needs no token and must not be load.
+/// How long the result of a check is fresh. `/readyz` needs no token, so it must not put load on the database.
 const LIFE: Duration = Duration::from_millis(500);
-/// How long a probe waits for a look: a load balancer gives up after a second or two.
+/// How long a probe waits for a check. A load balancer gives up after a second or two.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(800);
-/// When a look is given up, and the database is taken for gone.
-const LOOK_DEADLINE: Duration = Duration::from_secs(2);
-/// How long a look counts while the next one is under way: that one's time, and some more for probes that come rarely.
-const LIFE_MEANWHILE: Duration = Duration::from_secs(5);
+/// The time limit of a check. After it, the database counts as unavailable.
+const CHECK_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a result is used while the next check runs: the time limit of that check, and some more for rare probes.
+const STALE_LIFE: Duration = Duration::from_secs(5);
 
-/// What is said of a database that does not answer, or not in time.
+/// The reason for a database that does not answer, or not in time.
 const UNAVAILABLE: &str = "the database is not available";
 
 impl Readiness {
-    /// `allow_loss`: whether a server that may lose acknowledged jobs is good enough.
+    /// `allow_loss`: whether a database that may lose acknowledged jobs counts as ready.
     pub fn new(probes: Pool, serving: Vec<Pool>, allow_loss: bool) -> Self {
         let (draining, wanted, seen) = (AtomicBool::new(false), Notify::new(), watch::Sender::new(None));
         Self { probes, serving, allow_loss, draining, wanted, seen }
     }
 
-    /// From now on the answer is no: the process is about to go.
+    /// Makes the replica not ready from now on, because the process is about to stop.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Release);
     }
@@ -69,7 +69,7 @@ impl Readiness {
     }
 
     /// # Errors
-    /// [`Problem::NotReady`] says why.
+    /// [`Problem::NotReady`] with the reason, or [`Problem::ShuttingDown`].
     pub async fn check(&self) -> Result<(), Problem> {
         if self.is_draining() {
             return Err(Problem::ShuttingDown);
@@ -81,36 +81,37 @@ impl Readiness {
             let _in_time = timeout(PROBE_TIMEOUT, seen.wait_for(younger_than(LIFE))).await;
         }
         let result = match &*seen.borrow() {
-            Some(seen) if seen.is_younger_than(LIFE_MEANWHILE) => seen.result.clone(),
+            Some(seen) if seen.is_younger_than(STALE_LIFE) => seen.result.clone(),
             _ => Err(UNAVAILABLE.to_owned()),
         };
         result.map_err(Problem::NotReady)
     }
 
-    /// Looks at the database whenever a probe asks for it, one look at a time, until `ending`.
+    /// Checks the database whenever a probe requests it, one check at a time, until `ending`.
     pub async fn watch(&self, ending: CancellationToken) {
         while ending.run_until_cancelled(self.wanted.notified()).await.is_some() {
-            let result = self.look().await;
+            let result = self.check_database().await;
             if let Err(reason) = &result {
-                // Not by each probe, which anybody may send.
+                // Logged per check, not per probe, because anybody can send probes.
                 tracing::warn!(%reason, "the service is not ready");
             }
             self.seen.send_replace(Some(Seen { at: Instant::now(), result }));
         }
     }
 
-    async fn look(&self) -> Result<(), String> {
-        let deadline = Instant::now() + LOOK_DEADLINE;
-        let looking = self.probes.read(deadline, async |connection| database::fitness(connection).await);
+    async fn check_database(&self) -> Result<(), String> {
+        let deadline = Instant::now() + CHECK_DEADLINE;
+        let checking = self.probes.read(deadline, async |connection| database::fitness(connection).await);
         let pools = self.check_pools(deadline);
-        let (looked, pools) = match self.probes.count().idle {
-            // Of the last connection that can be had, the probes make the best use: they say why.
-            0 => (looking.await, pools.await),
-            _ => tokio::join!(looking, pools),
+        let (checked, pools) = match self.probes.count().idle {
+            // The probes connect first. If PostgreSQL has only one free connection, they must get it, because they find
+            // out the reason.
+            0 => (checking.await, pools.await),
+            _ => tokio::join!(checking, pools),
         };
-        match looked {
+        match checked {
             Err(error) => {
-                tracing::debug!(error = %error, "the database could not be asked");
+                tracing::debug!(error = %error, "the readiness check could not query the database");
                 Err(UNAVAILABLE.to_owned())
             }
             Ok((Schema::Unfit, _)) => Err("the database's schema is not the one that this release needs".to_owned()),
@@ -122,10 +123,10 @@ impl Readiness {
         }
     }
 
-    /// Whether each pool has a connection, or gets one: that the probes have theirs says nothing of the others.
+    /// Checks that each pool has a connection or can open one. A working probe connection does not show that.
     async fn check_pools(&self, deadline: Instant) -> Result<(), String> {
-        let looks = self.serving.iter().map(|pool| check_pool(pool, deadline));
-        join_all(looks).await.into_iter().collect()
+        let checks = self.serving.iter().map(|pool| check_pool(pool, deadline));
+        join_all(checks).await.into_iter().collect()
     }
 }
 
@@ -135,10 +136,10 @@ async fn check_pool(pool: &Pool, deadline: Instant) -> Result<(), String> {
         return Ok(());
     }
     match pool.read(deadline, async |connection| connection.ping().await).await {
-        // Busy is not away, and the load balancer need not know of it.
+        // A busy pool is no reason for a load balancer to remove the replica.
         Ok(()) | Err(DatabaseError::Shed(Shed::Waited)) => Ok(()),
         Err(error) => {
-            tracing::debug!(pool = pool.name(), %error, "a pool could not be tried");
+            tracing::debug!(pool = pool.name(), %error, "the readiness check could not use a connection pool");
             Err(format!("there is no connection to the database for {}", pool.name()))
         }
     }
@@ -153,19 +154,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_probe_is_answered_within_a_second_while_no_look_comes_to_an_end() {
+    async fn a_probe_is_answered_within_a_second_while_a_check_hangs() {
         let (readiness, asked_at) = (readiness(), Instant::now());
         assert!(matches!(readiness.check().await, Err(Problem::NotReady(_))));
         assert!(asked_at.elapsed() < Duration::from_secs(1));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_seen_last_counts_while_a_slow_look_is_under_way_but_not_for_ever() {
+    async fn the_last_result_is_used_for_a_limited_time_while_a_slow_check_runs() {
         let readiness = readiness();
         readiness.seen.send_replace(Some(Seen { at: Instant::now(), result: Ok(()) }));
         tokio::time::advance(LIFE).await;
         assert!(readiness.check().await.is_ok());
-        tokio::time::advance(LIFE_MEANWHILE).await;
+        tokio::time::advance(STALE_LIFE).await;
         assert!(matches!(readiness.check().await, Err(Problem::NotReady(_))));
     }
 }

@@ -1,8 +1,8 @@
-//! How many log lines may be written for requests that were not admitted.
+//! A limit on the log lines for requests that were not admitted.
 //!
-//! A request that is admitted has been charged to a quota, which bounds its caller's lines. Anybody can send requests
-//! without a token, and a caller whose quota is used up can go on sending. The metrics count each of these; the log has
-//! as many as help.
+//! An admitted request is charged to a quota, which limits the log lines of its caller. But anybody can send requests
+//! without a token, and a caller can go on sending after its quota is used up. The metrics count all of these requests.
+//! The log shows a limited number.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,16 +10,16 @@ use crate::access::{Quota, Rate};
 use crate::ids::TenantId;
 
 pub struct RefusedLines {
-    /// Of a tenant whose token was verified, and of all others together.
+    /// One bucket for each tenant whose token was verified, and one for all other requests together.
     quota: Quota<Option<TenantId>>,
     left_out: AtomicU64,
 }
 
-/// Enough to see what happens, and on one core a fraction of a percent.
+/// Enough to see what happens. Costs a fraction of a percent of one core.
 const RATE: Rate = Rate { per_second: 100, burst: 1000 };
 
 impl RefusedLines {
-    /// How many lines were left out since the last one, if another may be written.
+    /// If another line may be written, the number of lines that were suppressed since the last one.
     pub fn admit(&self, tenant: Option<TenantId>) -> Option<u64> {
         if self.quota.take(&tenant).is_err() {
             self.left_out.fetch_add(1, Ordering::Relaxed);
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_left_out_is_counted_and_a_tenant_leaves_out_its_own() {
+    async fn suppressed_lines_are_counted_and_each_tenant_has_its_own_limit() {
         let (lines, tenant) = (RefusedLines::default(), Some(TenantId(Uuid::nil())));
         assert!((0..RATE.burst).all(|_| lines.admit(None) == Some(0)));
         assert!((0..7).all(|_| lines.admit(None).is_none()));

@@ -50,7 +50,7 @@ pub async fn connect(settings: &database::Settings) -> anyhow::Result<PgConnecti
         ),
         (Pooler::Session, _) => bail!("setting database.pooler: session, but the pooler's pool_mode is transaction"),
         (Pooler::Transaction, _) => bail!(
-            "setting database.pooler: transaction, but the connection does not lead to such a pooler, which would rename \
+            "setting database.pooler: transaction, but database.url does not lead to such a pooler, which would rename \
              prepared statements; use PgBouncer 1.21 or later in pool_mode transaction with max_prepared_statements"
         ),
     }

@@ -5,7 +5,7 @@ SwaggerUIBundle({
   dom_id: '#api',
   deepLinking: true,
   tryItOutEnabled: true,
-  // Else a host elsewhere is asked whether the document is valid.
+  // Otherwise Swagger UI sends the document's URL to a validator on another host.
   validatorUrl: null,
   plugins: [foldedDescription],
   requestInterceptor(request) {
@@ -14,7 +14,7 @@ SwaggerUIBundle({
   },
 });
 
-/** Folds the document's description, so that the first screen has "Authorize" and the operations. */
+/** Folds the document's description, so that the first screen shows "Authorize" and the operations. */
 function foldedDescription() {
   return {
     wrapComponents: {
@@ -29,7 +29,10 @@ function foldedDescription() {
   };
 }
 
-/** The page shows an item over several lines, where a line is an item. What is more than one item stays as it is. */
+/**
+ * Joins the lines of a body that is one JSON text. Swagger UI formats an example over several lines, but NDJSON has one
+ * item per line. A body with several items stays as it is.
+ */
 function inOneLine(body) {
   try {
     JSON.parse(body);

@@ -1,4 +1,4 @@
-//! `POST /jobs/batch`: many submissions in one request, each of which is a `POST /jobs`.
+//! `POST /jobs/batch`: many submissions in one request. Each item is handled like a `POST /jobs`.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -29,32 +29,32 @@ use crate::json::{Document, Kind, Value};
 use crate::metrics::KeyedOutcome;
 use crate::telemetry::RequestContext;
 
-/// More would hold a connection for longer than a client should wait for all of them.
+/// The most items of a batch. More would take longer than a client should wait.
 const ITEMS_MAX: usize = 1000;
 
-/// What a line may have around the job: a key, with every character escaped, and the members' names.
+/// The most bytes of a line around its job: the idempotency key, with every character escaped, and the member names.
 const ENVELOPE_BYTES_MAX: usize = 4096;
 
-/// What an item's answer takes at most. A job's takes less, whatever its names are.
+/// The most bytes of an item's answer. An answer with a job is always smaller.
 const ANSWER_BYTES_MAX: usize = 2048;
 
-/// How many items are told where they differ from the first request with their key. For each, the job of that request
-/// is read, however large it is.
+/// The most items of a batch whose answer lists the differences to the first request with their key. Each of them reads
+/// that request's job, which may be large.
 const COMPARED_MAX: usize = 10;
 
-/// How much of a batch is read at once.
+/// How much of a batch is parsed at a time.
 const READ_AT_ONCE_BYTES: usize = 64 * 1024;
 
-/// What is asked for in one line.
+/// One line of a batch.
 enum Item {
     Submission(Arc<Submission>),
     Refused(Problem),
 }
 
-/// What one item is answered, in a line.
+/// The answer to one item, which is one line.
 #[derive(Default, Serialize)]
 struct ItemAnswer<'a> {
-    /// The number of the item, from 0.
+    /// The index of the item, from 0.
     item: usize,
     status: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -73,7 +73,7 @@ struct ItemAnswer<'a> {
     problem: Option<ProblemDocument>,
 }
 
-/// One bad item costs the others nothing, and the whole may be sent again because each of them may be.
+/// `POST /jobs/batch`. An invalid item does not affect the others. The batch is safe to retry, because each item is.
 pub async fn submit(
     request: HttpRequest,
     app: web::Data<App>,
@@ -118,7 +118,7 @@ pub async fn submit(
     Ok(HttpResponse::Ok().content_type(JsonLines::NAME).body(text))
 }
 
-/// Reads the items as they arrive, some at a time, so that the body is never held as a whole.
+/// Reads the items as they arrive, some at a time, so that the whole body is never in memory.
 async fn read(
     request: &HttpRequest,
     app: &App,
@@ -140,13 +140,14 @@ async fn read(
             some.into_iter().map(|line| reader.read(line).unwrap_or_else(Item::Refused)).collect()
         };
         let some = app.offload.run(tenant, bytes, Deadline::of(request), read).await?;
-        // An item that is carried out is charged as a submission. One that is refused costs a request, for its answer.
+        // A valid item is charged later, as a submission. An invalid one is charged as a request, because it is
+        // answered.
         reserve_requests(app, request, some.iter().filter(|item| matches!(item, Item::Refused(_))).count())?;
         items.extend(some);
     }
 }
 
-/// What a line is read with.
+/// What is needed to parse a line.
 #[derive(Clone)]
 struct ItemReader {
     tenant: TenantId,
@@ -171,7 +172,7 @@ impl ItemReader {
     }
 }
 
-/// `{"idempotency_key": …, "job": …}`
+/// Reads `{"idempotency_key": …, "job": …}`.
 fn envelope<'d, 'a>(item: Value<'d, 'a>) -> Result<(Key, Value<'d, 'a>), Problem> {
     let (mut key, mut job) = (None, None);
     for (name, value) in item.members() {
@@ -189,7 +190,7 @@ fn envelope<'d, 'a>(item: Value<'d, 'a>) -> Result<(Key, Value<'d, 'a>), Problem
     Ok((key.as_str().ok_or(Problem::InvalidItem)?.parse()?, job))
 }
 
-/// Items of one key stay together, so that the first of them is the first that is tried.
+/// Groups the items by key. The items of a group are processed in order, so the first one is the first attempt.
 fn by_key(items: Vec<Item>) -> Vec<Vec<(usize, Item)>> {
     let mut groups: Vec<Vec<(usize, Item)>> = Vec::new();
     let mut group_of: HashMap<Key, usize> = HashMap::new();
@@ -210,27 +211,27 @@ fn asks_to_be_unique(items: &[(usize, Item)]) -> bool {
     items.iter().any(|(_, item)| matches!(item, Item::Submission(submission) if submission.content.is_some()))
 }
 
-/// What the items of one batch have in common.
+/// What the items of a batch share.
 struct Batch<'a> {
     request: &'a HttpRequest,
     app: &'a App,
     request_id: &'a RequestId,
-    /// By [`FirstSent::limit_deadline`], of every item.
+    /// The result of [`FirstSent::limit_deadline`], for all items.
     is_too_old: bool,
     /// How many items were compared with the first request of their key.
     compared: Cell<usize>,
     tally: RefCell<Tally>,
 }
 
-/// How many items came to what. It goes into the log line of the request: a line for each item would let a small
-/// request write a large log.
+/// The number of items by outcome and by problem code. The log line of the request shows it. A line for each item would
+/// let a small request write a large log.
 #[derive(Default)]
 struct Tally {
     outcomes: BTreeMap<&'static str, usize>,
     codes: BTreeMap<&'static str, usize>,
 }
 
-/// An item's outcome, as it is told this time.
+/// The outcome of an item, and how to answer it.
 struct Done {
     status: i16,
     replayed: bool,
@@ -241,14 +242,14 @@ impl Batch<'_> {
     async fn in_turn(&self, items: Vec<(usize, Item)>) -> Vec<(usize, Vec<u8>)> {
         let mut lines = Vec::new();
         for (number, item) in items {
-            let (digest, noted, done) = match item {
+            let (digest, keyed_outcome, done) = match item {
                 Item::Refused(problem) => (None, KeyedOutcome::Refused, Err(problem)),
                 Item::Submission(submission) => {
-                    let (noted, done) = self.carry_out(&submission).await;
-                    (Some(submission.keyed.key.log_digest()), noted, done)
+                    let (keyed_outcome, done) = self.carry_out(&submission).await;
+                    (Some(submission.keyed.key.log_digest()), keyed_outcome, done)
                 }
             };
-            self.record(number, digest, noted, &done);
+            self.record(number, digest, keyed_outcome, &done);
             lines.push((number, self.line(number, done)));
         }
         lines
@@ -271,21 +272,21 @@ impl Batch<'_> {
         {
             self.app.intake.compare(submission, reused, Deadline::of(self.request)).await;
         }
-        let noted = keyed::outcome(&submitted);
+        let keyed_outcome = keyed::outcome(&submitted);
         let done = match submitted {
             Ok(KeyedResult::First(outcome)) => Ok(Done { status: outcome.answer.status, replayed: false, outcome }),
             Ok(KeyedResult::Replayed(outcome)) => Ok(Done { status: 200, replayed: true, outcome }),
             Ok(KeyedResult::Refused(never)) => match never {},
             Err(error) => Err(error.into()),
         };
-        (noted, done)
+        (keyed_outcome, done)
     }
 
-    /// An item is a request, and is counted as one.
-    fn record(&self, item: usize, digest: Option<String>, noted: KeyedOutcome, done: &Result<Done, Problem>) {
-        self.app.metrics.count_outcome(SUBMIT.0, noted);
+    /// Counts an item as a `POST /jobs`, and logs it.
+    fn record(&self, item: usize, digest: Option<String>, keyed_outcome: KeyedOutcome, done: &Result<Done, Problem>) {
+        self.app.metrics.count_outcome(SUBMIT.0, keyed_outcome);
         let mut tally = self.tally.borrow_mut();
-        *tally.outcomes.entry(noted.name()).or_default() += 1;
+        *tally.outcomes.entry(keyed_outcome.name()).or_default() += 1;
         if let Err(problem) = done {
             problem.count(&self.app.metrics);
             let times = tally.codes.entry(problem.code()).or_default();
@@ -299,7 +300,7 @@ impl Batch<'_> {
         tracing::debug!(
             item,
             code = done.as_ref().err().map(Problem::code),
-            idempotency.outcome = noted.name(),
+            idempotency.outcome = keyed_outcome.name(),
             idempotency.key_digest = digest,
             job_id = outcome.map(|outcome| display(outcome.answer.job_id)),
             first.request_id = first,
@@ -336,13 +337,13 @@ fn text_line(answer: &ItemAnswer<'_>) -> Vec<u8> {
     text
 }
 
-/// Leaves pointers out that make the line longer than there is memory reserved for.
+/// Omits pointers until the line fits into the memory that is reserved for it.
 fn problem_line(answer: &mut ItemAnswer<'_>) -> Vec<u8> {
     loop {
         let text = text_line(answer);
         let pointers = answer.problem.as_mut().map(|problem| &mut problem.pointers);
         match pointers.filter(|pointers| text.len() > ANSWER_BYTES_MAX && !pointers.is_empty()) {
-            // Half of them at a time: most lines are short, and a few tries are cheap.
+            // Removes half of them at a time. Most lines are short, and a few attempts are cheap.
             Some(pointers) => pointers.truncate(pointers.len() / 2),
             None => return text,
         }

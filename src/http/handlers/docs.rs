@@ -1,7 +1,7 @@
-//! The page at `/docs`: the contract, with each operation to be tried.
+//! The page at `/docs`: the OpenAPI document, on which each operation can be tried.
 //!
-//! Owns the page, the files that it loads, and what a browser lets it do. It names no other host, and has no script or
-//! style within itself, so that the policy can be a closed one. ADR 0011 says why it is Swagger UI.
+//! Owns the page, the files that it loads, and its content security policy. The page uses no other host and has no
+//! inline script or style, so the policy can be strict. ADR 0011 says why it is Swagger UI.
 
 use actix_web::http::header::{self, AcceptEncoding, ContentEncoding, Encoding, Header};
 use actix_web::{HttpRequest, HttpResponse};
@@ -9,19 +9,20 @@ use actix_web::{HttpRequest, HttpResponse};
 use crate::http::extractors::NoParameters;
 use crate::http::{DOCS_SCRIPT, DOCS_STYLE, Problem, SWAGGER_UI_SCRIPT, SWAGGER_UI_STYLE};
 
-/// Nothing but what is needed, and that from here alone. Swagger UI draws its arrows from `data:` in its style sheet.
+/// Allows only what the page needs, and only from this host. The style sheet of Swagger UI has its arrows as `data:`
+/// URLs.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// How long a browser may keep the files without asking. Their names are the same in each release, so that the page of
-/// one replica finds them on another; for this long they may be those of the release before.
+/// How long a browser may use the files without revalidation. Their names are the same in each release, so that the
+/// page of one replica finds them on another. After an upgrade, a browser may use the old files for this long.
 const FILES_CACHE_CONTROL: &str = "max-age=3600";
 
 struct File {
     path: &'static str,
     media_type: &'static str,
     content: &'static [u8],
-    /// The same, for whoever takes gzip.
+    /// The content for clients that accept gzip.
     compressed: Option<&'static [u8]>,
 }
 
@@ -54,7 +55,7 @@ pub async fn page(_: NoParameters) -> HttpResponse {
         .body(include_str!("../docs_page/page.html").replace("{version}", env!("SWAGGER_UI_VERSION")))
 }
 
-/// What the page loads, by its path.
+/// A file that the page loads, by its path.
 pub async fn file(request: HttpRequest, _: NoParameters) -> Result<HttpResponse, Problem> {
     let file = FILES.iter().find(|file| file.path == request.path()).ok_or(Problem::RouteNotFound)?;
     let mut response = HttpResponse::Ok();

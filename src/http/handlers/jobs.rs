@@ -1,4 +1,4 @@
-//! A job that is there: shown, changed, cancelled, deleted.
+//! Existing jobs: show, change, cancel and delete.
 
 use actix_web::http::header::{CONTENT_TYPE, ETAG};
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -17,7 +17,7 @@ use crate::jobs::{self, Job, Lookup, Patch};
 use crate::json::Document;
 use crate::telemetry::RequestContext;
 
-/// `GET /jobs/{id}`: the job as it is now.
+/// `GET /jobs/{id}`: the current state of a job.
 pub async fn show(
     request: HttpRequest,
     app: web::Data<App>,
@@ -34,7 +34,7 @@ pub async fn show(
     Ok(answer(&job))
 }
 
-/// `PATCH /jobs/{id}`: changes a job that waits, if it is the one that the client has seen.
+/// `PATCH /jobs/{id}`: changes a queued job if its version matches `If-Match`.
 #[expect(clippy::too_many_arguments, reason = "each is something that the request must have")]
 pub async fn change(
     request: HttpRequest,
@@ -48,7 +48,7 @@ pub async fn change(
     condition: IfMatch,
     body: Body<MergePatch>,
 ) -> Result<HttpResponse, Problem> {
-    // By the id and not by its spelling.
+    // The fingerprint uses the parsed id, so the spelling of the id in the path does not matter.
     let path = format!("{JOBS}/{}", id.0);
     let read = move |text: &[u8]| {
         let document = Document::parse(text)?;
@@ -72,7 +72,7 @@ pub async fn change(
     finish(&request, &app, changed)
 }
 
-/// `POST /jobs/{id}/cancel`: the job is over, whoever has ended it.
+/// `POST /jobs/{id}/cancel`: cancels a job. A job that has already ended is answered as it is.
 pub async fn cancel(
     request: HttpRequest,
     app: web::Data<App>,
@@ -86,7 +86,7 @@ pub async fn cancel(
     Ok(answer(&job))
 }
 
-/// `DELETE /jobs/{id}`: the job is gone, whether or not it was there.
+/// `DELETE /jobs/{id}`: deletes a job. Succeeds also if the job does not exist.
 pub async fn delete(
     request: HttpRequest,
     app: web::Data<App>,

@@ -1,4 +1,4 @@
-//! What a key stands for.
+//! Look-up of idempotency keys.
 
 use actix_web::{HttpRequest, HttpResponse, web};
 
@@ -9,7 +9,7 @@ use crate::http::parameters::parameters;
 use crate::http::{App, KEYED_ROUTES, Problem, SUBMIT};
 use crate::idempotency::{ScopedKey, Summary, queries};
 
-/// `GET /idempotency-keys/{key}`: what the key stands for on a route, until it expires.
+/// `GET /idempotency-keys/{key}`: the first request, status and job of a key on a route, until the key expires.
 pub async fn show(
     request: HttpRequest,
     app: web::Data<App>,

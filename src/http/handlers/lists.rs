@@ -1,4 +1,4 @@
-//! What there is of jobs, a page at a time.
+//! Lists of jobs and queues, one page at a time.
 
 use actix_web::http::header::LINK;
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, web};
@@ -18,7 +18,7 @@ struct Jobs {
     jobs: Vec<Job>,
 }
 
-/// `GET /jobs`: the tenant's jobs in the order of their ids.
+/// `GET /jobs`: the tenant's jobs, ordered by id.
 pub async fn jobs(request: HttpRequest, app: web::Data<App>, caller: Caller) -> Result<HttpResponse, Problem> {
     let names = ["state", "queue", "type", "created_after", "created_before", "limit", CURSOR];
     let given = parameters(&request, names)?;
@@ -43,7 +43,7 @@ struct Queues {
     queues: Vec<Depth>,
 }
 
-/// `GET /queues`: where jobs wait, how many, and for how long.
+/// `GET /queues`: the tenant's queues, with the number of waiting jobs and the age of the oldest.
 pub async fn queues(request: HttpRequest, app: web::Data<App>, caller: Caller) -> Result<HttpResponse, Problem> {
     let given = parameters(&request, ["limit", CURSOR])?;
     let [limit, cursor] = &given;

@@ -1,4 +1,4 @@
-//! The handlers, a file for each noun of the API.
+//! The handlers, one file for each resource of the API.
 
 pub mod batches;
 pub mod docs;

@@ -1,4 +1,4 @@
-//! What the service says of itself. None of it needs a token.
+//! Information about the service itself. These routes need no token.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use crate::http::{App, DOCS, KEY_REQUIRED, KEYED_ROUTES, OPENAPI, Problem, outgo
 use crate::idempotency::{self, KEY_LENGTH_MAX};
 
 const CONTRACT: &str = include_str!("../../../api-design/jobs-api.yaml");
-/// The one server that the contract names, which clients that are generated from it send their requests to.
+/// The only server in the OpenAPI document. Clients that are generated from the document send their requests to it.
 const CONTRACT_SERVER: &str = "\n  - url: /\n";
 
-/// How long the contract may be kept without asking: after an upgrade it may be the previous release's for this long.
+/// How long a client may use the document without revalidation. After an upgrade, it may use the old one for this long.
 const CONTRACT_CACHE_CONTROL: &str = "max-age=300";
 
-/// `GET /`: what this is, where its documents are, and what a client may rely on.
+/// `GET /`: the name and version of the service, its documents, and its idempotency settings.
 pub async fn about(app: web::Data<App>, _: NoParameters) -> HttpResponse {
     let about = json!({
         "name": env!("CARGO_PKG_NAME"),
@@ -36,18 +36,18 @@ pub async fn about(app: web::Data<App>, _: NoParameters) -> HttpResponse {
     outgoing::json(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-cache")), &about)
 }
 
-/// `GET /healthz`: the process is alive. Asks nobody, so that a dead database restarts no replica.
+/// `GET /healthz`: liveness. Does not use the database, so that an outage of the database does not restart replicas.
 pub async fn healthz(_: NoParameters) -> HttpResponse {
     outgoing::json(&mut HttpResponse::Ok(), &json!({ "status": "alive" }))
 }
 
-/// `GET /readyz`: requests are welcome.
+/// `GET /readyz`: readiness.
 pub async fn readyz(app: web::Data<App>, _: NoParameters) -> Result<HttpResponse, Problem> {
     app.readiness.check().await?;
     Ok(outgoing::json(&mut HttpResponse::Ok(), &json!({ "status": "ready" })))
 }
 
-/// `GET /openapi.yaml`: the contract (media type: RFC 9512).
+/// `GET /openapi.yaml`: the OpenAPI document (media type: RFC 9512).
 pub async fn openapi(app: web::Data<App>, _: NoParameters) -> HttpResponse {
     let mut response = HttpResponse::Ok();
     response.content_type("application/yaml").insert_header((CACHE_CONTROL, CONTRACT_CACHE_CONTROL));
@@ -57,14 +57,14 @@ pub async fn openapi(app: web::Data<App>, _: NoParameters) -> HttpResponse {
     }
 }
 
-/// What `/metrics` reads when it is asked.
+/// What a scrape of `/metrics` reads.
 pub struct MetricsSources {
     pub pools: Vec<Pool>,
-    /// For what a scrape asks the database.
+    /// The pool for the query of a scrape.
     pub scrapes: Pool,
 }
 
-/// `GET /metrics`, on an address of its own.
+/// `GET /metrics`, on the address `metrics.bind`.
 pub async fn metrics(app: web::Data<App>, sources: web::Data<MetricsSources>) -> HttpResponse {
     let metrics = &app.metrics;
     for pool in &sources.pools {
@@ -79,7 +79,7 @@ pub async fn metrics(app: web::Data<App>, sources: web::Data<MetricsSources>) ->
     HttpResponse::Ok().content_type("application/openmetrics-text; version=1.0.0; charset=utf-8").body(metrics.encode())
 }
 
-/// `None` where the database does not say: a scrape should not wait for one that is in trouble.
+/// `None` if the database does not answer within a second, because a scrape must not wait for a slow database.
 async fn purge_lag(scrapes: &Pool) -> Option<Duration> {
     const DEADLINE: Duration = Duration::from_secs(1);
     let deadline = Instant::now() + DEADLINE;

@@ -1,4 +1,4 @@
-//! How jobs come to be.
+//! Creation of jobs.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::jobs::{ContentDigest, InvalidJob, NewJob};
 use crate::json::Document;
 use crate::telemetry::RequestContext;
 
-/// `POST /jobs`: 201 once, 200 afterwards.
+/// `POST /jobs`: 201 for the first request, 200 for its replays.
 #[expect(clippy::too_many_arguments, reason = "each is something that the request may have")]
 pub async fn submit(
     request: HttpRequest,
@@ -60,11 +60,11 @@ pub async fn submit(
     finish(&request, &app, submitted)
 }
 
-/// What a body turns out to ask for.
+/// The result of parsing a request's body.
 enum Asked {
-    /// What an earlier copy has asked for, and this is its outcome.
+    /// A replay that the replay cache answers.
     Before(Arc<Outcome>),
-    /// Something new, as far as is known here.
+    /// A submission that the replay cache does not know.
     New((NewJob, Option<ContentDigest>), Fingerprint),
 }
 
@@ -77,7 +77,8 @@ fn read(app: &App, key: &ScopedKey, text: &[u8]) -> Result<Asked, Problem> {
     Ok(Asked::New(NewJob::parse(document.root())?, fingerprint))
 }
 
-/// A tenant whose creations are used up still has its replays, and the jobs that are there already.
+/// Submits a job within the tenant's quota of new jobs. If the quota is used up, replays are still answered, and so are
+/// submissions with the unique content of an existing job.
 pub async fn submit_within_quota(
     request: &HttpRequest,
     app: &App,
@@ -107,7 +108,7 @@ pub async fn submit_within_quota(
     }
 }
 
-/// `PUT /jobs/{id}`: 201 once, 200 afterwards, without a key, for the client has named the job.
+/// `PUT /jobs/{id}`: 201 for the first request, 200 afterwards. The job's id takes the place of an idempotency key.
 pub async fn put(
     request: HttpRequest,
     app: web::Data<App>,
@@ -134,7 +135,7 @@ pub async fn put(
     }
 }
 
-/// Likewise, a job that is there already is answered for.
+/// Creates a job within the tenant's quota of new jobs. If the quota is used up, an existing job is still answered.
 async fn put_within_quota(request: &HttpRequest, app: &App, draft: &Arc<Draft>) -> Result<Put, Problem> {
     let deadline = Deadline::of(request);
     match reserve(&app.quotas.creations, &draft.tenant, request) {
