@@ -400,7 +400,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_json_in_utf_8_is_json() {
+    fn only_json_in_utf_8_is_accepted() {
         for good in [
             "application/json",
             "Application/JSON; charset=utf-8",

@@ -417,18 +417,18 @@ mod tests {
     async fn an_idle_connection_and_a_request_in_progress_have_no_deadline_here() {
         let (mut client, mut server) = connection();
         let day = Duration::from_secs(86_400);
-        assert!(tokio::time::timeout(day, server.read_u8()).await.is_err(), "idle: for the framework to end");
+        assert!(tokio::time::timeout(day, server.read_u8()).await.is_err(), "the framework ends idle connections");
         for _ in 0..3 {
             client.write_u8(b'x').await.unwrap();
             server.read_u8().await.unwrap();
             let busy = server.state().start_request(Some(BodyLength::Chunked)).unwrap();
-            assert!(tokio::time::timeout(day, server.read_u8()).await.is_err(), "a body has a deadline of its own");
+            assert!(tokio::time::timeout(day, server.read_u8()).await.is_err(), "a body has its own deadline");
             drop(busy);
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_accepts_nothing_ends_the_connection_and_a_slow_one_does_not() {
+    async fn a_client_that_reads_nothing_is_disconnected_but_a_slow_one_is_not() {
         let (mut client, mut server) = connection();
         let writing = server.write_all(&[0; 40]);
         let reading = async {
@@ -505,7 +505,7 @@ mod tests {
         let busy = server.state().start_request(Some(BodyLength::Bytes(body.len() as u64))).unwrap();
         assert_eq!(read_at_once(&mut server).await, b"", "not wanted yet");
         server.state().want_body();
-        assert_eq!(read_at_once(&mut server).await, body.as_bytes(), "at once, though it has empty lines");
+        assert_eq!(read_at_once(&mut server).await, body.as_bytes(), "in one part, although it has empty lines");
         client.write_all(behind.as_bytes()).await.unwrap();
         assert_eq!(read_at_once(&mut server).await, b"");
         drop(busy);

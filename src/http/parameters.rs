@@ -120,13 +120,13 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_unknown_is_shown_cut() {
+    fn an_unknown_parameter_is_shown_with_a_shortened_name() {
         let Err(Problem::UnknownParameter(name)) = read(&"x".repeat(1000)) else { panic!("it is unknown") };
         assert_eq!(name, "x".repeat(64));
     }
 
     #[test]
-    fn a_number_has_one_spelling() {
+    fn a_number_is_accepted_only_in_its_canonical_spelling() {
         let limit = |text: &str| Parameter { name: "limit", value: Some(text.to_owned()) }.limit().ok();
         assert_eq!((limit("1"), limit("200")), (Some(1), Some(200)));
         for bad in ["0", "201", "", "+1", "01", "1.0", "1e2", "-1", "٣", " 1", "99999999999999999999"] {

@@ -44,7 +44,7 @@ pub enum Split {
     Refused,
 }
 
-/// Why a statement was sent again.
+/// Why a statement was retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
     /// No connection could be opened, or an idle connection was dead before anything was sent on it.
