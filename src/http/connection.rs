@@ -74,8 +74,8 @@ pub struct ConnectionState {
 enum Next {
     /// A head, up to its end.
     Head,
-    /// Nothing. Either the framework has got a head and has not yet started its request, or the handler has not asked
-    /// for the request's body, or has already got all of it.
+    /// Nothing. The framework has got a head and has not yet started its request, or the handler has not asked for the
+    /// request's body, or the framework has got all of the body.
     Nothing,
     Body(BodyLength),
 }

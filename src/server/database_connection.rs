@@ -85,8 +85,8 @@ async fn warn_of_endless_statements(settings: &database::Settings, connection: &
     if limit.is_none_or(|limit| limit > wanted) {
         tracing::warn!(
             ?limit,
-            "PostgreSQL's statement_timeout is longer than database.statement_timeout; behind a pooler, set it for the \
-             role: alter role {} set statement_timeout = '{}ms'",
+            "PostgreSQL's statement_timeout is off or longer than database.statement_timeout; behind a pooler, set it \
+             for the role: alter role {} set statement_timeout = '{}ms'",
             settings.options.get_username(),
             wanted.as_millis()
         );

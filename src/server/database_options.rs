@@ -10,7 +10,7 @@ use url::Url;
 
 use crate::configuration::variable;
 
-/// The parameters that sqlx knows. It only logs a line for an unknown one, so with `?sslmod=require` it would connect
+/// The parameters that sqlx knows. It only logs a line for an unknown one, so with `?sslmod=require` it could connect
 /// without TLS.
 const PARAMETERS: [&str; 18] = [
     "application_name",
