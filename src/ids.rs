@@ -1,6 +1,6 @@
-//! The identifiers that every concept shares.
+//! Identifiers that all modules share.
 //!
-//! Owns their types and their text forms; knows nothing of tables or HTTP.
+//! Owns their types and text forms. Contains nothing about tables or HTTP.
 
 use std::fmt;
 
@@ -8,28 +8,28 @@ use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
-/// Whom a row belongs to. Every primary key of the ledger begins with it.
+/// The owner of a row. Every primary key of a tenant's table begins with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TenantId(pub Uuid);
 
-/// The name of one job within its tenant.
+/// The id of a job, unique within its tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JobId(pub Uuid);
 
-/// The name of one HTTP request, in logs, problem documents and `X-Request-Id`.
+/// The id of an HTTP request, in logs, problem documents and `X-Request-Id`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestId(String);
 
 impl JobId {
-    /// A new id for what is made at this time. UUIDv7 (RFC 9562, section 5.7) whose twelve bits below the millisecond hold
-    /// the time, too (section 6.2, method 3): what is made a microsecond later has a greater id, on whichever replica, and
-    /// the index grows at its end.
+    /// A new id for something created at this time: a UUIDv7 (RFC 9562, section 5.7) whose twelve bits below the
+    /// millisecond also hold the time (section 6.2, method 3). An id that is created a microsecond later is greater, on
+    /// any replica, so the index grows at its end.
     pub fn mint(at: DateTime<Utc>) -> Self {
         let random: u64 = rand::random();
         Self(Uuid::from_u128(Self::first_of(at).0.as_u128() | u128::from(random >> 2)))
     }
 
-    /// The least id that [`JobId::mint`] could make for this time.
+    /// The smallest id that [`JobId::mint`] can make for this time.
     pub fn first_of(at: DateTime<Utc>) -> Self {
         const VERSION_7: u128 = 7 << 76;
         const VARIANT: u128 = 0b10 << 62;
@@ -39,8 +39,8 @@ impl JobId {
         Self(Uuid::from_u128(milliseconds << 80 | VERSION_7 | fraction << 64 | VARIANT))
     }
 
-    /// Reads the hyphenated form, in either case (RFC 9562, section 4), and none of the others that a UUID has. The nil and
-    /// the max UUID (sections 5.9 and 5.10) stand for a missing id and for the end of a list, and name no job.
+    /// Parses the hyphenated form in upper or lower case (RFC 9562, section 4) and no other. The nil and max UUIDs
+    /// (sections 5.9 and 5.10) are reserved for a missing id and the end of a list.
     pub fn parse(text: &str) -> Option<Self> {
         const HYPHENATED_LENGTH: usize = 36;
         if text.len() != HYPHENATED_LENGTH {
@@ -51,15 +51,15 @@ impl JobId {
 }
 
 impl RequestId {
-    /// Long enough for any tracing system's id, short enough to store with each key.
+    /// Long enough for any tracing system, short enough to store with each idempotency key.
     const MAX_LENGTH: usize = 128;
 
     pub fn mint() -> Self {
         Self(Uuid::now_v7().to_string())
     }
 
-    /// Accepts what a load balancer sent if it is 1 to 128 characters of `A-Za-z0-9._:-`, which need no escaping
-    /// in a header, a log line or a URI.
+    /// Accepts an id from a load balancer if it has 1 to 128 characters of `A-Za-z0-9._:-`, which need no escaping in a
+    /// header, a log line or a URI.
     pub fn accept(bytes: &[u8]) -> Option<Self> {
         let sane = |byte: &u8| byte.is_ascii_alphanumeric() || b"._:-".contains(byte);
         if bytes.is_empty() || bytes.len() > Self::MAX_LENGTH || !bytes.iter().all(sane) {
@@ -68,7 +68,7 @@ impl RequestId {
         String::from_utf8(bytes.to_vec()).ok().map(Self)
     }
 
-    /// What the database gave back; it was sane when it was stored.
+    /// Reads a stored id, which was checked before it was stored.
     pub fn stored(text: String) -> Self {
         Self(text)
     }
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_in_the_order_of_time() {
+    fn ids_sort_by_creation_time() {
         let at = |microseconds| DateTime::from_timestamp_micros(1_795_000_000_000_000 + microseconds).unwrap();
         for n in 0..5000_i64 {
             let (id, later) = (JobId::mint(at(n)), JobId::mint(at(n + 1)));
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_uuid_that_stands_for_no_id_names_no_job() {
+    fn the_nil_and_max_uuids_are_not_job_ids() {
         for none in [Uuid::nil(), Uuid::max()] {
             assert_eq!(JobId::parse(&none.to_string()), None);
             assert_eq!(JobId::parse(&none.to_string().to_uppercase()), None);

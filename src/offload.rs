@@ -1,7 +1,7 @@
-//! Work that keeps a CPU busy for long, away from the threads that serve HTTP.
+//! Runs CPU-heavy work outside of the HTTP worker threads.
 //!
-//! An HTTP worker serves many clients in turn, so whatever takes a millisecond there is a millisecond for all of them.
-//! Large JSON texts are scanned, digested and compared here. A tenant has a part of the CPUs at most.
+//! An HTTP worker serves many clients in turn, so a millisecond of work there delays all of them. Large JSON texts are
+//! scanned, digested and compared here. One tenant gets only a part of the CPUs.
 
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -14,25 +14,26 @@ use crate::ids::TenantId;
 use crate::metrics::Shed;
 use crate::shares::Shares;
 
-/// Runs work on large texts on threads of its own.
+/// Runs work on large texts in separate threads.
 pub struct Offload {
     cpus: Arc<Semaphore>,
     tenants: Shares,
 }
 
-/// A text up to this size is worked on where it is: to hand it over would cost as much.
+/// Smaller texts are processed in place, because handing them over would cost as much.
 pub const SMALL_BYTES: usize = 16 * 1024;
 
 impl Offload {
-    /// For a machine with so many CPUs. A tenant may have half of them.
+    /// For a machine with this many CPUs. One tenant may use half of them.
     pub fn new(cpus: usize) -> Self {
         Self { cpus: Arc::new(Semaphore::new(cpus.max(1))), tenants: Shares::new((cpus / 2).max(1)) }
     }
 
-    /// Does `work`, which takes time in proportion to `bytes`.
+    /// Runs `work`, which takes time in proportion to `bytes`.
     ///
     /// # Errors
-    /// [`Shed::Cpu`] if its turn does not come before `deadline`.
+    ///
+    /// [`Shed::Cpu`] if no CPU is free before `deadline`.
     pub async fn run<T: Send + 'static>(
         &self,
         tenant: TenantId,
@@ -48,7 +49,7 @@ impl Offload {
             (share, Arc::clone(&self.cpus).acquire_owned().await)
         };
         let places = timeout_at(deadline, waiting).await.map_err(|_| Shed::Cpu)?;
-        // The places go with the work: it goes on if nobody waits for it any more.
+        // The work keeps its permits until it ends, even if the request has gone.
         let done = spawn_blocking(move || {
             let _places = places;
             work()
@@ -75,7 +76,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_tenant_that_has_its_part_waits_and_another_does_not() {
+    async fn a_tenant_at_its_limit_waits_and_another_does_not() {
         let offload = Arc::new(Offload::new(2));
         let (finish, finished) = channel::<()>();
         let busy = Arc::clone(&offload);
@@ -86,10 +87,7 @@ mod tests {
         let late = offload.run(ONE, LARGE, Instant::now(), || ()).await;
         assert!(matches!(late, Err(Shed::Cpu)));
         assert!(matches!(offload.run(OTHER, LARGE, in_a_minute(), || 7).await, Ok(7)));
-        assert!(
-            matches!(offload.run(ONE, SMALL_BYTES, Instant::now(), || 8).await, Ok(8)),
-            "small texts wait for nothing"
-        );
+        assert!(matches!(offload.run(ONE, SMALL_BYTES, Instant::now(), || 8).await, Ok(8)), "small texts do not wait");
         finish.send(()).unwrap();
         assert!(first.await.unwrap().unwrap().is_ok());
     }

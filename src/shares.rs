@@ -1,4 +1,4 @@
-//! A limit that each tenant has to itself.
+//! Per-tenant limits on shared resources.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -8,13 +8,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::ids::TenantId;
 
-/// Units of something scarce, such as places or bytes, of which each tenant may hold so many at once.
+/// Limits how many units of a resource, such as connections or bytes, each tenant holds at once.
 pub struct Shares {
     tenants: Cache<TenantId, Arc<Semaphore>>,
     limit: usize,
 }
 
-/// Tenants remembered. A tenant that is forgotten while it holds units may exceed its share for a moment.
+/// Maximum tenants in memory. A tenant that is evicted while it holds units may briefly exceed its share.
 const TENANTS_MAX: usize = 10_000;
 
 impl Shares {
@@ -23,13 +23,13 @@ impl Shares {
         Self { tenants: Cache::new(TENANTS_MAX), limit: limit.min(Semaphore::MAX_PERMITS) }
     }
 
-    /// Takes units until the permit is dropped; `None` if the tenant holds too many already. A demand that is greater
-    /// than the limit takes the whole share.
+    /// Takes units until the permit is dropped; `None` if the tenant would exceed its limit. A larger request than the
+    /// limit takes the whole share.
     pub fn try_acquire(&self, tenant: TenantId, units: usize) -> Option<OwnedSemaphorePermit> {
         self.of(tenant).try_acquire_many_owned(self.within_limit(units)).ok()
     }
 
-    /// The same, but waits, first come, first served within the tenant.
+    /// Like [`Shares::try_acquire`], but waits. Requests of one tenant are served in order.
     pub async fn acquire(&self, tenant: TenantId, units: usize) -> OwnedSemaphorePermit {
         let acquiring = self.of(tenant).acquire_many_owned(self.within_limit(units));
         acquiring.await.expect("nobody closes the semaphore of a share")
@@ -46,7 +46,7 @@ impl Shares {
     }
 }
 
-/// One tenant's part of something scarce: half of it, rounded up. That is all of it only if there is no more than one.
+/// One tenant's share of a resource: half, rounded up; all of it only if there is no more than one.
 pub fn half(whole: usize) -> usize {
     whole.div_ceil(2).max(1)
 }
@@ -74,7 +74,7 @@ mod tests {
         let other = shares.try_acquire(OTHER, 3);
         assert!(other.is_some() && shares.try_acquire(ONE, 1).is_some());
         drop(held);
-        assert!(shares.try_acquire(ONE, 100).is_some(), "more than there is takes all that there is");
+        assert!(shares.try_acquire(ONE, 100).is_some(), "a request above the limit takes the whole share");
     }
 
     #[tokio::test]

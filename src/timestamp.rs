@@ -1,13 +1,13 @@
-//! How a time is written: RFC 3339, UTC, microseconds.
+//! The text form of times: RFC 3339, UTC, microseconds.
 //!
-//! Owns that one form, for every answer, every line of the log and whatever else shows a time.
+//! Every answer and every log line uses this form.
 
 use std::fmt;
 
 use chrono::{DateTime, Datelike, Timelike, Utc};
 use serde::{Serialize, Serializer};
 
-/// A time, to be written. Not by chrono's formats, which are read anew each time and cost ten times as much.
+/// A time to be printed. chrono parses its format strings anew each time, which costs ten times as much.
 #[derive(Clone, Copy, Debug)]
 pub struct Timestamp(pub DateTime<Utc>);
 
@@ -17,7 +17,7 @@ impl Timestamp {
     fn digits(self) -> [u8; LENGTH] {
         let Self(at) = self;
         let year = u32::try_from(at.year()).unwrap_or(0);
-        // A leap second is none here: whatever is written has been in PostgreSQL, which knows none either.
+        // Leap seconds do not occur: all times have been stored in PostgreSQL, which does not have them.
         let microsecond = at.timestamp_subsec_micros().min(999_999);
         let mut text = *b"0000-00-00T00:00:00.000000Z";
         for (end, width, number) in [
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_timestamp_is_what_rfc_3339_says() {
+    fn a_timestamp_has_the_form_of_rfc_3339() {
         let days = (0..3000).map(|n| n * 997 * 86_400 + n * 7919);
         let moments = days.map(|seconds| DateTime::from_timestamp(seconds - 62_135_596_800, 123_456_789).unwrap());
         for at in moments.filter(|at| at.year() <= 9999) {

@@ -1,4 +1,4 @@
-//! The log lines about look-ups that failed: one in ten seconds at most, however many strangers send tokens.
+//! Rate-limited logging of failed token look-ups: at most one line every 10 seconds.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -7,29 +7,29 @@ use tokio::time::Instant;
 
 use crate::database::{DatabaseError, with_causes};
 
-/// Writes some of the failures, and counts those in between.
+/// Logs some failures and counts the others.
 #[derive(Default)]
 pub struct FailureLog(Mutex<State>);
 
 #[derive(Default)]
 struct State {
     last_line: Option<Instant>,
-    /// Since the last line.
+    /// Failures since the last line.
     failures: u64,
 }
 
-/// Between two lines.
+/// Minimum time between two log lines.
 const INTERVAL: Duration = Duration::from_secs(10);
 
 impl FailureLog {
-    /// A statement has failed. The requests that wait for it do not log that.
+    /// Records that a look-up statement failed. The requests that wait for it do not log the failure themselves.
     pub fn write(&self, error: &DatabaseError) {
         if let Some(failures) = self.count() {
             tracing::error!(error = with_causes(error), failures, "access tokens could not be looked up");
         }
     }
 
-    /// Counts a failure. If a line is due, it is about as many failures as are returned.
+    /// Counts a failure. If a line is due, returns how many failures it stands for.
     fn count(&self) -> Option<u64> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.failures += 1;
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_line_is_due_once_in_an_interval_and_tells_how_many_failures_there_were() {
+    async fn one_line_is_logged_per_interval_with_the_number_of_failures() {
         let log = FailureLog::default();
         assert_eq!([log.count(), log.count(), log.count()], [Some(1), None, None]);
         tokio::time::advance(INTERVAL).await;

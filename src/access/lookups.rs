@@ -1,6 +1,6 @@
-//! Group commit for look-ups: digests that arrive while a statement is in flight go into the next one.
+//! Group commit for token look-ups: digests that arrive while a statement is in flight go into the next one.
 //!
-//! Owns the queue and who waits in it. It knows no SQL. There is no timer.
+//! Owns the queue and the list of waiting requests. Contains no SQL and no timer.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,8 +11,8 @@ use super::{Caller, Rejection, TokenDigest};
 
 pub type Answer = Result<Caller, Rejection>;
 
-/// Digests to be looked up, each once for all requests that wait for it. One that no request waits for any more is not
-/// looked up.
+/// The digests to look up. A digest is looked up once for all requests that wait for it, and dropped if none waits any
+/// more.
 #[derive(Default)]
 pub struct Lookups {
     queue: Mutex<Queue>,
@@ -21,37 +21,37 @@ pub struct Lookups {
 
 #[derive(Default)]
 struct Queue {
-    /// In the order of arrival.
+    /// In order of arrival.
     next: VecDeque<TokenDigest>,
-    /// Each digest that is in `next` or under way.
+    /// Every digest that is in `next` or in flight.
     asked: HashMap<TokenDigest, Asked>,
     closed: bool,
 }
 
 #[derive(Default)]
 struct Asked {
-    /// The requests that wait for the answer. Some may be gone.
+    /// The requests that wait for the answer. Some may have gone.
     waiters: Vec<oneshot::Sender<Answer>>,
-    /// It is looked up even if no request waits.
+    /// Look it up even if no request waits.
     in_background: bool,
 }
 
-/// How many digests one statement may carry: 16 KiB of them.
+/// Maximum digests in one statement: 16 KiB.
 const BATCH_MAX: usize = 500;
 
 impl Lookups {
-    /// Asks for a digest. What is returned gets the answer; it fails if the service is shutting down.
+    /// Queues a digest. The receiver gets the answer. It fails when the service shuts down.
     pub fn ask(&self, digest: TokenDigest) -> oneshot::Receiver<Answer> {
         let (sender, receiver) = oneshot::channel();
         self.enqueue(digest, |asked| {
-            // Those who ask again and again for one digest do not grow its list.
+            // Repeated requests for one digest must not grow its list.
             asked.waiters.retain(|waiter| !waiter.is_closed());
             asked.waiters.push(sender);
         });
         receiver
     }
 
-    /// Has a digest looked up for requests to come. None waits for it.
+    /// Queues a digest for future requests. No request waits for it.
     pub fn ask_in_background(&self, digest: TokenDigest) {
         self.enqueue(digest, |asked| asked.in_background = true);
     }
@@ -70,14 +70,14 @@ impl Lookups {
         self.arrived.notify_one();
     }
 
-    /// Whether a statement is in flight, or about to be sent.
+    /// Whether a statement is in flight or about to be sent.
     pub fn is_busy(&self) -> bool {
         let Queue { next, asked, .. } = &*self.queue();
         let in_flight = asked.len() > next.len();
         in_flight || next.iter().any(|digest| asked.get(digest).is_some_and(Asked::is_wanted))
     }
 
-    /// What is asked next, as soon as there is anything; `None` once closed.
+    /// Waits for the next batch of digests; `None` once closed.
     pub async fn next_batch(&self) -> Option<Vec<TokenDigest>> {
         loop {
             let arrived = self.arrived.notified();
@@ -95,10 +95,10 @@ impl Lookups {
         }
     }
 
-    /// Tells everybody who waits for a digest.
+    /// Sends the answer to all requests that wait for a digest.
     pub fn tell(&self, digest: &TokenDigest, answer: &Answer) {
         for waiter in self.queue().asked.remove(digest).unwrap_or_default().waiters {
-            // A request that is gone needs no answer.
+            // The request may have gone.
             let _gone = waiter.send(answer.clone());
         }
     }
@@ -114,8 +114,8 @@ impl Lookups {
 }
 
 impl Queue {
-    /// The digests of the next statement. Those that are not wanted any more are forgotten: while the database stalls,
-    /// requests give up faster than statements end, and the rest would be looked up for nobody.
+    /// Takes the digests of the next statement and drops those that no request waits for. While the database stalls,
+    /// requests give up faster than statements end, so the queue fills with digests that nothing needs.
     fn take_batch(&mut self) -> Vec<TokenDigest> {
         let mut batch = Vec::new();
         while batch.len() < BATCH_MAX
@@ -143,7 +143,7 @@ mod tests {
     use crate::access::Token;
 
     #[tokio::test]
-    async fn a_digest_is_asked_once_for_all_who_wait_for_it() {
+    async fn a_digest_is_looked_up_once_for_all_requests_that_wait_for_it() {
         let (lookups, one, other) = (Lookups::default(), Token::mint().digest(), Token::mint().digest());
         let waiting = [lookups.ask(one), lookups.ask(other), lookups.ask(one)];
         assert_eq!(lookups.next_batch().await.unwrap().len(), 2);
@@ -159,7 +159,7 @@ mod tests {
         assert!(lookups.ask(one).await.is_err());
     }
     #[tokio::test]
-    async fn a_digest_that_no_request_waits_for_any_more_is_not_looked_up() {
+    async fn an_abandoned_digest_is_not_looked_up() {
         let lookups = Lookups::default();
         let [given_up, waited_for, in_background] = [(); 3].map(|()| Token::mint().digest());
         drop(lookups.ask(given_up));

@@ -1,6 +1,6 @@
-//! Access: who may call, and for what.
+//! Authentication, authorization and quotas.
 //!
-//! Owns tenants, tokens, scopes, the verifier and quotas. It stores no token, only digests.
+//! Owns tenants, tokens, scopes, the verifier and quotas. It stores digests, never tokens.
 
 mod failure_log;
 mod lookups;
@@ -23,27 +23,27 @@ use thiserror::Error;
 
 use crate::ids::TenantId;
 
-/// Who sent a request, as its token says.
+/// The authenticated caller of a request.
 #[derive(Clone, Debug)]
 pub struct Caller {
     pub tenant: TenantId,
     pub tenant_name: Arc<str>,
     pub scopes: Scopes,
-    /// How long the tenant's keys live, if not as long as the setting says.
+    /// How long the tenant's idempotency keys live; `None`: the configured default.
     pub key_time_to_live: Option<Duration>,
-    /// How long the token was valid from the moment when it was looked up; `None`: without end.
+    /// How long the token was still valid when it was looked up; `None`: it does not expire.
     pub token_life: Option<Duration>,
 }
 
-/// How long a tenant's keys may live. The column's constraint says the same.
+/// Limits for a tenant's key lifetime. A CHECK constraint on the column holds the same limits.
 pub const KEY_TIME_TO_LIVE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(366 * 24 * 60 * 60);
 
-/// What a tenant is called: lower case letters, digits and `._-`, 1 to 63 of them, a letter or a digit first.
+/// A tenant's name: 1 to 63 lower-case letters, digits, `.`, `_` or `-`, beginning with a letter or a digit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TenantName(String);
 
 #[derive(Debug, PartialEq, Eq, Error)]
-#[error("a tenant's name is 1 to 63 of a-z, 0-9, '.', '_' and '-', and begins with a letter or a digit")]
+#[error("a tenant's name has 1 to 63 characters of a-z, 0-9, '.', '_' and '-', and begins with a letter or a digit")]
 pub struct InvalidTenantName;
 
 impl TenantName {

@@ -1,7 +1,7 @@
-//! Quotas: how much of something one caller, one tenant or one key may have in a while.
+//! Quotas: rate limits for a token, a tenant or an idempotency key.
 //!
-//! A bucket per subject, after the generic cell rate algorithm (ITU-T I.371). Not a library's, because what turns out
-//! to be a replay gives back what it took for a creation, and none that was looked at can give back. See ADR 0008.
+//! One bucket per subject, after the generic cell rate algorithm (ITU-T I.371). Own code, because a request that turns
+//! out to be a replay refunds its creation, and none of the libraries we looked at can refund. See ADR 0008.
 
 use std::convert::Infallible;
 use std::hash::Hash;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
-/// So many at once, and so many a second in the long run.
+/// A sustained rate and a burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     /// 0: no limit.
@@ -20,7 +20,7 @@ pub struct Rate {
     pub burst: u32,
 }
 
-/// One quota, and what is left of it for each subject. Per process: N replicas let N times as much through.
+/// One quota and its buckets. Each process counts for itself: N replicas admit N times as much.
 pub struct Quota<S> {
     policy: Policy,
     /// `None` where there is no limit.
@@ -29,56 +29,57 @@ pub struct Quota<S> {
     epoch: Instant,
 }
 
-/// What a quota is called and how large it is, as clients are told.
+/// A quota's name and size, as clients see them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
     pub name: &'static str,
-    /// How many, in how long.
+    /// Units per `window`.
     pub quota: u32,
     pub window: Duration,
 }
 
-/// What is left of a quota for one subject.
+/// What one subject has left of a quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QuotaStatus {
     pub policy: Policy,
     pub remaining: u32,
-    /// When the whole quota is there again.
+    /// Time until the whole quota is available again.
     pub reset: Duration,
-    /// When one more is to be had, where nothing is left.
+    /// Time until the refused request would fit. `None` if it was admitted.
     pub retry_after: Option<Duration>,
 }
 
-/// Units of a quota that were taken, and can be given back.
+/// Units taken from a quota. They can be refunded.
 pub struct Reservation {
-    /// `None` where there is no limit.
+    /// `None` if there is no limit.
     pub quota_status: Option<QuotaStatus>,
     taken: Option<Taken>,
 }
 
 struct Taken {
     bucket: Arc<Bucket>,
-    /// In nanoseconds of growing back, and what one unit of it is.
+    /// In nanoseconds of refill time. `interval` is the cost of one unit.
     cost: u64,
     interval: u64,
 }
 
-/// Nanoseconds.
+/// In nanoseconds of refill time.
 #[derive(Clone, Copy)]
 struct Cells {
-    /// What one unit takes to grow back.
+    /// One unit.
     interval: u64,
-    /// What the whole burst takes.
+    /// The whole burst.
     depth: u64,
 }
 
-/// When the bucket will be full again, in nanoseconds since the quota's epoch; in the past: it is full.
+/// When the bucket will be full again, in nanoseconds since the quota's epoch. A time in the past means that it is
+/// full.
 #[derive(Default)]
 struct Bucket {
     full_at: AtomicU64,
 }
 
-/// Subjects remembered. Whoever is forgotten begins anew; a subject that is met often is not forgotten.
+/// Maximum subjects in memory. An evicted subject starts with a full bucket. Frequent subjects are not evicted.
 const SUBJECTS_MAX: usize = 100_000;
 
 impl<S: Hash + Eq + Clone> Quota<S> {
@@ -95,20 +96,22 @@ impl<S: Hash + Eq + Clone> Quota<S> {
     /// Takes one unit.
     ///
     /// # Errors
-    /// The subject's [`QuotaStatus`], if nothing is left; then nothing was taken.
+    ///
+    /// The subject's [`QuotaStatus`] if nothing is left. Nothing is taken then.
     pub fn take(&self, subject: &S) -> Result<Reservation, QuotaStatus> {
         self.take_many(subject, 1)
     }
 
-    /// Takes several units at once, or all of the burst but one if that is less.
+    /// Takes several units at once, or the burst minus one if that is less.
     ///
     /// # Errors
-    /// The subject's [`QuotaStatus`], if not so much is left; then nothing was taken.
+    ///
+    /// The subject's [`QuotaStatus`] if fewer units are left. Nothing is taken then.
     pub fn take_many(&self, subject: &S, units: u32) -> Result<Reservation, QuotaStatus> {
         let Some(cells) = self.cells else { return Ok(Reservation { quota_status: None, taken: None }) };
         let Ok(bucket) = self.buckets.get_or_insert_with(subject, || Ok::<_, Infallible>(Arc::default()));
         let now = u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        // One unit less than the burst: the request itself has taken one, and would never fit otherwise.
+        // The burst minus one: the request itself has already taken one unit, so a larger cost would never fit.
         let most = cells.depth.saturating_sub(cells.interval).max(cells.interval);
         let cost = cells.interval.saturating_mul(u64::from(units)).min(most);
         let after = |full_at: u64| full_at.max(now) + cost;
@@ -143,7 +146,7 @@ impl<S: Hash + Eq + Clone> Quota<S> {
 }
 
 impl Reservation {
-    /// As if it had not been taken; says what is left then.
+    /// Returns the units and reports what is left afterwards.
     pub fn refund(self) -> Option<QuotaStatus> {
         let (Taken { bucket, cost, interval }, quota_status) = (self.taken?, self.quota_status?);
         let refunded = |full_at: u64| Some(full_at.saturating_sub(cost));
@@ -165,18 +168,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_burst_passes_then_as_much_as_grows_back() {
+    async fn after_the_burst_only_refilled_units_are_admitted() {
         let quota = Quota::new("some", RATE);
         assert_eq!(taken(&quota, 1, 9), 3);
-        assert_eq!(taken(&quota, 2, 9), 3, "another subject has its own");
+        assert_eq!(taken(&quota, 2, 9), 3, "another subject has its own bucket");
         tokio::time::advance(Duration::from_millis(200)).await;
         assert_eq!(taken(&quota, 1, 9), 2);
         tokio::time::advance(Duration::from_secs(60)).await;
-        assert_eq!(taken(&quota, 1, 9), 3, "it does not grow over its burst");
+        assert_eq!(taken(&quota, 1, 9), 3, "the bucket does not refill beyond its burst");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_given_back_can_be_taken_again_and_no_more_than_that() {
+    async fn refunded_units_can_be_taken_again_once() {
         let quota = Quota::new("some", RATE);
         for _ in 0..100 {
             let quota_status = quota.take(&1).map_err(drop).unwrap().refund().unwrap();
@@ -187,11 +190,11 @@ mod tests {
         let reservation = quota.take(&1).map_err(drop).unwrap();
         tokio::time::advance(Duration::from_secs(60)).await;
         reservation.refund();
-        assert_eq!(taken(&quota, 1, 9), 3, "what has grown back meanwhile does not count twice");
+        assert_eq!(taken(&quota, 1, 9), 3, "a refund after the refill adds nothing");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_standing_tells_what_is_left_and_when_there_is_more() {
+    async fn the_quota_status_says_what_is_left_and_when_to_retry() {
         let quota = Quota::new("some", RATE);
         let quota_status = quota.take(&1).map_err(drop).unwrap().quota_status.unwrap();
         assert_eq!((quota_status.remaining, quota_status.reset), (2, Duration::from_millis(100)));
@@ -201,11 +204,11 @@ mod tests {
         assert_eq!((refused.remaining, refused.reset), (0, Duration::from_millis(300)));
         assert_eq!(refused.retry_after, Some(Duration::from_millis(100)));
         tokio::time::advance(Duration::from_millis(100)).await;
-        assert_eq!(taken(&quota, 1, 9), 1, "it is there when it was said to be");
+        assert_eq!(taken(&quota, 1, 9), 1, "one unit is available after `retry_after`");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn several_units_cost_as_much_as_one_by_one_and_never_more_than_the_burst() {
+    async fn many_units_cost_the_sum_but_at_most_the_burst_minus_one() {
         let quota = Quota::new("some", RATE);
         let left = quota.take_many(&1, 2).map_err(drop).unwrap();
         assert_eq!(left.quota_status.unwrap().remaining, 1);
@@ -213,19 +216,19 @@ mod tests {
         assert_eq!((refused.remaining, refused.retry_after), (1, Some(Duration::from_millis(100))));
         assert_eq!(left.refund().unwrap().remaining, 3);
         assert_eq!(taken(&quota, 1, 1), 1);
-        assert!(quota.take_many(&1, 100).is_ok(), "what is dearer than the whole quota takes what one request leaves");
+        assert!(quota.take_many(&1, 100).is_ok(), "a cost above the burst is capped");
         assert_eq!(taken(&quota, 1, 9), 0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_rate_of_nought_is_no_limit() {
+    async fn a_rate_of_zero_is_no_limit() {
         let quota = Quota::new("some", Rate { per_second: 0, burst: 0 });
         assert_eq!(taken(&quota, 1, 10_000), 10_000);
         assert_eq!(quota.take(&1).map_err(drop).unwrap().quota_status, None);
     }
 
     #[test]
-    fn many_threads_take_no_more_than_there_is() {
+    fn concurrent_threads_do_not_exceed_the_quota() {
         let quota = Quota::new("some", Rate { per_second: 1, burst: 1000 });
         let taken: usize = std::thread::scope(|scope| {
             let takers: Vec<_> = (0..8).map(|_| scope.spawn(|| taken(&quota, 1, 1000))).collect();

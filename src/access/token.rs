@@ -1,4 +1,4 @@
-//! Tokens and what they permit.
+//! Tokens and scopes.
 
 use std::fmt;
 
@@ -6,14 +6,14 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-/// `hpx_` and 256 random bits in hexadecimal. The prefix lets a secret scanner find one that has leaked.
+/// `hpx_` and 256 random bits in hexadecimal. The prefix lets secret scanners find leaked tokens.
 pub struct Token(SecretString);
 
-/// SHA-256 of a token: what is stored and looked up. A slow hash would add nothing to 256 random bits.
+/// The SHA-256 digest of a token, which is stored and looked up. With 256 random bits a slow hash adds nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TokenDigest([u8; 32]);
 
-/// One thing that a token permits. See ADR 0026.
+/// One permission of a token. See ADR 0026.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// Create jobs.
@@ -24,7 +24,7 @@ pub enum Scope {
     Read,
 }
 
-/// All that a token permits.
+/// All permissions of a token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Scopes(u8);
 
@@ -36,10 +36,10 @@ pub enum UnknownScope {
     Reserved(String),
 }
 
-/// Names that are kept for later releases. Tokens that an earlier release made may have them; they permit nothing.
+/// Names reserved for later releases. Tokens from earlier releases may carry them; they permit nothing.
 const RESERVED: [&str; 2] = ["work", "admin"];
 
-/// What an operator calls a token: 1 to 128 characters, none of them a control character.
+/// An operator's name for a token: 1 to 128 characters without control characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenName(String);
 
@@ -74,7 +74,7 @@ impl Token {
         Self(format!("{}{}", Self::PREFIX, hex::encode(secret)).into())
     }
 
-    /// Reads a token's text; `None` for what no token looks like, which spares a look-up.
+    /// Parses a token; `None` if it is malformed, which saves a look-up.
     pub fn parse(text: &str) -> Option<Self> {
         Self::is_well_formed(text).then(|| Self(text.into()))
     }
@@ -89,19 +89,19 @@ impl Token {
         TokenDigest(Sha256::digest(self.0.expose_secret()).into())
     }
 
-    /// The text itself, to be shown once.
+    /// The plain text, to be shown once.
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
     }
 }
 
 impl TokenDigest {
-    /// The digest of a token's text, which is not kept; `None` as in [`Token::parse`].
+    /// The digest of a token's text; `None` if the text is malformed, as in [`Token::parse`].
     pub fn of(text: &str) -> Option<Self> {
         Token::is_well_formed(text).then(|| Self(Sha256::digest(text).into()))
     }
 
-    /// As it stands in the database; `None` if that is no digest.
+    /// Reads a stored digest; `None` if it does not have 32 bytes.
     pub(super) fn stored(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
@@ -122,7 +122,7 @@ impl Scope {
         }
     }
 
-    /// What it permits, as `hapax token create --help` says.
+    /// A description for `hapax token create --help`.
     pub fn permits(self) -> &'static str {
         match self {
             Self::Submit => "create jobs: POST /jobs, POST /jobs/batch, PUT /jobs/{id}",
@@ -147,7 +147,7 @@ impl Scopes {
         Scope::ALL.into_iter().filter(move |scope| self.contains(*scope)).map(Scope::name)
     }
 
-    /// What the database gave back. A scope that only an earlier or a later release knows permits nothing here.
+    /// Reads stored scopes. A scope that this release does not know permits nothing.
     pub fn stored(names: &[String]) -> Self {
         names.iter().filter_map(|name| name.parse::<Scope>().ok()).collect()
     }
@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_reads_back_and_nothing_else_looks_like_one() {
+    fn a_token_parses_and_a_malformed_one_does_not() {
         let token = Token::mint();
         assert_eq!(Token::parse(token.expose()).map(|token| token.digest().0), Some(token.digest().0));
         assert_eq!(TokenDigest::of(token.expose()).map(|digest| digest.0), Some(token.digest().0));
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn scopes_read_back() {
+    fn scopes_parse_and_print() {
         let scopes: Scopes = [Scope::Read, Scope::Submit].into_iter().collect();
         assert_eq!(scopes.to_string(), "submit,read");
         assert!(scopes.contains(Scope::Read) && !scopes.contains(Scope::Manage));

@@ -1,7 +1,6 @@
-//! When tokens were last used: collected from the verifier's look-ups, and written in batches.
+//! When tokens were last used: collected from the verifier's look-ups and written in batches.
 //!
-//! No request writes or waits for it. A server that is killed loses what it has collected since the last batch that was
-//! written.
+//! No request waits for these writes. A server that is killed loses what it has collected since the last batch.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,21 +13,22 @@ use tokio_util::sync::CancellationToken;
 use super::{TokenDigest, queries};
 use crate::database::Pool;
 
-/// The tokens that have been used since the last batch was written.
+/// The tokens used since the last batch.
 #[derive(Clone, Default)]
 pub struct UseTimes(Arc<Mutex<HashSet<TokenDigest>>>);
 
-/// Between two batches, give or take a quarter, so that replicas started together drift apart.
+/// Time between two batches, ±25 %, so that replicas that start together spread out.
 const INTERVAL: Duration = Duration::from_secs(5 * 60);
-/// For one batch; what is not written by then is kept for the next time.
+/// Deadline for one batch. What is not written by then is kept for the next batch.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// More tokens than one replica meets between two batches, or while the database is away; the use of one more is not noted.
+/// Maximum tokens in memory. More than one replica sees between two batches or while the database is unreachable;
+/// further tokens are dropped.
 const TOKENS_MAX: usize = 100_000;
-/// As many in one statement.
+/// Tokens in one statement.
 const BATCH: usize = 1000;
 
 impl UseTimes {
-    /// Notes that a valid token was used.
+    /// Records that a valid token was used.
     pub fn record(&self, digest: TokenDigest) {
         self.note_all(&[digest]);
     }
@@ -44,7 +44,7 @@ impl UseTimes {
         used.into_iter().collect()
     }
 
-    /// Writes every few minutes until `shutdown`, and once more then.
+    /// Writes a batch every few minutes, and a last one on `shutdown`.
     pub async fn run(self, pool: Pool, shutdown: CancellationToken) {
         loop {
             let wait = INTERVAL.mul_f64(rand::rng().random_range(0.75..1.25));
@@ -64,8 +64,8 @@ impl UseTimes {
             let digests: Arc<[TokenDigest]> = batch.into();
             let write = async move |connection: &mut _| queries::note_use(connection, &digests).await;
             if let Err(error) = pool.complete(Instant::now() + DEADLINE, write).await {
-                tracing::warn!(%error, "when tokens were last used could not be written");
-                // They will be shown as used when they are written, which is too late by as long as writing fails.
+                tracing::warn!(%error, "token use times could not be written");
+                // The next batch stores the time at which it is written, so these times will be too late.
                 return self.note_all(unwritten);
             }
             unwritten = rest;
@@ -79,7 +79,7 @@ mod tests {
     use crate::access::Token;
 
     #[tokio::test(start_paused = true)]
-    async fn what_could_not_be_written_is_kept() {
+    async fn use_times_are_kept_when_a_write_fails() {
         let use_times = UseTimes::default();
         let digest = Token::mint().digest();
         use_times.record(digest);
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_tokens_are_kept_than_may_be() {
+    fn the_number_of_collected_tokens_is_bounded() {
         let use_times = UseTimes::default();
         (0..TOKENS_MAX - 1).for_each(|_| use_times.record(Token::mint().digest()));
         use_times.note_all(&[(); 3].map(|()| Token::mint().digest()));

@@ -1,4 +1,4 @@
-//! From a token to a caller, without a database round trip per request.
+//! Turns a token into a caller without a database round trip per request.
 
 use std::time::Duration;
 
@@ -13,59 +13,59 @@ use super::{Caller, TokenDigest, UseTimes, queries};
 use crate::database::{DatabaseError, Pool};
 use crate::metrics::{Metrics, Shed, TokenLookup};
 
-/// Why a token admits nobody. Where the database is at fault, the verifier has logged why.
+/// Why a token was rejected. The verifier has already logged database failures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Rejection {
     #[error("the token is unknown, expired or revoked")]
     Unknown,
-    /// The database did not say.
+    /// The database did not answer.
     #[error("the token could not be verified")]
     Unavailable,
-    /// No answer came within `LOOK_UP_DEADLINE`, or before the request's own deadline.
+    /// No answer within `LOOK_UP_DEADLINE`, or before the request's own deadline.
     #[error("the token could not be verified in time")]
     TimedOut,
     #[error("the token could not be verified: the database's schema does not fit")]
     Unfit,
-    /// The database was not asked, to keep the rest going.
+    /// The database was not asked, because of overload or an open circuit breaker.
     #[error("{0}")]
     Shed(Shed),
-    /// The look-up failed, and would again.
+    /// The look-up failed, and a retry would fail, too.
     #[error("the look-up of the token failed")]
     Failed,
 }
 
 impl Rejection {
-    /// Whether the database may say something else in a moment, so that what it said before counts until then.
+    /// Whether the failure is temporary, so that the previous answer stays valid.
     fn may_pass(self) -> bool {
         matches!(self, Self::Unavailable | Self::TimedOut | Self::Shed(_))
     }
 }
 
-/// What is known of a token without the database.
+/// What this replica remembers of a token.
 pub enum Recalled {
-    /// It was verified a short while ago.
+    /// Verified within the cache's lifetime.
     Verified(Caller),
-    /// It was verified once, of this caller, and must be verified anew: [`Verifier::renew`].
+    /// Verified earlier; must be verified again with [`Verifier::renew`].
     Known(Caller),
-    /// It was unknown a short while ago.
+    /// Found to be unknown within the cache's lifetime.
     Unknown,
-    /// Nothing: [`Verifier::verify`].
+    /// Never seen; must be verified with [`Verifier::verify`].
     Nothing,
 }
 
-/// How long what the database said of a token is relied on.
+/// How long a database answer about a token is trusted.
 #[derive(Clone, Copy, Debug)]
 pub struct Lives {
     /// Without asking again. A revocation takes effect within this time.
     pub cache: Duration,
-    /// Of a token that is valid, while the database does not answer. A revocation cannot be seen then.
+    /// For a valid token, while the database does not answer. Revocations have no effect meanwhile.
     pub outage: Duration,
 }
 
-/// Remembers what the database said of tokens, and asks it in batches.
+/// Caches what the database said about tokens, and looks tokens up in batches.
 ///
-/// Tokens that were valid once are looked up apart from those that were never seen, in a connection pool of their own,
-/// and unknown digests are remembered apart: so a flood of random tokens neither evicts a caller nor delays one.
+/// Known and unknown tokens have separate queues, connection pools and caches. So a flood of random tokens neither
+/// evicts nor delays a valid caller.
 pub struct Verifier {
     pools: TokenPools,
     lives: Lives,
@@ -73,20 +73,20 @@ pub struct Verifier {
     unknown: Cache<TokenDigest, Instant>,
     renewals: Lookups,
     first_lookups: Lookups,
-    /// Requests whose token was never seen.
+    /// Limits the requests that wait for the look-up of an unseen token.
     unverified: Semaphore,
     failures: FailureLog,
     use_times: UseTimes,
     metrics: Metrics,
 }
 
-/// The connections for looking up tokens, which nothing else uses.
+/// The connection pools for token look-ups. Nothing else uses them.
 ///
-/// A statement that is given up after `LOOK_UP_DEADLINE` keeps its connection until it ends. With one pool for both, two
-/// such statements for tokens that nobody has seen would leave none for a renewal.
+/// A statement that is abandoned after `LOOK_UP_DEADLINE` keeps its connection until it ends. With one pool, two such
+/// statements for unseen tokens would leave no connection for renewals.
 #[derive(Clone)]
 pub struct TokenPools {
-    /// For tokens that were valid once.
+    /// For tokens that were valid before.
     pub known: Pool,
     /// For tokens that this replica has never seen.
     pub unknown: Pool,
@@ -96,24 +96,24 @@ pub struct TokenPools {
 struct Verified {
     caller: Caller,
     since: Instant,
-    /// When the database last failed to say whether it is still valid.
+    /// When the last renewal failed.
     renewal_failed: Option<Instant>,
 }
 
-/// For rows that are found by their index; a database that takes longer would not do the request's own work either.
+/// The rows are found by index. A database that takes longer would not do the request's own work either.
 const LOOK_UP_DEADLINE: Duration = Duration::from_secs(2);
-/// How long a failed renewal counts: meanwhile requests do not wait for the next one.
+/// After a failed renewal, requests do not wait for the next one for this long.
 const FAILURE_LIFE: Duration = Duration::from_secs(5);
-/// More tokens than one replica meets within their life.
+/// More tokens than one replica sees within their cache lifetime.
 const KNOWN_MAX: usize = 100_000;
-/// Garbage remembered; what is older costs another look-up.
+/// Unknown tokens to remember. An evicted one costs another look-up.
 const UNKNOWN_MAX: usize = 100_000;
-/// Requests that may wait for the look-up of a token that was never seen. They hold no place among the requests in
-/// flight, and no body has been read for them.
+/// How many requests may wait for the look-up of an unseen token. They do not count as requests in flight, and their
+/// bodies have not been read.
 const UNVERIFIED_MAX: usize = 1000;
 
 impl Verifier {
-    /// Nothing is looked up until [`Verifier::run`] runs.
+    /// No look-up is sent until [`Verifier::run`] runs.
     pub fn new(pools: TokenPools, lives: Lives, use_times: UseTimes, metrics: Metrics) -> Self {
         Self {
             pools,
@@ -129,12 +129,12 @@ impl Verifier {
         }
     }
 
-    /// Sends the look-ups until [`Verifier::close`].
+    /// Sends look-ups until [`Verifier::close`].
     pub async fn run(&self) {
         tokio::join!(self.send(&self.renewals, &self.pools.known), self.send(&self.first_lookups, &self.pools.unknown));
     }
 
-    /// Takes no more look-ups; what was taken is answered.
+    /// Accepts no more look-ups. Queued ones are still answered.
     pub fn close(&self) {
         self.renewals.close();
         self.first_lookups.close();
@@ -154,11 +154,12 @@ impl Verifier {
         }
     }
 
-    /// Verifies a token that was verified before. If the database does not answer, the token stays valid for a longer time,
-    /// and requests do not wait for the answer to each renewal.
+    /// Verifies a token that was verified before. If the database does not answer, the token stays valid for
+    /// `Lives::outage`, and requests do not wait for each renewal.
     ///
     /// # Errors
-    /// [`Rejection`], at `deadline` at the latest.
+    ///
+    /// [`Rejection`], by `deadline` at the latest.
     pub async fn renew(&self, digest: TokenDigest, deadline: Instant) -> Answer {
         let honoured = self.known.peek(&digest).filter(|known| known.age() < self.lives.outage);
         if let Some(known) = &honoured {
@@ -177,9 +178,10 @@ impl Verifier {
     /// Verifies a token that was never seen.
     ///
     /// # Errors
-    /// [`Rejection`], at `deadline` at the latest; at once if too many requests wait for such a look-up, or if the database
-    /// has been away for long and another request is looking for it. [`Rejection::Shed`] if no answer comes in time: a
-    /// stranger's request is not worth a log line.
+    ///
+    /// [`Rejection`], by `deadline` at the latest. It is immediate if too many requests wait for such look-ups, or if
+    /// the circuit breaker is open and another look-up is in flight. A timeout is [`Rejection::Shed`], so that
+    /// unauthenticated requests do not fill the log.
     pub async fn verify(&self, digest: TokenDigest, deadline: Instant) -> Answer {
         let pool = &self.pools.unknown;
         if pool.refuses() && self.first_lookups.is_busy() {
@@ -200,7 +202,7 @@ impl Verifier {
     }
 
     async fn look_up(&self, digests: &[TokenDigest], lookups: &Lookups, pool: &Pool) {
-        // Taken before the question is asked: the answer may be as old as that.
+        // Before the query: the answer may be as old as this.
         let since = Instant::now();
         let ends = since + LOOK_UP_DEADLINE;
         let asked = digests.to_vec();
@@ -252,7 +254,7 @@ impl Verifier {
 }
 
 impl Verified {
-    /// How long ago it was verified; for ever, once the token has expired.
+    /// The time since the verification; unlimited once the token has expired.
     fn age(&self) -> Duration {
         let age = self.since.elapsed();
         if self.caller.token_life.is_some_and(|life| age >= life) { Duration::MAX } else { age }
@@ -275,7 +277,7 @@ mod tests {
     use crate::ids::TenantId;
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_verified_is_old_for_ever_once_its_token_has_expired() {
+    async fn an_expired_token_is_older_than_any_cache_lifetime() {
         for token_life in [None, Some(Duration::from_secs(5))] {
             let tenant = TenantId(uuid::Uuid::nil());
             let (tenant_name, scopes) = ("acme".into(), Scopes::all());

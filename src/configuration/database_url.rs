@@ -1,9 +1,9 @@
-//! The one setting that may hold a secret.
+//! The database URL: the only setting that may hold a secret.
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
 
-/// A PostgreSQL URL, which may hold a password: shown only with that blotted out.
+/// A PostgreSQL URL. Its password is never shown.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(transparent)]
 pub struct DatabaseUrl(SecretString);

@@ -1,7 +1,7 @@
-//! Settings: what the operator typed, checked before anything starts.
+//! Settings, read and checked before anything starts.
 //!
-//! Defaults, then a TOML file, then the environment (`HAPAX__SECTION__NAME`, and `DATABASE_URL`), then the command
-//! line. Nothing else in the program reads the environment.
+//! Sources, in rising precedence: defaults, a TOML file, the environment (`HAPAX__SECTION__NAME`, and `DATABASE_URL`),
+//! the command line. Nothing else in the program reads the environment.
 
 mod database_url;
 mod public_url;
@@ -37,40 +37,39 @@ pub struct Configuration {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Server {
-    /// Where the API listens.
+    /// Address of the API.
     pub bind: SocketAddr,
-    /// Where clients reach the service, if a gateway publishes it under another host or below a path.
+    /// Public URL of the service, if a gateway publishes it under another host or below a path.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub public_url: Option<PublicUrl>,
-    /// HTTP worker threads; 0 means one for each core.
+    /// HTTP worker threads; 0: one per core.
     pub workers: usize,
-    /// The largest body taken.
+    /// Maximum size of a request body.
     pub body_limit_bytes: usize,
-    /// By when a whole body must have arrived.
+    /// Time limit for receiving a whole body.
     #[serde(with = "humantime_serde")]
     pub body_deadline: Duration,
-    /// By when a request whose body has arrived is answered, whatever the database does.
+    /// Time limit for answering a request once its body has arrived, whatever the database does.
     #[serde(with = "humantime_serde")]
     pub request_deadline: Duration,
-    /// A connection whose client accepts no byte of its answer for this long is closed.
+    /// A connection is closed if its client accepts no byte of the answer for this long.
     #[serde(with = "humantime_serde")]
     pub write_deadline: Duration,
-    /// Connections open at once; 0 means as many as the limit on file descriptors leaves, but not more than
-    /// [`Server::CONNECTIONS_MAX`].
+    /// Maximum open connections; 0: as many as the limit on file descriptors allows, up to [`Server::CONNECTIONS_MAX`].
     pub connections: usize,
-    /// Requests worked on at once; one more is answered 503 at once.
+    /// Maximum requests in flight. Further requests get 503 immediately.
     pub requests_in_flight: usize,
-    /// How many of them may be one tenant's.
+    /// How many of them one tenant may have.
     pub requests_in_flight_per_tenant: usize,
-    /// Memory for the bodies of all requests and answers at once; what does not fit is answered 503 at once.
+    /// Memory for the bodies of all requests and answers. A request whose body does not fit gets 503 immediately.
     pub body_bytes_in_flight: usize,
-    /// How much of it one tenant's may take.
+    /// How much of it one tenant may use.
     pub body_bytes_in_flight_per_tenant: usize,
-    /// How long the server serves on, no longer ready, when it is told to stop: longer than a load balancer takes to
-    /// see it.
+    /// How long the server keeps serving after the stop signal, while `/readyz` fails. Must be longer than the load
+    /// balancer takes to notice.
     #[serde(with = "humantime_serde")]
     pub drain_delay: Duration,
-    /// By when the server has ended after it was told to stop.
+    /// Time limit for the whole shutdown, from the stop signal on.
     #[serde(with = "humantime_serde")]
     pub shutdown_deadline: Duration,
 }
@@ -78,44 +77,43 @@ pub struct Server {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Database {
-    /// The PostgreSQL to serve from. `DATABASE_URL` sets it, too.
+    /// The PostgreSQL to use. `DATABASE_URL` sets it, too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<DatabaseUrl>,
-    /// What the URL leads to: PostgreSQL itself, or a pooler.
+    /// Whether the URL leads to PostgreSQL itself or to a pooler.
     pub pooler: Pooler,
-    /// Connections that jobs are read on.
+    /// Connections for reading jobs.
     pub connections: usize,
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
-    /// How long a request waits for a connection to come free, or for a database that is away, before it is answered
-    /// 503.
+    /// How long a request waits for a free connection or an unreachable database before it gets 503.
     #[serde(with = "humantime_serde")]
     pub acquire_timeout: Duration,
     #[serde(with = "humantime_serde")]
     pub statement_timeout: Duration,
     #[serde(with = "humantime_serde")]
     pub idle_in_transaction_timeout: Duration,
-    /// Serve from a PostgreSQL whose fsync or synchronous_commit is off.
+    /// Allow a PostgreSQL whose `fsync` or `synchronous_commit` is off.
     pub allow_losing_acknowledged_jobs: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Intake {
-    /// Who write submissions, many in one statement, each with a connection.
+    /// Writers of submissions. Each has one connection and writes many submissions in one statement.
     pub writers: usize,
-    /// How many submissions one statement may carry.
+    /// Maximum submissions in one statement.
     pub batch_jobs: usize,
-    /// How large one statement may be, unless a single submission is larger.
+    /// Maximum size of one statement, unless a single submission is larger.
     pub batch_bytes: usize,
-    /// How many submissions may wait to be written, or be under way; one more is answered 503 at once.
+    /// Maximum submissions that are queued or in flight. Further ones get 503 immediately.
     pub queue_jobs: usize,
-    /// How large they may be together.
+    /// Maximum total size of these submissions.
     pub queue_bytes: usize,
-    /// Connections for what is written one by one: changes, named and unique jobs, and whoever waits for another
+    /// Connections for single writes: changes, named and unique jobs, and submissions that wait for another
     /// transaction.
     pub connections: usize,
-    /// How long a submission waits for another with the same key that is in flight.
+    /// How long a submission waits for another one with the same idempotency key.
     #[serde(with = "humantime_serde")]
     pub lock_wait: Duration,
 }
@@ -123,22 +121,22 @@ pub struct Intake {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Idempotency {
-    /// How long a key and its stored answer live.
+    /// How long an idempotency key and its stored answer live.
     #[serde(with = "humantime_serde")]
     pub time_to_live: Duration,
-    /// What the replay cache may take; 0: nothing is remembered.
+    /// Maximum size of the replay cache; 0: no cache.
     pub replay_cache_bytes: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Purge {
-    /// Between two rounds, give or take a quarter.
+    /// Time between two rounds, ±25 %.
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
-    /// Expired keys deleted by one statement.
+    /// Expired keys that one statement deletes.
     pub batch: u32,
-    /// Between two statements of one round.
+    /// Time between two statements of a round.
     #[serde(with = "humantime_serde")]
     pub pause: Duration,
 }
@@ -146,25 +144,25 @@ pub struct Purge {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Access {
-    /// How long a verified token is remembered, and so how long a revocation may take.
+    /// How long a verified token is cached. A revocation takes effect within this time.
     #[serde(with = "humantime_serde")]
     pub cache_life: Duration,
-    /// How long a verified token stays valid while the database does not answer. A revocation cannot be seen then.
+    /// How long a verified token stays valid while the database does not answer. Revocations have no effect meanwhile.
     #[serde(with = "humantime_serde")]
     pub outage_life: Duration,
 }
 
-/// Each for one replica. A rate of 0 is no limit; a burst is what may come at once.
+/// All limits are per replica. A rate of 0 means no limit.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quota {
-    /// Of one token.
+    /// Per token.
     pub requests_per_second: u32,
     pub requests_burst: u32,
-    /// Of one tenant. Replays do not count.
+    /// Per tenant. Replays do not count.
     pub creations_per_second: u32,
     pub creations_burst: u32,
-    /// Of one key.
+    /// Per idempotency key.
     pub replays_per_second: u32,
     pub replays_burst: u32,
 }
@@ -172,7 +170,7 @@ pub struct Quota {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Metrics {
-    /// Where `/metrics` listens; when not set, on 127.0.0.1 at the API's port plus 1000.
+    /// Address of `/metrics`. Default: 127.0.0.1, at the API's port plus 1000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bind: Option<SocketAddr>,
 }
@@ -181,7 +179,7 @@ pub struct Metrics {
 #[serde(deny_unknown_fields)]
 pub struct Log {
     pub format: LogFormat,
-    /// What is logged, in the syntax of `tracing_subscriber::EnvFilter`.
+    /// A filter in the syntax of `tracing_subscriber::EnvFilter`.
     pub filter: String,
 }
 
@@ -207,9 +205,9 @@ impl Default for Server {
 }
 
 impl Server {
-    /// What one replica serves well: some 20 KiB each, idle.
+    /// What one replica serves well. An idle connection takes about 20 KiB.
     pub const CONNECTIONS_MAX: usize = 16_384;
-    /// A larger body would keep a CPU busy for longer than others should wait.
+    /// A larger body would occupy a CPU for too long.
     const BODY_LIMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
 }
 
@@ -280,7 +278,7 @@ impl Default for Log {
 }
 
 impl Configuration {
-    /// The defaults of `hapax dev`, whose one user is at the terminal: no quotas, and no load balancer to wait for.
+    /// Defaults for `hapax dev`: no quotas and no drain delay, since there is no load balancer.
     pub fn for_development() -> Self {
         let no_limit =
             Quota { requests_per_second: 0, creations_per_second: 0, replays_per_second: 0, ..Quota::default() };
@@ -288,21 +286,22 @@ impl Configuration {
         Self { server, quota: no_limit, ..Self::default() }
     }
 
-    /// The effective settings as TOML, secrets hidden.
+    /// The effective settings as TOML, without secrets.
     pub fn to_toml(&self) -> anyhow::Result<String> {
         Ok(toml::to_string(self)?)
     }
 
-    /// The database's URL.
+    /// The database URL.
     ///
     /// # Errors
-    /// When none is set.
+    ///
+    /// If none is set.
     pub fn database_url(&self) -> anyhow::Result<&str> {
         let url = self.database.url.as_ref();
         url.map(DatabaseUrl::expose).context("setting database.url: set it, or DATABASE_URL, to a PostgreSQL URL")
     }
 
-    /// Where metrics are served, and whether that address was asked for by name.
+    /// The address of the metrics server, and whether it was set explicitly.
     pub fn metrics_bind(&self) -> (SocketAddr, bool) {
         const DISTANCE: u16 = 1000;
         let port = self.server.bind.port();
@@ -338,18 +337,9 @@ impl Configuration {
                     && server.body_bytes_in_flight <= 4_000_000_000,
                 "server.body_bytes_in_flight: from server.body_bytes_in_flight_per_tenant to 4000000000",
             ),
-            (
-                (millisecond..=hour).contains(&server.body_deadline),
-                "server.body_deadline: more than nothing, at most 1h",
-            ),
-            (
-                (millisecond..=hour).contains(&server.request_deadline),
-                "server.request_deadline: more than nothing, at most 1h",
-            ),
-            (
-                (millisecond..=hour).contains(&server.write_deadline),
-                "server.write_deadline: more than nothing, at most 1h",
-            ),
+            ((millisecond..=hour).contains(&server.body_deadline), "server.body_deadline: from 1ms to 1h"),
+            ((millisecond..=hour).contains(&server.request_deadline), "server.request_deadline: from 1ms to 1h"),
+            ((millisecond..=hour).contains(&server.write_deadline), "server.write_deadline: from 1ms to 1h"),
             (
                 server.shutdown_deadline >= server.drain_delay.saturating_add(Duration::from_secs(5)),
                 "server.shutdown_deadline: at least 5s longer than server.drain_delay",
@@ -357,21 +347,15 @@ impl Configuration {
             (server.requests_in_flight >= 1, "server.requests_in_flight: at least 1"),
             (server.requests_in_flight_per_tenant >= 1, "server.requests_in_flight_per_tenant: at least 1"),
             ((1..=1000).contains(&database.connections), "database.connections: from 1 to 1000"),
-            (database.connect_timeout >= millisecond, "database.connect_timeout: more than nothing"),
-            (
-                (millisecond..=hour).contains(&database.acquire_timeout),
-                "database.acquire_timeout: more than nothing, at most 1h",
-            ),
+            (database.connect_timeout >= millisecond, "database.connect_timeout: at least 1ms"),
+            ((millisecond..=hour).contains(&database.acquire_timeout), "database.acquire_timeout: from 1ms to 1h"),
             (server.drain_delay <= hour, "server.drain_delay: at most 1h"),
-            (database.statement_timeout >= millisecond, "database.statement_timeout: more than nothing"),
+            (database.statement_timeout >= millisecond, "database.statement_timeout: at least 1ms"),
             (
                 database.statement_timeout < server.request_deadline,
                 "database.statement_timeout: shorter than server.request_deadline",
             ),
-            (
-                database.idle_in_transaction_timeout >= millisecond,
-                "database.idle_in_transaction_timeout: more than nothing",
-            ),
+            (database.idle_in_transaction_timeout >= millisecond, "database.idle_in_transaction_timeout: at least 1ms"),
             ((1..=64).contains(&self.intake.writers), "intake.writers: from 1 to 64"),
             ((1..=10_000).contains(&self.intake.batch_jobs), "intake.batch_jobs: from 1 to 10000"),
             (
@@ -384,7 +368,7 @@ impl Configuration {
                 "intake.queue_bytes: from 1024 (1 KiB) to 4000000000",
             ),
             ((2..=1000).contains(&self.intake.connections), "intake.connections: from 2 to 1000"),
-            (lock_wait >= millisecond, "intake.lock_wait: more than nothing"),
+            (lock_wait >= millisecond, "intake.lock_wait: at least 1ms"),
             (lock_wait < database.statement_timeout, "intake.lock_wait: shorter than database.statement_timeout"),
             (
                 (Duration::from_secs(1)..=year).contains(&self.idempotency.time_to_live),
@@ -394,7 +378,7 @@ impl Configuration {
                 self.idempotency.replay_cache_bytes <= 1 << 40,
                 "idempotency.replay_cache_bytes: at most 1099511627776 (1 TiB)",
             ),
-            (self.purge.interval >= millisecond, "purge.interval: more than nothing"),
+            (self.purge.interval >= millisecond, "purge.interval: at least 1ms"),
             ((1..=100_000).contains(&self.purge.batch), "purge.batch: from 1 to 100000"),
             (rates.iter().all(|(rate, _)| *rate <= RATE_MAX), "quota: at most 1000000 per second"),
             (

@@ -1,11 +1,11 @@
-//! The address under which clients reach the service.
+//! The public URL of the service.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use url::Url;
 
-/// An `http` or `https` URL without user, query and fragment, and without a slash at its end.
+/// An `http` or `https` URL without user, query, fragment and trailing slash.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct PublicUrl(String);
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_public_url_has_no_slash_at_its_end_and_nothing_that_a_path_cannot_follow() {
+    fn a_public_url_has_no_trailing_slash_and_can_be_extended_by_a_path() {
         for (text, read) in [
             ("https://api.example.com", "https://api.example.com"),
             ("https://api.example.com/", "https://api.example.com"),

@@ -1,4 +1,4 @@
-//! Where settings come from, and which counts above which.
+//! The sources of settings and their precedence.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use config::{Config, Environment, File, FileFormat};
 
 use super::Configuration;
 
-/// What the command says: its defaults, which count least, and its options, which count above all else.
+/// What a subcommand contributes: its own defaults (lowest precedence) and its options (highest precedence).
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     pub defaults: Configuration,
@@ -22,13 +22,14 @@ impl Configuration {
     /// Reads all sources and checks the result.
     ///
     /// # Errors
-    /// Names the setting that is unknown, cannot be read or makes no sense.
+    ///
+    /// Names the setting that is unknown, unreadable or invalid.
     pub fn load(overrides: &Overrides) -> anyhow::Result<Self> {
         Self::from_sources(overrides, &environment(Path::new(".env"))?)
     }
 
     fn from_sources(overrides: &Overrides, environment: &HashMap<String, String>) -> anyhow::Result<Self> {
-        // A slip of one underscore must not be a setting that is silently not there.
+        // A variable with one underscore too few must not be ignored silently.
         let slipped =
             |name: &&String| name.starts_with("HAPAX_") && !name.starts_with("HAPAX__") && name.contains("__");
         if let Some(name) = environment.keys().find(slipped) {
@@ -61,7 +62,7 @@ impl Configuration {
             let (path, reason) = (error.path().to_string(), error.into_inner());
             match expectation(&path) {
                 Some(expectation) => anyhow::anyhow!("setting {path}: {expectation}: {reason}"),
-                None => anyhow::anyhow!("setting {}: {reason}", if path == "." { "of this name" } else { &path }),
+                None => anyhow::anyhow!("setting {}: {reason}", if path == "." { "section" } else { &path }),
             }
         })?;
         configuration.check()?;
@@ -69,7 +70,7 @@ impl Configuration {
     }
 }
 
-/// What a setting takes, where the error of its type does not say so.
+/// The expected form of a setting, where the type's own error does not name it.
 fn expectation(path: &str) -> Option<&'static str> {
     let defaults = serde_json::to_value(Configuration::default()).ok()?;
     let is_duration = || {
@@ -89,15 +90,16 @@ fn expectation(path: &str) -> Option<&'static str> {
 
 const ADDRESS_EXPECTED: &str = "an address with its port is expected, such as 127.0.0.1:8080";
 
-/// An address as it is typed on the command line.
+/// Parses an address from the command line.
 ///
 /// # Errors
+///
 /// Says what is expected.
 pub fn address(text: &str) -> Result<SocketAddr, &'static str> {
     text.parse().map_err(|_| ADDRESS_EXPECTED)
 }
 
-/// The process's environment over that of a `.env` file, if there is one.
+/// The process environment. It takes precedence over a `.env` file, if one exists.
 fn environment(dotenv: &Path) -> anyhow::Result<HashMap<String, String>> {
     let mut environment = HashMap::new();
     if dotenv.exists() {
@@ -113,7 +115,7 @@ fn environment(dotenv: &Path) -> anyhow::Result<HashMap<String, String>> {
     Ok(environment)
 }
 
-/// A variable of the environment that is not a setting of the service: where tools are, what a terminal can do.
+/// An environment variable that is not a setting, such as the path of a tool or a property of the terminal.
 pub fn variable(name: &str) -> Option<std::ffi::OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty())
 }
@@ -130,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_counts_above_the_defaults() {
+    fn the_environment_overrides_the_defaults() {
         let configuration = load(&[
             ("HAPAX__SERVER__BIND", "0.0.0.0:9"),
             ("HAPAX__IDEMPOTENCY__TIME_TO_LIVE", "90m"),
@@ -146,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn hapax_s_own_url_counts_above_the_common_one() {
+    fn hapax_database_url_overrides_database_url() {
         let both = load(&[("DATABASE_URL", "postgres://a/b"), ("HAPAX__DATABASE__URL", "postgres://c/d")]);
         assert_eq!(both.unwrap().database_url().unwrap(), "postgres://c/d");
     }
@@ -179,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn every_duration_says_that_it_wants_a_unit() {
+    fn an_invalid_duration_error_asks_for_a_unit() {
         let defaults = serde_json::to_value(Configuration::default()).unwrap();
         let mut durations = 0;
         for (section, settings) in defaults.as_object().unwrap() {

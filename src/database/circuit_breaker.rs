@@ -1,4 +1,4 @@
-//! That the database is away, and who looks whether it is back.
+//! The circuit breaker of a connection pool.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A circuit breaker. Once the database has been away for as long as a request would wait, none waits any more; now
-/// and then one of them tries, so its return is seen without anything running in the background.
+/// Opens once the database has been unreachable for longer than `acquire_timeout`. While it is open, requests fail
+/// immediately, except for one attempt per [`PROBE_INTERVAL`]. No background task is needed to see the database return.
 pub struct CircuitBreaker {
     pool: &'static str,
     acquire_timeout: Duration,
-    /// How long the last failure counts: nobody may have tried since, and so nobody knows.
+    /// How long the last failure counts. After that the state of the database is unknown, because nothing has tried
+    /// since.
     memory: Duration,
-    /// Whether there is anything to look at, so that a request does not take the lock when all is well.
+    /// Whether `state` is set, so that requests do not take the lock while all is well.
     on: AtomicBool,
     state: Mutex<Option<CircuitState>>,
 }
@@ -21,7 +22,7 @@ pub struct CircuitBreaker {
 struct CircuitState {
     since: Instant,
     last_failure: Instant,
-    next_look: Instant,
+    next_probe: Instant,
     announced: bool,
 }
 
@@ -31,23 +32,24 @@ impl CircuitState {
     }
 }
 
-/// How often one may try: soon enough for the return to be seen within a second, with room for a slow connection.
-const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// Time between two attempts while the breaker is open: short enough to see the database return within a second, with
+/// room for a slow connection.
+const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 
 impl CircuitBreaker {
-    /// `attempt`: the longest that an attempt to connect may take.
+    /// `attempt`: the longest time an attempt to connect may take.
     pub fn new(pool: &'static str, acquire_timeout: Duration, attempt: Duration) -> Self {
-        let memory = attempt + LOOK_INTERVAL * 4;
+        let memory = attempt + PROBE_INTERVAL * 4;
         Self { pool, acquire_timeout, memory, on: AtomicBool::default(), state: Mutex::default() }
     }
 
-    /// An attempt to reach the database has failed.
+    /// Records a failed attempt to reach the database.
     pub fn record_failure(&self) {
         let now = Instant::now();
         let mut state = self.state();
         match &mut *state {
             Some(state) if state.last_failure.elapsed() <= self.memory => state.last_failure = now,
-            other => *other = Some(CircuitState { since: now, last_failure: now, next_look: now, announced: false }),
+            other => *other = Some(CircuitState { since: now, last_failure: now, next_probe: now, announced: false }),
         }
         self.on.store(true, Ordering::Release);
     }
@@ -56,7 +58,7 @@ impl CircuitBreaker {
         if self.on.load(Ordering::Acquire) {
             let mut state = self.state();
             if let Some(CircuitState { since, announced: true, .. }) = *state {
-                tracing::info!(pool = self.pool, after = ?since.elapsed(), "the database is back");
+                tracing::info!(pool = self.pool, after = ?since.elapsed(), "the database is reachable again");
             }
             *state = None;
             self.on.store(false, Ordering::Release);
@@ -67,13 +69,12 @@ impl CircuitBreaker {
         self.on.load(Ordering::Acquire)
     }
 
-    /// Whether [`CircuitBreaker::admits`] would refuse all but one request in a while. Unlike it, this takes nobody's turn.
+    /// Whether the breaker is open. Unlike [`CircuitBreaker::admits`], this does not use up the next attempt.
     pub fn has_lasted(&self) -> bool {
         self.is_on() && self.state().as_ref().is_some_and(|state| state.has_lasted(self.acquire_timeout, self.memory))
     }
 
-    /// Whether a request may try: always while the outage is young, or has not been looked at for long; else one each
-    /// [`LOOK_INTERVAL`].
+    /// Whether a request may try: always while the breaker is closed, else one request per [`PROBE_INTERVAL`].
     pub fn admits(&self) -> bool {
         if !self.on.load(Ordering::Acquire) {
             return true;
@@ -84,13 +85,16 @@ impl CircuitBreaker {
             return true;
         }
         if !state.announced {
-            tracing::warn!(pool = self.pool, "the database is away; requests are refused at once until it is back");
+            tracing::warn!(
+                pool = self.pool,
+                "the database is unreachable; requests get 503 until it is reachable again"
+            );
             state.announced = true;
         }
         let now = Instant::now();
-        let due = now >= state.next_look;
+        let due = now >= state.next_probe;
         if due {
-            state.next_look = now + LOOK_INTERVAL;
+            state.next_probe = now + PROBE_INTERVAL;
         }
         due
     }
@@ -108,35 +112,35 @@ mod tests {
 
     const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
 
-    /// As after some time in which somebody looked whenever it was allowed.
-    async fn that_has_lasted() -> CircuitBreaker {
+    /// An open breaker, with an attempt made whenever one was allowed.
+    async fn open_breaker() -> CircuitBreaker {
         let breaker = CircuitBreaker::new("some", ACQUIRE_TIMEOUT, Duration::from_secs(1));
         breaker.record_failure();
-        assert!((0..9).all(|_| breaker.admits()), "a young outage is waited out");
+        assert!((0..9).all(|_| breaker.admits()), "requests wait during a short outage");
         for _ in 0..5 {
-            advance(LOOK_INTERVAL).await;
+            advance(PROBE_INTERVAL).await;
             breaker.record_failure();
         }
         breaker
     }
 
     #[tokio::test(start_paused = true)]
-    async fn when_it_has_lasted_one_in_a_while_looks_and_the_others_do_not_wait() {
-        let breaker = that_has_lasted().await;
+    async fn an_open_breaker_admits_one_attempt_per_interval() {
+        let breaker = open_breaker().await;
         assert!(breaker.has_lasted());
         assert_eq!((0..9).filter(|_| breaker.admits()).count(), 1);
-        advance(LOOK_INTERVAL).await;
+        advance(PROBE_INTERVAL).await;
         assert!(breaker.admits() && !breaker.admits());
         breaker.close();
         assert!((0..9).all(|_| breaker.admits()));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn when_nobody_has_looked_for_long_nobody_is_refused() {
-        let breaker = that_has_lasted().await;
+    async fn an_old_failure_refuses_no_request() {
+        let breaker = open_breaker().await;
         advance(Duration::from_secs(60)).await;
-        assert!((0..9).all(|_| breaker.admits()) && !breaker.has_lasted(), "it may have ended long ago");
+        assert!((0..9).all(|_| breaker.admits()) && !breaker.has_lasted(), "the outage may be over");
         breaker.record_failure();
-        assert!((0..9).all(|_| breaker.admits()), "and if not, it is a young one");
+        assert!((0..9).all(|_| breaker.admits()), "a new failure starts a new outage");
     }
 }

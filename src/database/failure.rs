@@ -1,4 +1,4 @@
-//! What PostgreSQL's errors tell of the statement that met them.
+//! What an error says about the outcome of a statement.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -9,25 +9,24 @@ use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// The connection is gone, and with it the answer: the statement may have been committed.
+    /// The connection was lost, and the answer with it: the statement may have been committed.
     Lost,
-    /// A pooler had no server to send it to. Not executed.
+    /// A pooler had no server connection for the statement. Not executed.
     Away,
-    /// The session's prepared statements no longer fit the schema or the server behind a pooler. Not executed.
+    /// The session's prepared statements do not fit the schema, or the server behind a pooler. Not executed.
     Stale,
-    /// The server takes no writes, as after a failover that this connection has missed. Not executed.
+    /// The server is read-only, for example after a failover that this connection has missed. Not executed.
     ReadOnly,
-    /// What the statement names is not there: the schema is another, or the session's search_path leads elsewhere. Not
-    /// executed.
+    /// The statement names a missing object: the schema differs, or the `search_path` is wrong. Not executed.
     Unfit,
-    /// A deadlock or a serialization failure: rolled back, worth trying again.
+    /// Deadlock or serialization failure. Rolled back; retry.
     Collided,
     Locked,
-    /// The server has no room, or cannot use its disk. Rolled back.
+    /// The server is out of resources, or its disk failed. Rolled back.
     Refused,
-    /// The statement took longer than `statement_timeout`, or somebody cancelled it. Rolled back.
+    /// The statement exceeded `statement_timeout` or was cancelled. Rolled back.
     Cancelled,
-    /// A unique constraint was in the way. Rolled back.
+    /// A unique constraint was violated. Rolled back.
     Violation,
     Other,
 }
@@ -47,7 +46,7 @@ impl Failure {
         }
     }
 
-    /// By SQLSTATE (PostgreSQL, appendix A), unless the backend is going: one that is told to go, or panics, may have
+    /// Classifies by SQLSTATE (PostgreSQL, appendix A). A backend that is terminated or panics is `Lost`: it may have
     /// committed just before.
     fn of_database(error: &dyn DatabaseError) -> Self {
         let severity = error.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::severity);
@@ -59,10 +58,11 @@ impl Failure {
             "0A000" | "26000" => Self::Stale,
             "25006" => Self::ReadOnly,
             "40P01" | "40001" => Self::Collided,
-            // Of a backend that was told to go, at severity ERROR: Citus and poolers relay the death of one behind them so,
-            // and what it was doing may have been committed.
+            // Severity ERROR, too: Citus and poolers relay the termination of a backend behind them this way, and that
+            // backend may have committed.
             "40003" | "57P01" | "57P02" | "57P03" => Self::Lost,
-            // Every name in our statements was checked against the migrations, so an unknown one is the database's fault.
+            // All names in our statements are checked against the migrations at build time, so a missing one is the
+            // database's fault.
             "42P01" | "42703" | "42883" | "42704" | "3F000" => Self::Unfit,
             "23505" => Self::Violation,
             "57014" => Self::Cancelled,
@@ -73,13 +73,13 @@ impl Failure {
         }
     }
 
-    /// Whether the connection can be used again after it.
+    /// Whether the connection is still usable after this failure.
     pub fn leaves_a_session(self) -> bool {
         !matches!(self, Self::Lost | Self::Away | Self::Stale | Self::ReadOnly | Self::Unfit)
     }
 }
 
-/// What an operator reads of an error. The library would add a line number, which is one of PostgreSQL's own source.
+/// The error text for operators. sqlx would add a line number, which refers to PostgreSQL's own source.
 pub fn words(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => format!("{} ({})", error.message(), error.code().unwrap_or_default()),
@@ -92,7 +92,7 @@ pub fn words(error: &sqlx::Error) -> String {
     }
 }
 
-/// An error with its causes, each said once. sqlx's errors repeat their causes in their own text.
+/// An error and its causes, each text once. sqlx errors repeat their causes in their own text.
 pub fn with_causes(error: &(dyn Error + 'static)) -> String {
     let mut said = Vec::<String>::new();
     let mut rest = Some(error);
@@ -109,25 +109,25 @@ pub fn with_causes(error: &(dyn Error + 'static)) -> String {
     said.join(": ")
 }
 
-/// Whether a statement failed because it would have violated this constraint.
+/// Whether a statement failed because of this constraint.
 pub fn violates(error: &sqlx::Error, constraint: &str) -> bool {
     error.as_database_error().and_then(DatabaseError::constraint) == Some(constraint)
 }
 
-/// Whether a database that could not be connected to may be there in a moment, without anybody's doing.
+/// Whether a failure to connect may be temporary.
 pub fn may_pass(error: &sqlx::Error) -> bool {
     let starting_or_full = |code: &str| code.starts_with("57") || code.starts_with("53");
     match error.as_database_error() {
-        // No such database. One that is being made is not waited for: a wrong name is by far the likelier.
+        // The database does not exist. A wrong name is far more likely than a database that is just being created.
         Some(error) if error.code().as_deref() == Some("3D000") => false,
         Some(error) => starting_or_full(&error.code().unwrap_or_default()) || is_from_before_a_session(error),
         None => matches!(error, sqlx::Error::Io(_)),
     }
 }
 
-/// Whether it ended the making of a session, which a pooler tells to the statement that waited for one. PostgreSQL's
-/// codes for that (no such database, too many connections, starting up or going down) and PgBouncer's own words, which
-/// all bear one code.
+/// Whether the error comes from opening a session, which a pooler reports to the statement that waited for the session.
+/// These are PostgreSQL's codes for it (no such database, too many connections, starting up or shutting down) and
+/// PgBouncer's messages, which share one code.
 fn is_from_before_a_session(error: &dyn DatabaseError) -> bool {
     let code = error.code().unwrap_or_default();
     let (words, pooler_s) = (error.message(), ["server login has been failing", "query_wait_timeout"]);
@@ -143,7 +143,7 @@ mod tests {
 
     use super::*;
 
-    /// An error of severity ERROR with this SQLSTATE.
+    /// A database error of severity ERROR with this SQLSTATE.
     #[derive(Debug)]
     struct Coded(&'static str);
 
@@ -182,9 +182,9 @@ mod tests {
     }
 
     #[test]
-    fn a_sqlstate_tells_what_became_of_the_statement() {
+    fn a_sqlstate_determines_the_outcome_of_the_statement() {
         for (code, failure) in [
-            // Relayed by Citus or a pooler: the backend is gone, and may have committed.
+            // Relayed by Citus or a pooler: the backend is gone and may have committed.
             ("57P01", Failure::Lost),
             ("57P02", Failure::Lost),
             ("57P03", Failure::Lost),

@@ -1,7 +1,8 @@
-//! Applying the migrations without stalling everybody who uses the tables.
+//! Applies migrations without blocking other users of the tables.
 //!
-//! A migration that waits for a lock on a table makes every later statement on that table wait behind it. So each of its
-//! statements waits for a short time only; then the migration is rolled back, the others go on, and it starts again.
+//! A migration that waits for a table lock makes every later statement on that table wait behind it. So its statements
+//! wait for a short time only. After that the migration is rolled back, the waiting statements run, and it starts
+//! again.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -21,15 +22,15 @@ use super::{Settings, connect};
 
 /// How long a statement of a migration waits for a lock.
 pub const MIGRATION_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
-/// Between two attempts: the first pause, and the longest. The others get at least as much time as they had to wait.
+/// Pauses between two attempts. Other statements get at least as much time as they had to wait.
 const PAUSE_FIRST: Duration = Duration::from_secs(2);
 const PAUSE_LONGEST: Duration = Duration::from_secs(10);
-/// When a migration gives up.
+/// When the migration gives up.
 const RETRIES_END_AFTER: Duration = Duration::from_secs(120);
-/// How often one looks who holds the lock that an attempt waits for. PostgreSQL knows that only while it waits.
-const LOOK_INTERVAL: Duration = Duration::from_millis(300);
+/// How often to ask which session holds the lock. PostgreSQL knows that only while a statement waits.
+const POLL_INTERVAL: Duration = Duration::from_millis(300);
 
-/// Word of a wait for a lock, for whoever started the migration.
+/// Progress report about a lock wait, for the operator.
 #[derive(Debug)]
 pub struct LockWait {
     for_what: &'static str,
@@ -37,33 +38,35 @@ pub struct LockWait {
     next_attempt_in: Duration,
 }
 
-/// Applies the embedded migrations and says how many were new. Several at once wait for one another; a database that
-/// is newer is left as it is.
+/// Applies the embedded migrations and returns how many were new. Concurrent calls wait for one another. A newer
+/// database is left unchanged.
 ///
-/// `settings` are those that `connection` was opened with, with [`MIGRATION_LOCK_TIMEOUT`]; another connection asks who
-/// holds a lock. `tell` is called after each attempt that met a lock.
+/// `settings` are those that `connection` was opened with, including [`MIGRATION_LOCK_TIMEOUT`]; a second connection
+/// asks which session holds a lock. `tell` is called after each attempt that hit a lock.
 ///
 /// # Errors
-/// When the database cannot be reached, or holds other migrations under our versions, or when a lock could not be had
-/// within two minutes.
+///
+/// If the database is unreachable, contains different migrations under our versions, or a lock is not granted within
+/// two minutes.
 pub async fn migrate(
     connection: &mut PgConnection,
     settings: &Settings,
     tell: impl Fn(&LockWait),
 ) -> sqlx::Result<usize> {
     let pid = queries::backend(connection).await?;
-    // Others that migrate. They block nobody else, and an index may take them minutes, so this has no end.
-    retried(None, "the lock that migrations take", &tell, async || watched(settings, pid, connection.lock()).await)
-        .await?;
-    // One more statement is no reason to fail after all was done: the lock ends with the session.
+    // The lock that serializes migrations. It blocks only other migrations, and an index may take them minutes, so
+    // there is no time limit.
+    retried(None, "the migration lock", &tell, async || watched(settings, pid, connection.lock()).await).await?;
+    // A failure to unlock is no reason to fail: the lock ends with the session.
     let applied = apply(connection, settings, pid, &tell).await;
     let _unlocked = connection.unlock().await;
     applied
 }
 
-/// Applies the embedded migrations, and waits for locks as the session does.
+/// Applies the embedded migrations in one attempt, with the session's own lock timeout.
 ///
 /// # Errors
+///
 /// As [`migrate`].
 pub async fn migrate_at_once(connection: &mut PgConnection) -> sqlx::Result<()> {
     migrator(true).run_direct(None, connection, false).await.map_err(|error| sqlx::Error::Migrate(Box::new(error)))
@@ -76,10 +79,10 @@ async fn apply(
     tell: &impl Fn(&LockWait),
 ) -> sqlx::Result<usize> {
     let ends = Some(Instant::now() + RETRIES_END_AFTER);
-    let before = retried(ends, "the table of migrations", tell, async || {
+    let before = retried(ends, "the table of applied migrations", tell, async || {
         let counting = async {
             match queries::count_applied_migrations(connection).await {
-                // There is no such table yet.
+                // The table does not exist yet.
                 Err(error) if Failure::of(&error) == Failure::Unfit => Ok(0),
                 counted => counted.map_err(MigrateError::Execute),
             }
@@ -96,7 +99,7 @@ async fn apply(
     Ok(usize::try_from(after - before).unwrap_or(0))
 }
 
-/// `locking`: whether it takes the lock by which only one migrates at a time.
+/// `locking`: whether to take the lock that serializes migrations.
 fn migrator(locking: bool) -> Migrator {
     let mut migrator = Migrator { migrations: MIGRATIONS.migrations.clone(), ..Migrator::DEFAULT };
     migrator.set_ignore_missing(true).set_locking(locking);
@@ -105,7 +108,7 @@ fn migrator(locking: bool) -> Migrator {
 
 type Watched<T> = (Result<T, MigrateError>, Vec<Blocker>);
 
-/// Attempts something until it is not refused for a lock any more, or until `ends`.
+/// Repeats an attempt while it fails because of a lock, until `ends`.
 async fn retried<T>(
     ends: Option<Instant>,
     for_what: &'static str,
@@ -132,7 +135,7 @@ async fn retried<T>(
     }
 }
 
-/// Awaits an attempt of the session `pid`, and looks meanwhile who keeps it waiting.
+/// Runs an attempt of the session `pid` and asks meanwhile which sessions block it.
 async fn watched<T>(
     settings: &Settings,
     pid: i32,
@@ -147,7 +150,7 @@ async fn watched<T>(
 }
 
 async fn watch(settings: &Settings, pid: i32, seen: &Mutex<Vec<Blocker>>) -> Infallible {
-    sleep(LOOK_INTERVAL).await;
+    sleep(POLL_INTERVAL).await;
     let looking = async {
         let mut connection = connect(settings).await?;
         loop {
@@ -155,15 +158,15 @@ async fn watch(settings: &Settings, pid: i32, seen: &Mutex<Vec<Blocker>>) -> Inf
             if !blockers.is_empty() {
                 *seen.lock().unwrap_or_else(PoisonError::into_inner) = blockers;
             }
-            sleep(LOOK_INTERVAL).await;
+            sleep(POLL_INTERVAL).await;
         }
     };
     let failed: sqlx::Result<Infallible> = pin!(looking).await;
     match failed {
         Ok(never) => never,
-        // Who holds it is a courtesy.
+        // Optional information: the migration works without it.
         Err(error) => {
-            tracing::debug!(error = words(&error), "nobody could be asked who holds a lock");
+            tracing::debug!(error = words(&error), "the sessions that hold a lock could not be read");
             std::future::pending().await
         }
     }
@@ -172,10 +175,10 @@ async fn watch(settings: &Settings, pid: i32, seen: &Mutex<Vec<Blocker>>) -> Inf
 impl fmt::Display for LockWait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { for_what, holders, next_attempt_in } = self;
-        write!(f, "the migration waited for {for_what}, which others hold, and was rolled back; ")?;
+        write!(f, "the migration waited for {for_what}, which another session holds, and was rolled back; ")?;
         write!(f, "next attempt in {} s; ", next_attempt_in.as_secs())?;
         if holders.is_empty() {
-            return f.write_str("who holds it could not be seen");
+            return f.write_str("the session that holds it could not be determined");
         }
         f.write_str("held by ")?;
         for (place, holder) in holders.iter().enumerate() {

@@ -1,9 +1,10 @@
-//! Connections, and what an error on one means.
+//! Connections and database errors.
 //!
-//! Owns the [`Pool`] and the [`SharedPool`] of which each tenant has a share, the classification of PostgreSQL's errors,
-//! and the checks of a server's schema and durability and of the sessions that a pooler gives.
-//! It never begins a transaction: every statement of Hapax is one of its own, so nothing is ever held open across a
-//! network round trip.
+//! Owns the [`Pool`], the [`SharedPool`] that limits each tenant to a share, the classification of PostgreSQL's errors,
+//! and the checks of schema, durability and pooler sessions.
+//!
+//! It never begins a transaction. Every statement is its own transaction, so no transaction stays open across a network
+//! round trip.
 
 mod circuit_breaker;
 mod failure;
@@ -28,42 +29,43 @@ use std::time::Duration;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, PgConnection};
 
-/// How connections are made.
+/// Connection settings.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub options: PgConnectOptions,
     pub pooler: Pooler,
-    /// A connection that is not open by then is given up.
+    /// Time limit for opening a connection.
     pub connect_timeout: Duration,
-    /// How long a statement waits for a connection: for one to come free, or for the database to be there.
+    /// How long a statement waits for a free connection or an unreachable database.
     pub acquire_timeout: Duration,
-    /// The server ends a statement that takes longer; behind a pooler, only if the operator has told it so.
+    /// The server cancels statements that take longer. Behind a pooler the operator must set this on the server.
     pub statement_timeout: Duration,
-    /// The server ends a statement that waits longer for a lock. A submission's own wait is shorter; this is for a lock on a
-    /// whole table, which is waited for before a statement can set anything.
+    /// The server cancels a statement that waits longer for a lock. A submission's own lock wait is shorter; this limit
+    /// is for table locks, which PostgreSQL takes before the statement can set its own.
     pub lock_timeout: Duration,
-    /// The server ends a session that leaves a transaction open for longer. Hapax opens none.
+    /// The server ends a session with an older open transaction. Hapax opens none.
     pub idle_in_transaction_timeout: Duration,
 }
 
-/// Opens one connection, with the limits of `settings` unless a pooler's sessions bear none of ours.
+/// Opens one connection. Without a pooler, the session gets the limits of `settings`.
 pub async fn connect(settings: &Settings) -> sqlx::Result<PgConnection> {
     let milliseconds = |duration: Duration| duration.as_millis().to_string();
-    // A pooler refuses extra_float_digits, too; there are no floats here.
+    // Poolers refuse the startup parameter extra_float_digits. Our data has no floats.
     let mut options = settings.options.clone().disable_statement_logging().extra_float_digits(None);
     if settings.pooler == Pooler::None {
         options = options.options([
             ("statement_timeout", milliseconds(settings.statement_timeout)),
             ("lock_timeout", milliseconds(settings.lock_timeout)),
             ("idle_in_transaction_session_timeout", milliseconds(settings.idle_in_transaction_timeout)),
-            // An index serves every statement, and a plan that was made while a table was small is kept when it is not.
+            // Every statement has an index. Without this, a plan made while a table was small would stay in use when it
+            // is large.
             ("enable_seqscan", "off".to_owned()),
-            // For the server to notice that we are gone, with an answer under way and without one.
+            // Lets the server detect a dead client, while it sends an answer and while the connection is idle.
             ("tcp_user_timeout", milliseconds(settings.statement_timeout)),
             ("tcp_keepalives_idle", "30".to_owned()),
             ("tcp_keepalives_interval", "10".to_owned()),
             ("tcp_keepalives_count", "3".to_owned()),
-            // For us to see that all this has arrived.
+            // Proves that these settings have reached the session.
             (queries::OUR_MARK, "yes".to_owned()),
         ]);
     }

@@ -1,4 +1,4 @@
-//! A bounded set of connections, and the one way to send a statement.
+//! A bounded connection pool, and the only way to send a statement.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,54 +15,55 @@ use super::retry::{DatabaseError, Loss, RetryState};
 use super::{Pooler, Settings, connect, queries};
 use crate::metrics::{Connections, Metrics, Retry};
 
-/// A bounded number of connections, opened when needed.
+/// A bounded number of connections, opened on demand.
 ///
-/// Not `sqlx::PgPool`, because of three things that were measured on it: it pings on every release, which doubles
-/// the round trips of a one-statement request; a future that is dropped may return its connection in the middle of a
-/// statement; and a ping on a black-holed connection holds its place forever. See ADR 0004.
+/// Not `sqlx::PgPool`, because of three problems that we measured: it pings on every release, which doubles the round
+/// trips of a one-statement request; a dropped future may return its connection in the middle of a statement; and a
+/// ping on a black-holed connection holds its slot forever. See ADR 0004.
 #[derive(Clone)]
 pub struct Pool {
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    /// What metrics call it.
+    /// The name in metrics and logs.
     name: &'static str,
     settings: Settings,
     limit: usize,
     places: Arc<Semaphore>,
-    /// With the time since when. Last in, first out: what is used stays warm.
+    /// Each with the time since when it is idle. Last in, first out, so that few connections stay warm.
     idle: Mutex<Vec<(PgConnection, Instant)>>,
-    /// How long one attempt may take: a little longer than PostgreSQL itself lets a statement run.
+    /// Time limit for one attempt: a little longer than PostgreSQL's own statement timeout.
     attempt_limit: Duration,
     breaker: CircuitBreaker,
-    /// Connections live on the runtime that outlives every HTTP worker.
+    /// The runtime that owns the connections. It outlives every HTTP worker.
     runtime: Handle,
     metrics: Metrics,
 }
 
-/// What a connection in use takes from the others, until it is idle or closed, whatever becomes of its request.
+/// The permits of a connection in use. They are held until the connection is idle or closed, even if the request ends
+/// earlier.
 struct Place {
     _in_pool: OwnedSemaphorePermit,
     _share: Option<Share>,
 }
 
-/// A tenant's share of the connections of a pool, while a request uses a part of it.
+/// One of a tenant's permits in a pool.
 pub(super) type Share = Arc<OwnedSemaphorePermit>;
 
-/// A connection on loan, with its place. [`Lease::release`] returns it, [`Lease::close`] closes it. A lease that is
-/// dropped while a statement is under way, because its request ran out of time, lets the statement finish first: see
+/// A borrowed connection and its permits. [`Lease::release`] returns it, [`Lease::close`] closes it. If a lease is
+/// dropped while a statement is in flight, because the request timed out, the statement finishes first: see
 /// [`Pool::finish`].
 struct Lease {
     connection: Option<PgConnection>,
     place: Option<Place>,
     pool: Pool,
-    /// By when the statement under way must have ended. `None` before the first statement.
+    /// When the statement in flight must have ended. `None` before the first statement.
     attempt_ends: Option<Instant>,
 }
 
 impl Pool {
-    /// Opens nothing yet. Must be called on the runtime that the connections shall live on.
+    /// Opens no connection yet. Must be called on the runtime that is to own the connections.
     pub fn new(name: &'static str, settings: Settings, limit: usize, metrics: Metrics) -> Self {
         let breaker = CircuitBreaker::new(name, settings.acquire_timeout, settings.connect_timeout);
         let shared = Shared {
@@ -79,12 +80,13 @@ impl Pool {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Runs `work` on a connection, and all of it again on another when the first was lost. So it must be one statement
-    /// that may be repeated, such as a write that recognises its own earlier attempt. Once an attempt was lost it goes on
-    /// until it knows.
+    /// Runs `work` on a connection. If the connection is lost, runs all of it again on another one. So `work` must be
+    /// one statement that is safe to repeat, such as a write that recognises its own earlier attempt. After a lost
+    /// attempt it retries until the outcome is known.
     ///
     /// # Errors
-    /// [`DatabaseError`], at `deadline` at the latest; after `Settings::acquire_timeout` if no attempt could even begin.
+    ///
+    /// [`DatabaseError`], by `deadline` at the latest; after `Settings::acquire_timeout` if no attempt could start.
     pub async fn complete<T>(
         &self,
         deadline: Instant,
@@ -93,9 +95,11 @@ impl Pool {
         self.run(self.retry(Loss::MustBecomeKnown, deadline), None, work).await
     }
 
-    /// The same for what only reads, several statements maybe: an attempt that is lost leaves nothing unknown.
+    /// Like [`Pool::complete`], but for reads, which may take several statements. A lost attempt leaves nothing
+    /// unknown.
     ///
     /// # Errors
+    ///
     /// As [`Pool::complete`], but never [`DatabaseError::Unknown`].
     pub async fn read<T>(
         &self,
@@ -109,7 +113,7 @@ impl Pool {
         RetryState::of(loss, deadline, self.shared.settings.acquire_timeout)
     }
 
-    /// `share`: what the connections of this call take from their tenant's share.
+    /// `share`: the tenant's permit, which the connections of this call hold.
     pub(super) async fn run<T>(
         &self,
         mut retry: RetryState,
@@ -150,13 +154,14 @@ impl Pool {
                     return Ok(done);
                 }
                 Ok(Err(error)) => error,
-                // The caller has no more time. The connection is sound for all we know, and finishes without the caller.
+                // The caller ran out of time. The connection is probably sound; the statement finishes without the
+                // caller.
                 Err(_) if Instant::now() < attempt_ends => {
                     retry.lose_attempt();
                     retry.fail("no answer came in time");
                     break;
                 }
-                // PostgreSQL would have ended the statement itself by now: nobody is there.
+                // PostgreSQL would have cancelled the statement by now, so the connection is dead.
                 Err(_) => sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()),
             };
             let failure = Failure::of(&error);
@@ -189,23 +194,23 @@ impl Pool {
         self.shared.name
     }
 
-    /// Whether the last that was seen of the database is that it is not there.
+    /// Whether the last attempt to reach the database failed.
     pub fn is_away(&self) -> bool {
         self.shared.breaker.is_on()
     }
 
-    /// Whether the database has been away for so long that requests are refused at once, but for one now and then.
+    /// Whether the circuit breaker is open: requests fail immediately, except for occasional attempts.
     pub fn refuses(&self) -> bool {
         self.shared.breaker.has_lasted()
     }
 
-    /// Connections at work and at rest, and how many there may be.
+    /// The number of busy and idle connections, and the limit.
     pub fn count(&self) -> Connections {
         let busy = self.shared.limit - self.shared.places.available_permits();
         Connections { busy, idle: self.idle().len(), limit: self.shared.limit }
     }
 
-    /// Lets nobody in any more, waits for those who are, and closes all connections.
+    /// Admits no new work, waits for the work in progress, and closes all connections.
     pub async fn close(&self) {
         let all = u32::try_from(self.shared.limit).unwrap_or(u32::MAX);
         if let Ok(places) = self.shared.places.acquire_many(all).await {
@@ -214,14 +219,14 @@ impl Pool {
         }
         let idle = std::mem::take(&mut *self.idle());
         for (connection, _) in idle {
-            // Saying goodbye is a courtesy; the socket closes either way.
+            // A clean goodbye is optional; the socket closes either way.
             let _ = connection.close().await;
         }
     }
 
     /// A connection for the next attempt, idle or new.
     async fn lease(&self, place: Place, retry: &RetryState) -> sqlx::Result<Lease> {
-        // One that is not wanted is closed, not left: there are never more than there are places.
+        // An unwanted idle connection is closed, so that the number of connections never exceeds the limit.
         let idle = self.take_idle().filter(|_| !retry.fresh);
         let place = match idle {
             Some((connection, idle_for)) => {
@@ -229,10 +234,10 @@ impl Pool {
                 if !retry.must_become_known() || idle_for < SURELY_ALIVE || self.answers(&mut lease).await {
                     return Ok(lease);
                 }
-                // What has happened to one connection has probably happened to all.
+                // The other idle connections have probably died, too.
                 self.idle().clear();
                 self.shared.metrics.count_database_retry(Retry::Connect);
-                tracing::info!("a connection had died while it was idle; nothing was sent on it");
+                tracing::info!("an idle connection was dead; no statement was sent on it");
                 match lease.close() {
                     Some(place) => place,
                     None => return Err(sqlx::Error::WorkerCrashed),
@@ -248,10 +253,10 @@ impl Pool {
         Lease { connection: Some(connection), place: Some(place), pool: self.clone(), attempt_ends: None }
     }
 
-    /// Whether the other end of an idle connection is there. sqlx cannot be asked whether a socket has been closed, so
-    /// this costs a round trip.
+    /// Whether an idle connection still works. sqlx cannot report that a socket was closed, so this costs a round trip.
     async fn answers(&self, lease: &mut Lease) -> bool {
-        // To open a connection takes two round trips at least. Where one takes longer than half of that, none can be had.
+        // Opening a connection takes at least two round trips. If one round trip takes longer than half of
+        // `connect_timeout`, no connection can be opened either.
         let ends = Instant::now() + self.shared.settings.connect_timeout / 2;
         lease.attempt_ends = Some(ends);
         let answered = matches!(timeout_at(ends, lease.ping()).await, Ok(Ok(())));
@@ -259,15 +264,15 @@ impl Pool {
         answered
     }
 
-    /// Reads the rest of the answer to a statement whose request has gone, and returns the connection to the idle ones.
-    /// Until then it keeps its place. One that has not answered when the attempt ends is closed.
+    /// Reads the rest of an answer whose request has gone, then returns the connection to the idle ones. Until then it
+    /// keeps its permits. A connection that has not answered by `ends` is closed.
     ///
-    /// To drop a future of sqlx in the middle of a statement is sound: it writes whole messages to a buffer before it
-    /// waits, counts the answers that are due, and reads them all before it sends the next statement. ADR 0020.
+    /// Dropping an sqlx future in the middle of a statement is sound: sqlx writes whole messages to a buffer before it
+    /// waits, counts the pending answers, and reads them all before it sends the next statement. See ADR 0020.
     fn finish(&self, mut connection: PgConnection, place: Option<Place>, ends: Instant) {
         let pool = self.clone();
         self.shared.runtime.spawn(async move {
-            // An answer that is an error ends a ping early; the next one reads what is left.
+            // An error answer ends the ping early; the next ping reads the rest.
             for _ in 0..2 {
                 match timeout_at(ends, connection.ping()).await {
                     Ok(Ok(())) => return pool.put_back(connection),
@@ -279,7 +284,8 @@ impl Pool {
         });
     }
 
-    /// Opens a connection, with its place: whoever waits for it may be gone before it is open, and the next one has it.
+    /// Opens a connection in a task of its own. If the request has gone by then, the connection becomes idle for the
+    /// next one.
     async fn open(&self, place: Place) -> sqlx::Result<(PgConnection, Place)> {
         let (hand_over, opened) = oneshot::channel();
         let pool = self.clone();
@@ -296,7 +302,7 @@ impl Pool {
         opened.await.map_err(|_| sqlx::Error::WorkerCrashed)?
     }
 
-    /// The connection that was used last, and for how long it has been idle.
+    /// The most recently used connection, and how long it has been idle.
     fn take_idle(&self) -> Option<(PgConnection, Duration)> {
         let mut idle = self.idle();
         let (connection, since) = idle.pop()?;
@@ -304,15 +310,15 @@ impl Pool {
         if idle_for < IDLE_MAX {
             return Some((connection, idle_for));
         }
-        // The others have been idle for longer still.
+        // All others have been idle for longer.
         idle.clear();
         None
     }
 
-    /// Keeps the connection or closes it, by `ends` at the latest, and counts what made the work start over.
+    /// Returns or closes the connection, by `ends` at the latest, and counts the reason for a retry.
     async fn settle(&self, mut lease: Lease, failure: &Failure, error: &sqlx::Error, ends: Instant) {
         if !matches!(failure, Failure::Lost | Failure::Away | Failure::ReadOnly) {
-            // It was there to say so.
+            // The database answered, so it is reachable.
             self.shared.breaker.close();
         }
         let retry = match failure {
@@ -334,14 +340,14 @@ impl Pool {
             return;
         }
         if self.shares_sessions() && matches!(failure, Failure::Stale | Failure::ReadOnly | Failure::Unfit) {
-            // Closing our end leaves the session to the pooler, which would give it to us again.
+            // Closing only our end would leave the session in the pooler, which could assign it to us again.
             lease.attempt_ends = None;
             let _ended = timeout_at(ends, queries::end_session(&mut lease)).await;
         }
         lease.close();
-        // What has happened to one connection has probably happened to all.
+        // The idle connections probably have the same problem.
         self.idle().clear();
-        tracing::info!(error = words(error), "a connection is of no more use; starting over on another");
+        tracing::info!(error = words(error), "a connection failed; retrying on another");
     }
 
     fn shares_sessions(&self) -> bool {
@@ -359,7 +365,7 @@ impl Pool {
 
 #[cfg(test)]
 impl Pool {
-    /// For tests in which nothing is sent.
+    /// A pool for tests that send nothing.
     pub fn to_nowhere() -> Self {
         let second = Duration::from_secs(1);
         let settings = Settings {
@@ -382,7 +388,7 @@ impl Lease {
         }
     }
 
-    /// Closes the connection; its place is left for another.
+    /// Closes the connection. Returns its permits for another one.
     fn close(mut self) -> Option<Place> {
         self.connection = None;
         self.place.take()
@@ -411,10 +417,10 @@ impl DerefMut for Lease {
     }
 }
 
-/// On top of PostgreSQL's own limit: the way there and back.
+/// Allowance for the network, on top of PostgreSQL's own statement timeout.
 const ATTEMPT_GRACE: Duration = Duration::from_millis(500);
-/// A connection that has been idle for less is used without a look whether it is alive. Under load none is idle for as
-/// long, so nothing is slower there; a request that comes alone pays a round trip.
+/// A connection that has been idle for less is used without a ping. Under load no connection is idle for as long, so
+/// nothing is slower there; a single request pays one round trip.
 const SURELY_ALIVE: Duration = Duration::from_millis(10);
-/// Shorter than any network forgets a flow that is silent.
+/// Shorter than the time after which any network drops a silent flow.
 const IDLE_MAX: Duration = Duration::from_secs(60);

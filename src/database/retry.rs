@@ -1,4 +1,4 @@
-//! How the attempts at one statement have gone so far, and what that makes of the next.
+//! The state of the attempts at one statement.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -13,46 +13,46 @@ use crate::metrics::Shed;
 /// Why a statement has no result.
 #[derive(Clone, Debug, Error)]
 pub enum DatabaseError {
-    /// It was not executed, or was rolled back: nothing has changed.
-    #[error("the database did not take the statement: {0}")]
+    /// Not executed, or rolled back: nothing has changed.
+    #[error("the statement was not executed, or was rolled back: {0}")]
     Unavailable(String),
-    /// The server cancelled it, as a rule because it took longer than `Settings::statement_timeout`. It was rolled back.
+    /// Cancelled by the server, usually after `Settings::statement_timeout`. Rolled back.
     #[error("the statement took too long and was cancelled")]
     TimedOut,
-    /// Nothing was sent, to keep the rest going.
+    /// Not sent, because of overload or an open circuit breaker.
     #[error("{0}")]
     Shed(Shed),
-    /// It was not executed: the schema is not the one that it was written for, or is not where the session looks.
+    /// Not executed: the schema is not the expected one, or is not on the session's `search_path`.
     #[error("the database's schema does not fit: {0}")]
     Unfit(String),
-    /// It was sent and no answer came before the deadline: it may have been committed.
+    /// Sent, but no answer came before the deadline: it may have been committed.
     #[error("the outcome of the statement is unknown")]
     Unknown,
-    /// It waited for a lock as long as it was allowed to, and was rolled back.
+    /// The lock wait expired. Rolled back.
     #[error("a lock was held for too long")]
     Locked {
-        /// An attempt before this one was lost under way, and may have been committed.
+        /// An earlier attempt was lost and may have been committed.
         after_loss: bool,
     },
-    /// It would have violated a unique constraint as things are, and was rolled back. Where an attempt before it was
-    /// lost, what stands there tells of that one.
-    #[error("the statement met what is there already")]
+    /// A unique constraint was violated. Rolled back. If an earlier attempt was lost, the existing row may be its
+    /// result.
+    #[error("the statement violates a unique constraint")]
     Violation(#[source] Arc<sqlx::Error>),
-    /// PostgreSQL refused it and would again.
+    /// PostgreSQL rejected it, and a retry would fail, too.
     #[error("the statement failed")]
     Statement(#[source] Arc<sqlx::Error>),
 }
 
 impl DatabaseError {
-    /// What it means that something could not be found out about a request that has been carried out, or may have been.
+    /// Converts the failure of a read that follows a write which may have been committed.
     pub fn after_a_write(self) -> Self {
         let cause = std::error::Error::source(&self).map(tracing::field::display);
-        tracing::warn!(error = %self, cause, "what became of a request could not be read");
+        tracing::warn!(error = %self, cause, "the outcome of a request could not be read");
         Self::Unknown
     }
 }
 
-/// What it means that an attempt was sent and its answer lost.
+/// Whether a lost answer matters.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
     ChangesNothing,
@@ -63,13 +63,13 @@ pub struct RetryState {
     loss: Loss,
     deadline: Instant,
     acquire_timeout: Duration,
-    /// Up to when a connection is waited for.
+    /// How long to wait for a connection.
     acquire_ends: Instant,
-    /// An attempt was sent whose end nobody knows, and matters.
+    /// An attempt was sent whose outcome is unknown and matters.
     unknown: bool,
-    /// An attempt has met stale prepared statements, or a schema that does not fit.
+    /// An attempt failed because of stale prepared statements or an unfit schema.
     pub stale: bool,
-    /// The next attempt shall be on a connection that nobody has used before.
+    /// The next attempt needs a new connection.
     pub fresh: bool,
     last_failure: Option<String>,
     pause: Duration,
@@ -98,41 +98,41 @@ impl RetryState {
         self.unknown
     }
 
-    /// Whether it matters what became of an attempt whose answer was lost.
+    /// Whether the outcome of a lost attempt matters.
     pub fn must_become_known(&self) -> bool {
         self.loss == Loss::MustBecomeKnown
     }
 
-    /// An attempt was lost under way.
+    /// Records that an attempt was lost in flight.
     pub fn lose_attempt(&mut self) {
         self.unknown |= self.loss == Loss::MustBecomeKnown;
     }
 
-    /// When to give up. With an attempt that may have succeeded, not before the deadline: the truth is worth waiting
-    /// for.
+    /// When to give up. After an attempt that may have been committed, only at the deadline, because the client needs
+    /// to know the outcome.
     pub fn ends(&self) -> Instant {
         if self.unknown { self.deadline } else { self.acquire_ends }
     }
 
-    /// Waits before the next attempt: not at all the first time, for a lost connection is replaced at once; then
-    /// growing, for a dead server is not hammered; never long, for its return is to be seen soon.
+    /// Pauses before the next attempt. No pause the first time, so that a lost connection is replaced at once. Then the
+    /// pause grows, to spare a failing server, up to a limit, so that its return is seen soon.
     pub async fn pause_after(&mut self, error: &sqlx::Error) {
         self.fail(words(error));
         sleep_until(self.ends().min(Instant::now() + self.pause)).await;
         self.pause = (self.pause * 2).clamp(PAUSE_FIRST, PAUSE_LONGEST);
     }
 
-    /// An attempt has failed, for this reason.
+    /// Records why an attempt failed.
     pub fn fail(&mut self, reason: impl Display) {
         self.last_failure = Some(reason.to_string());
     }
 
-    /// The database is there and did its part, so the waiting begins anew.
+    /// The database is reachable and did its part, so the acquire timeout starts again.
     pub fn restart_acquire_timeout(&mut self) {
         self.acquire_ends = self.deadline.min(Instant::now() + self.acquire_timeout);
     }
 
-    /// What it means that a lock was held for too long. Whoever only reads waits for nobody but work on the database itself.
+    /// The error for an expired lock wait. A read only ever waits for maintenance of the database, such as a migration.
     pub fn locked(&self) -> DatabaseError {
         match self.loss {
             Loss::ChangesNothing => DatabaseError::Unavailable("a lock was held for too long".to_owned()),
@@ -140,22 +140,22 @@ impl RetryState {
         }
     }
 
-    /// What a refusal means after all that went before.
+    /// The final error, given what went before.
     pub fn refuse(&self, error: DatabaseError) -> DatabaseError {
         if self.unknown {
-            tracing::error!(%error, "refused, after an attempt that may have succeeded");
+            tracing::error!(%error, "the statement failed after an attempt that may have been committed");
             return DatabaseError::Unknown;
         }
         error
     }
 
-    /// What it means that the database is away and others are looking for it.
+    /// The error when the circuit breaker refuses an attempt.
     pub fn shed_by_circuit_breaker(self) -> DatabaseError {
-        // Whoever has looked himself knows why.
+        // A request that has tried itself knows the reason.
         self.last_failure.map_or(DatabaseError::Shed(Shed::Outage), DatabaseError::Unavailable)
     }
 
-    /// What it means that there is no more time.
+    /// The error when the time is up.
     pub fn out_of_time(self) -> DatabaseError {
         match self.last_failure {
             _ if self.unknown => DatabaseError::Unknown,

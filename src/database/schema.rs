@@ -1,4 +1,4 @@
-//! Whether a server is fit to be served from: its schema and its durability.
+//! Whether a server is fit for use: its schema and its durability.
 
 use sqlx::PgConnection;
 use sqlx::migrate::Migrator;
@@ -6,34 +6,33 @@ use sqlx::migrate::Migrator;
 use super::failure::Failure;
 use super::queries::{self, Condition};
 
-/// The schema, embedded; `sqlx migrate run` applies the same files.
+/// The embedded migrations. `sqlx migrate run` applies the same files.
 pub static MIGRATIONS: Migrator = sqlx::migrate!();
 
-/// How a database's schema stands to the one that this program was built for.
+/// The database's schema, compared with the embedded migrations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Schema {
     Same,
-    /// A later release has migrated it; migrations expand first, so this one can serve.
+    /// Migrated by a later release. Migrations expand first, so this release can still serve.
     Newer,
-    /// Migrations are missing, half applied or other than ours.
+    /// Migrations are missing, half applied or different.
     Unfit,
 }
 
-/// Whether a server takes writes, and whether a commit that it acknowledged survives a power cut.
+/// Whether a server accepts writes, and whether an acknowledged commit survives a power failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
     Durable,
-    /// The name of the PostgreSQL setting that is off.
+    /// The PostgreSQL setting that is off.
     Lossy(&'static str),
     ReadOnly,
 }
 
-/// Compares the migrations that have run with those that are embedded, and looks at the settings that a new session on
-/// this server starts with.
+/// Compares the applied migrations with the embedded ones, and checks the settings of a new session.
 pub async fn fitness(connection: &mut PgConnection) -> sqlx::Result<(Schema, Durability)> {
     match queries::condition(connection).await {
         Ok(condition) => Ok((schema_of(&condition), durability_of(&condition))),
-        // What is said of its durability does not matter then.
+        // The durability does not matter then.
         Err(error) if Failure::of(&error) == Failure::Unfit => Ok((Schema::Unfit, Durability::Durable)),
         Err(error) => Err(error),
     }
@@ -64,7 +63,7 @@ fn durability_of(condition: &Condition) -> Durability {
     }
 }
 
-/// Makes a database of this name if the server has none. Only for a server that nobody else administers.
+/// Creates a database of this name if it does not exist. Only for a server that Hapax administers itself.
 pub async fn create_if_missing(connection: &mut PgConnection, name: &str) -> sqlx::Result<()> {
     if !queries::database_exists(connection, name).await? {
         queries::create_database(connection, name).await?;

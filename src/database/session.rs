@@ -1,4 +1,4 @@
-//! Whose the session behind a connection is: ours, or a pooler's that it lends to whoever comes.
+//! Who owns the session behind a connection: Hapax, or a pooler that shares it.
 
 use std::time::Duration;
 
@@ -7,36 +7,38 @@ use sqlx::PgConnection;
 
 use super::{Settings, connect, queries};
 
-/// What stands between us and PostgreSQL, in the words of PgBouncer's `pool_mode`.
+/// What is between Hapax and PostgreSQL, in the words of PgBouncer's `pool_mode`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Pooler {
-    /// Nothing: a session is ours from its start, with the settings that we start it with.
+    /// Nothing: Hapax owns the session and sets its parameters.
     #[default]
     None,
-    /// A session is ours for as long as the connection is open; its settings are not.
+    /// The session is ours while the connection is open, but not its parameters.
     Session,
-    /// A session is ours for one statement. The pooler must keep the prepared statements of its clients apart.
+    /// The session is ours for one statement. The pooler must keep the prepared statements of its clients apart.
     Transaction,
 }
 
-/// What can be seen of the sessions behind connections.
+/// What a check of the sessions behind connections found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sessions {
-    /// Started by us, with our settings.
+    /// Started by Hapax, with its parameters.
     Ours,
-    /// Started by a pooler. As far as can be seen, each connection has one of its own.
+    /// Started by a pooler. As far as can be seen, each connection has its own session.
     Lent,
-    /// Shared by a pooler that gives each prepared statement a name of its own.
+    /// Shared by a pooler that renames prepared statements.
     Shared,
-    /// Shared by a pooler that does not: one client's statement is executed for another.
+    /// Shared by a pooler that does not rename them: one client's statement may be executed for another.
     Confused,
 }
 
-/// Looks at the session behind a connection, and where that is not enough, at that of another beside it. `Lent` is sure
-/// only of a pooler that nobody else uses at the moment; the others always are.
+/// Inspects the session behind a connection and, if necessary, the session behind a second one. `Lent` is certain only
+/// if no other client uses the pooler at that moment. The other results are always certain.
 ///
 /// # Errors
+///
+/// If the database cannot be asked.
 /// When the database cannot be asked.
 pub async fn sessions(settings: &Settings, connection: &mut PgConnection) -> sqlx::Result<Sessions> {
     match look(settings, connection).await {
@@ -57,18 +59,18 @@ async fn look(settings: &Settings, connection: &mut PgConnection) -> sqlx::Resul
     Ok(if shared { Sessions::Confused } else { Sessions::Lent })
 }
 
-/// The longest that the session lets a statement run; `None`: for ever.
+/// The session's statement timeout; `None`: no limit.
 pub async fn statement_timeout(connection: &mut PgConnection) -> sqlx::Result<Option<Duration>> {
     let milliseconds = queries::statement_timeout_milliseconds(connection).await?;
     Ok(u64::try_from(milliseconds).ok().filter(|limit| *limit > 0).map(Duration::from_millis))
 }
 
-/// Whether a pooler has refused the settings that a session of ours starts with.
+/// Whether a pooler refused the startup parameters of our sessions.
 pub fn is_refused_by_pooler(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|error| error.message().starts_with("unsupported startup parameter"))
 }
 
-/// Our name for a prepared statement is taken on this session, or unknown on it.
+/// Whether a prepared statement's name already exists in this session, or is missing.
 fn is_confusion(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
     matches!(code.as_deref(), Some("42P05" | "26000"))

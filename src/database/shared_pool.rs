@@ -1,4 +1,4 @@
-//! A pool of connections that tenants share.
+//! A connection pool that tenants share.
 
 use std::sync::Arc;
 
@@ -11,9 +11,9 @@ use crate::ids::TenantId;
 use crate::metrics::{Connections, Shed};
 use crate::shares::{Shares, half};
 
-/// A [`Pool`] of which one tenant uses at most half of the connections (the only one if there is one), so that a tenant
-/// whose statements are slow leaves the other half to the rest. A connection counts for its tenant until its statement has
-/// ended, even if the request has not waited for that. ADR 0027.
+/// A [`Pool`] of which one tenant uses at most half (the only connection if there is one), so that slow statements of
+/// one tenant leave the other half to the rest. A connection counts for its tenant until its statement has ended, even
+/// if the request has gone. See ADR 0027.
 #[derive(Clone)]
 pub struct SharedPool {
     pool: Pool,
@@ -22,7 +22,7 @@ pub struct SharedPool {
 }
 
 impl SharedPool {
-    /// `pool` is used by nobody else.
+    /// Nothing else may use `pool`.
     pub fn new(pool: Pool) -> Self {
         let share = half(pool.count().limit);
         Self { pool, share, shares: Arc::new(Shares::new(share)) }
@@ -65,8 +65,7 @@ impl SharedPool {
         self.pool.count()
     }
 
-    /// Waits for the tenant's share as long as the retry allows to wait for a connection. What is left of that time is
-    /// for the connection itself.
+    /// Waits for the tenant's share within the acquire timeout. The rest of that time is for the connection itself.
     async fn enter(&self, tenant: TenantId, retry: RetryState) -> Result<(RetryState, Share), DatabaseError> {
         if let Some(share) = self.shares.try_acquire(tenant, 1) {
             return Ok((retry, Arc::new(share)));
@@ -92,7 +91,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_tenant_waits_for_its_share_as_long_as_for_a_connection() {
+    async fn the_acquire_timeout_limits_the_wait_for_a_tenants_share() {
         let pool = SharedPool::new(Pool::to_nowhere());
         let tenant = TenantId(Uuid::nil());
         let _held = pool.shares.acquire(tenant, 1).await;

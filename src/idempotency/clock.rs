@@ -1,13 +1,13 @@
-//! A clock for lives that PostgreSQL has measured.
+//! A clock for lifetimes that PostgreSQL has measured.
 
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// A moment by the machine's own clock, which nobody sets.
+/// A moment of the machine's monotonic clock.
 ///
-/// Not `std::time::Instant`: on Linux that stands still while the machine sleeps or its virtual machine is paused, and what
-/// was to live for a minute would live on after a night.
+/// Not `std::time::Instant`: on Linux that clock stops while the machine sleeps or its virtual machine is paused, so a
+/// lifetime of one minute could last a night.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(Duration);
 

@@ -1,9 +1,9 @@
-//! What makes two requests one request.
+//! The fingerprint of a request.
 
 use sha2::{Digest, Sha256};
 
-/// SHA-256 over the path and the canonical form of the body, which is the same for every request that asks for the same.
-/// Headers and transfer framing do not matter.
+/// SHA-256 over the path and the canonical form of the body. Equal requests have equal fingerprints, whatever their
+/// spelling, headers and transfer framing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fingerprint([u8; 32]);
 
@@ -16,7 +16,7 @@ impl Fingerprint {
         Self(hash.finalize().into())
     }
 
-    /// What the database gave back; `None` if it is not 32 bytes.
+    /// Reads a stored fingerprint; `None` if it is not 32 bytes.
     pub fn stored(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
@@ -43,9 +43,9 @@ mod tests {
         assert_ne!(Fingerprint::of("/jobs", "{}"), Fingerprint::of("/jobs/1/retry", "{}"));
     }
 
-    /// Written down once: stored fingerprints outlive a release.
+    /// A fixed value, because stored fingerprints outlive a release.
     #[test]
-    fn it_never_changes_from_release_to_release() {
+    fn a_fingerprint_never_changes_between_releases() {
         let fingerprint = of(r#"{ "payload" : {"n":1.0,"s":"\u00e9\/"}, "type":"demo" }"#);
         let canonical = "/jobs\n{\"payload\":{\"n\":1.0,\"s\":\"é/\"},\"type\":\"demo\"}";
         assert_eq!(fingerprint.as_bytes(), &Sha256::digest(canonical)[..]);
@@ -67,7 +67,7 @@ mod tests {
         })
     }
 
-    /// Another spelling of the same value: members reversed, white space everywhere, every character escaped.
+    /// The same value, spelled differently: members reversed, white space everywhere, every character escaped.
     fn respelled(value: &Json) -> String {
         let escaped = |text: &str| {
             let units: String = text.encode_utf16().map(|unit| format!("\\u{unit:04X}")).collect();

@@ -1,14 +1,14 @@
-//! The `Idempotency-Key` header field, after draft-ietf-httpapi-idempotency-key-header-07, section 2.1.
+//! The `Idempotency-Key` header field, as in draft-ietf-httpapi-idempotency-key-header-07, section 2.1.
 
 use std::str::FromStr;
 
 use sfv::{BareItem, Item, Parser};
 use thiserror::Error;
 
-/// As long as the widest of the field's services take, and far below what a PostgreSQL index entry can hold.
+/// The longest limit among well-known services that use the field, and far below the limit of a PostgreSQL index entry.
 pub const KEY_LENGTH_MAX: usize = 255;
 
-/// What a client calls one request of its own: 1 to 255 characters of 0x21 to 0x7E, case significant.
+/// An idempotency key: 1 to 255 characters from 0x21 to 0x7E, case-sensitive.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(String);
 
@@ -35,13 +35,14 @@ pub enum InvalidKey {
 }
 
 impl Key {
-    /// Reads the key from all the lines of the header field in a request.
+    /// Parses the key from all lines of the header field.
     ///
-    /// A value that begins with a quotation mark is a String of Structured Fields, whose parameters are ignored. Any
-    /// other value is the key to the letter, as clients of the field send it. Both forms of one key are one key.
+    /// A value that begins with a quotation mark is a String of Structured Fields; its parameters are ignored. Any
+    /// other value is taken literally, because clients send it so. Both forms of a key are the same key.
     ///
     /// # Errors
-    /// [`InvalidKey`] says why the lines are not one key.
+    ///
+    /// [`InvalidKey`] says why the lines are not one valid key.
     pub fn from_header<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Result<Self, InvalidKey> {
         let lines: Vec<&[u8]> = lines.collect();
         match lines[..] {
@@ -85,7 +86,7 @@ impl Key {
     }
 }
 
-/// The key to the letter, from where it needs no quotes: a path, once decoded, or a command line.
+/// Takes the text literally, for sources that need no quotes: a decoded path segment or a command line.
 impl FromStr for Key {
     type Err = InvalidKey;
 
@@ -94,7 +95,7 @@ impl FromStr for Key {
     }
 }
 
-/// RFC 9110, section 5.6.3: spaces and tabs around a value are not part of it.
+/// Spaces and tabs around a value are not part of it (RFC 9110, section 5.6.3).
 fn trim_optional_white_space(value: &[u8]) -> &[u8] {
     let inner = |byte: &u8| !matches!(byte, b' ' | b'\t');
     let start = value.iter().position(inner).unwrap_or(value.len());
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn both_forms_of_one_key_are_one_key() {
+    fn the_quoted_and_the_bare_form_are_the_same_key() {
         assert_eq!(key("8e03978e").unwrap(), "8e03978e");
         assert_eq!(key("\"8e03978e\"").unwrap(), "8e03978e");
         assert_eq!(key("\"8e03978e\";q=1; v=\"x\"").unwrap(), "8e03978e");
@@ -120,14 +121,14 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_value_is_the_key_to_the_letter() {
+    fn a_bare_value_is_taken_literally() {
         assert_eq!(key("a;b=c").unwrap(), "a;b=c");
         assert_eq!(key("ab\"c").unwrap(), "ab\"c");
         assert_eq!(key(":YWJj:").unwrap(), ":YWJj:");
     }
 
     #[test]
-    fn a_key_by_itself_is_taken_to_the_letter() {
+    fn a_key_outside_of_a_header_is_taken_literally() {
         let text = |text: &str| text.parse::<Key>().map(|key| key.0);
         assert_eq!(text("\"a,b\\").unwrap(), "\"a,b\\");
         let refused = [("", InvalidKey::Empty), (" a", InvalidKey::Character), ("\u{e9}", InvalidKey::Character)];
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_refused() {
+    fn invalid_keys_are_refused() {
         use InvalidKey::*;
         let long = "k".repeat(KEY_LENGTH_MAX + 1);
         for (line, error) in [

@@ -1,6 +1,6 @@
-//! Housekeeping: expired keys are deleted, in small batches, by every replica.
+//! The purger: every replica deletes expired idempotency keys in small batches.
 //!
-//! Nothing depends on when it comes by: an expired key already counts for nothing. It never touches a job.
+//! Nothing depends on when it runs, because an expired key has no effect. It never touches jobs.
 
 use std::time::Duration;
 
@@ -12,18 +12,18 @@ use super::queries;
 use crate::database::{DatabaseError, Pool};
 use crate::metrics::Metrics;
 
-/// How much is deleted, and how often.
+/// How many keys are deleted, and how often.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// Between one round and the next, give or take a quarter, so that replicas started together drift apart.
+    /// Time between two rounds, ±25 %, so that replicas that start together spread out.
     pub interval: Duration,
-    /// Keys in one statement: as long as a request that takes over an expired key may have to wait.
+    /// Keys per statement. A request that takes over an expired key may have to wait for one such statement.
     pub batch: u32,
-    /// Between two batches of a round, which leaves the disk to those who are waiting for it.
+    /// Time between two batches of a round, so that other statements can use the disk.
     pub pause: Duration,
 }
 
-/// More than PostgreSQL's own limit on a statement, which ends a batch first.
+/// Longer than PostgreSQL's statement timeout, which ends a batch first.
 const BATCH_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Purges until `shutdown`.
@@ -42,7 +42,7 @@ pub async fn run(pool: Pool, pace: Pace, metrics: Metrics, shutdown: Cancellatio
                 }
             }
             Err(error) => {
-                // A batch that PostgreSQL cannot finish in its time must not fail for ever.
+                // Halves the batch, so that a batch that exceeds the statement timeout does not fail forever.
                 first = (first / 2).max(1);
                 metrics.count_purge_failure();
                 tracing::warn!(%error, next_batch = first, "expired keys could not be purged; the next round tries again");
@@ -51,10 +51,11 @@ pub async fn run(pool: Pool, pace: Pace, metrics: Metrics, shutdown: Cancellatio
     }
 }
 
-/// One round: batch after batch until none is left. Answers how many keys it deleted.
+/// One round: deletes batches until none is left. Returns the number of deleted keys.
 ///
 /// # Errors
-/// [`DatabaseError`] if a batch failed; those before it stay deleted.
+///
+/// [`DatabaseError`] if a batch failed. Earlier batches stay deleted.
 pub async fn purge(
     pool: &Pool,
     pace: Pace,
@@ -64,7 +65,7 @@ pub async fn purge(
     purge_from(pace.batch, pool, pace, metrics, shutdown).await
 }
 
-/// Begins with a batch of `limit`, which grows to the full one while all goes well.
+/// Starts with a batch of `limit`, which doubles up to the full size while batches succeed.
 async fn purge_from(
     mut limit: u32,
     pool: &Pool,

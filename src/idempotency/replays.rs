@@ -1,7 +1,7 @@
-//! Committed outcomes, remembered, so that most replays touch no database.
+//! The replay cache, so that most replays do not touch the database.
 //!
-//! A committed outcome never changes until it expires, so what one replica remembers is right whatever the others do. An
-//! outcome that is not committed is never here.
+//! A committed outcome does not change until it expires, so a cached copy stays correct whatever the other replicas do.
+//! Uncommitted outcomes are never cached.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::clock::Moment;
 use super::{Fingerprint, Outcome, ScopedKey};
 use crate::metrics::{Metrics, Recall, Usage};
 
-/// The replay cache, bounded by bytes.
+/// The replay cache. Its size in bytes is bounded.
 pub struct Replays {
     outcomes: Outcomes,
     limit_bytes: u64,
@@ -22,14 +22,14 @@ pub struct Replays {
 
 type Outcomes = Cache<ScopedKey, Remembered, Weight>;
 
-/// What the cache has for a key.
+/// The result of a cache look-up.
 pub enum CacheLookup<'a> {
     Outcome(Arc<Outcome>),
-    /// Nothing. Copies that arrive now wait until the leader ends or is dropped.
+    /// No outcome. Copies that arrive now wait until the leader ends or is dropped.
     Nothing(Leader<'a>),
 }
 
-/// The one request of several with the same key that asks the database. The others wait for its result.
+/// Of several requests with the same idempotency key, the one that asks the database. The others wait for its result.
 pub struct Leader<'a> {
     guard: PlaceholderGuard<'a, ScopedKey, Remembered, Weight, quick_cache::DefaultHashBuilder, Lifecycle>,
 }
@@ -42,28 +42,28 @@ struct Remembered {
     until: Moment,
 }
 
-/// Bytes on the heap, with what the allocator and the cache itself add.
+/// Bytes on the heap, with the overhead of the allocator and the cache.
 #[derive(Clone)]
 struct Weight;
 
-/// The longest that anything is remembered: the answer to a mistake, such as rows removed by hand, is a short wait.
+/// Maximum lifetime of an entry. It limits the effect of mistakes, such as rows removed by hand.
 const LIFE_MAX: Duration = Duration::from_secs(600);
-/// By how much two clocks may drift apart, of the time between: one part in so many. Quartz is ten times better.
+/// Allowed drift between two clocks: 1 part in 1000 of the elapsed time. Quartz is ten times better.
 const DRIFT: u32 = 1000;
-/// What an entry takes besides its texts: the structs, its place in the cache, which grows by doubling, half a place more
-/// for those that are remembered to have been there, and what the allocator rounds up. Measured, by what a full cache adds
-/// to a process.
+/// Overhead of an entry besides its texts: the structs, its slot in the cache (which grows by doubling), half a slot
+/// for the keys that the cache remembers after eviction, and the allocator's rounding. Measured as the growth of a
+/// process with a full cache.
 const ENTRY_BYTES: u64 = 880;
 
 impl Replays {
-    /// `limit_bytes` of 0: nothing is remembered, and copies that come at once are answered by the first all the same.
+    /// With a `limit_bytes` of 0 nothing is cached, but concurrent copies still share the first one's result.
     pub fn new(limit_bytes: u64, metrics: Metrics) -> Self {
         const USUAL_ENTRY_BYTES: u64 = ENTRY_BYTES + 320;
         let entries = usize::try_from(limit_bytes / USUAL_ENTRY_BYTES).unwrap_or(usize::MAX);
         Self { outcomes: Cache::with_weighter(entries, limit_bytes, Weight), limit_bytes, metrics }
     }
 
-    /// The outcome of an earlier copy of a request, if it is remembered.
+    /// The cached outcome of an earlier copy of a request.
     pub fn recall(&self, key: &ScopedKey, fingerprint: &Fingerprint) -> Option<Arc<Outcome>> {
         let Remembered { outcome, until } = self.outcomes.get(key)?;
         if outcome.fingerprint != *fingerprint || until <= Moment::now() {
@@ -73,7 +73,8 @@ impl Replays {
         Some(outcome)
     }
 
-    /// The outcome under a key, as soon as a request that came before has found it out.
+    /// The outcome of an idempotency key, once an earlier request has found it. If there is none, the caller becomes
+    /// the leader.
     pub async fn get_or_lead(&self, key: &ScopedKey) -> CacheLookup<'_> {
         let known = self.get_or_lead_by(key, Moment::now).await;
         self.metrics.count_recall(match &known {
@@ -93,7 +94,7 @@ impl Replays {
         }
     }
 
-    /// Bytes that are used, of those that may be.
+    /// The bytes in use, and the limit.
     pub fn usage(&self) -> Usage {
         let bytes = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
         Usage { now: bytes(self.outcomes.weight()), limit: bytes(self.limit_bytes) }
@@ -101,13 +102,12 @@ impl Replays {
 }
 
 impl Leader<'_> {
-    /// Remembers what the key stands for, and lets the copies have it. `asked` is a moment before PostgreSQL looked at its
-    /// own clock and found that the outcome would live for `life`: so it is forgotten too early by the way there and
-    /// back, and never too late.
+    /// Caches the outcome and hands it to the waiting copies. `asked` is a moment before PostgreSQL read its own clock
+    /// and computed that the outcome has `life` left. So the entry expires early, by one round trip, and never late.
     pub fn end(self, outcome: Arc<Outcome>, asked: Moment, life: Duration) {
         let life = life.min(LIFE_MAX);
         let until = asked.after(life - life / DRIFT);
-        // What does not fit is not remembered.
+        // An outcome that does not fit is not cached.
         let _ = self.guard.insert(Remembered { outcome, until });
     }
 }
@@ -161,7 +161,7 @@ mod tests {
     async fn remember(replays: &Replays, key: &ScopedKey, asked: Moment, life: Duration) {
         match replays.get_or_lead_by(key, || asked).await {
             CacheLookup::Nothing(leader) => leader.end(outcome("{}".to_owned()), asked, life),
-            CacheLookup::Outcome(_) => panic!("it is known already"),
+            CacheLookup::Outcome(_) => panic!("it is already cached"),
         }
     }
 
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_outlives_what_the_database_said_nor_ten_minutes() {
+    async fn an_entry_expires_with_its_row_and_after_ten_minutes_at_most() {
         let replays = Replays::new(1 << 20, Metrics::new());
         let asked = Moment::now();
         for (life, last) in [(Duration::from_secs(5), 4.9), (Duration::from_secs(100), 99.8), (HOUR, 599.0)] {
@@ -180,22 +180,22 @@ mod tests {
             let end = life.min(Duration::from_secs(600));
             let end = asked.after(end - end / (2 * DRIFT));
             assert!(!is_known(&replays, &key, end).await, "{life:?}");
-            assert!(!is_known(&replays, &key, asked).await, "what has expired is gone for good");
+            assert!(!is_known(&replays, &key, asked).await, "an expired entry stays removed");
         }
     }
 
     #[tokio::test]
-    async fn copies_wait_for_the_first_and_when_it_gives_up_the_next_has_its_turn() {
+    async fn copies_wait_for_the_leader_and_the_next_one_leads_if_it_gives_up() {
         let replays = Replays::new(1 << 20, Metrics::new());
         let key = key("k");
-        let CacheLookup::Nothing(first) = replays.get_or_lead(&key).await else { panic!("nobody was here before") };
+        let CacheLookup::Nothing(first) = replays.get_or_lead(&key).await else { panic!("the cache is empty") };
         let mut copies = [Box::pin(replays.get_or_lead(&key)), Box::pin(replays.get_or_lead(&key))];
         for copy in &mut copies {
             assert!(futures_util::poll!(copy).is_pending());
         }
         drop(first);
         let (turn, _, mut others) = select_all(copies).await;
-        let CacheLookup::Nothing(turn) = turn else { panic!("the first has found nothing") };
+        let CacheLookup::Nothing(turn) = turn else { panic!("the first leader gave up") };
         assert!(futures_util::poll!(&mut others[0]).is_pending());
         let found = outcome("{}".to_owned());
         turn.end(Arc::clone(&found), Moment::now(), HOUR);
@@ -203,10 +203,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn copies_are_told_even_what_is_too_large_to_remember() {
+    async fn waiting_copies_get_an_outcome_that_is_too_large_to_cache() {
         let replays = Replays::new(0, Metrics::new());
         let key = key("k");
-        let CacheLookup::Nothing(first) = replays.get_or_lead(&key).await else { panic!("nobody was here before") };
+        let CacheLookup::Nothing(first) = replays.get_or_lead(&key).await else { panic!("the cache is empty") };
         let mut second = Box::pin(replays.get_or_lead(&key));
         assert!(futures_util::poll!(&mut second).is_pending());
         first.end(outcome("{}".to_owned()), Moment::now(), HOUR);
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_keeps_to_its_limit() {
+    async fn the_cache_stays_within_its_limit() {
         let replays = Replays::new(1 << 20, Metrics::new());
         for n in 0..20_000 {
             let CacheLookup::Nothing(leader) = replays.get_or_lead(&key(&format!("key-{n}"))).await else {
@@ -228,10 +228,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_remembered_weighs_what_it_says() {
+    async fn an_entry_weighs_at_least_its_body() {
         let replays = Replays::new(1 << 20, Metrics::new());
         let CacheLookup::Nothing(leader) = replays.get_or_lead(&key("k")).await else {
-            panic!("nobody was here before")
+            panic!("the cache is empty")
         };
         leader.end(outcome("x".repeat(10_000)), Moment::now(), HOUR);
         let Usage { now, .. } = replays.usage();

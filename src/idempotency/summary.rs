@@ -1,4 +1,4 @@
-//! What may be told of a key: everything but the key and the answer.
+//! What may be shown of an idempotency key: everything except the key itself and the stored answer.
 
 use serde::Serialize;
 
@@ -6,7 +6,7 @@ use super::{Outcome, Route};
 use crate::ids::JobId;
 use crate::timestamp::Timestamp;
 
-/// What a key stands for, as the API and `hapax key show` tell it to whoever is on call.
+/// What the API and `hapax key show` return for an idempotency key.
 #[derive(Debug, Serialize)]
 pub struct Summary {
     route: &'static str,
@@ -25,7 +25,7 @@ struct FirstRequest {
 
 impl Summary {
     pub fn of(route: Route, outcome: &Outcome) -> Self {
-        /// Enough to tell two requests apart, and too little to guess a payload by.
+        /// Enough to tell two requests apart, too little to guess a payload from.
         const SHOWN_BYTES: usize = 8;
         Self {
             route: route.0,

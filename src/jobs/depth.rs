@@ -1,6 +1,6 @@
-//! How much waits in each queue, a page at a time.
+//! Queue depths, a page at a time.
 //!
-//! Owns what is told of a queue; the SQL is in `depth_queries`. A queue is there while a job waits in it.
+//! Owns what the API shows of a queue; the SQL is in `depth_queries`. A queue exists while a job waits in it.
 
 use serde::Serialize;
 use sqlx::PgConnection;
@@ -12,26 +12,26 @@ use crate::ids::TenantId;
 #[derive(Debug, Serialize)]
 pub struct Depth {
     pub queue: String,
-    /// How many jobs wait, if `depth_capped` is false; else as many as were counted.
+    /// The number of waiting jobs. If `depth_capped`, the number that was counted before the limit.
     pub depth: i64,
     pub depth_capped: bool,
-    /// Of those that were counted, how long the one has been waiting that was accepted first.
+    /// The age of the job that was accepted first, among those counted.
     pub oldest_age_seconds: f64,
 }
 
-/// Some queues, in the order of their names. A page that would cost too many rows ends before the limit.
+/// Queues in the order of their names. A page that would read too many rows ends before its limit.
 #[derive(Debug)]
 pub struct Depths {
     pub queues: Vec<Depth>,
-    /// The name at which the next page begins; `None` after the last.
+    /// The name at which the next page starts; `None` after the last page.
     pub next: Option<String>,
 }
 
 impl Depths {
-    /// The queues from this name on, up to so many.
+    /// Reads up to `limit` queues, from this name on.
     ///
     /// # Errors
-    /// The database's.
+    /// The database's error.
     pub async fn read(
         connection: &mut PgConnection,
         tenant: TenantId,

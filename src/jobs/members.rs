@@ -1,4 +1,4 @@
-//! The members of what a client sends, read one by one so that each error names its place.
+//! Reads the members of a JSON object one by one, so that each error names the member.
 
 use chrono::{DateTime, Datelike, Timelike, Utc};
 use thiserror::Error;
@@ -7,7 +7,7 @@ use super::microseconds;
 use crate::json::{Counted, Kind, Value, member_pointer};
 use crate::timestamp::Timestamp;
 
-/// Which member of a request is wrong, and how.
+/// Which member of a request is invalid, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{detail}")]
 pub struct InvalidJob {
@@ -20,10 +20,11 @@ const NAME_LENGTH_MAX: usize = 128;
 const PRIORITY_RANGE: std::ops::RangeInclusive<i16> = 1..=4;
 const MAX_ATTEMPTS_RANGE: std::ops::RangeInclusive<i32> = 1..=1000;
 
-/// The values of an object's members, in the order of `names`. `pointer` is where the object stands.
+/// The values of an object's members, in the order of `names`. `pointer` is the place of the object.
 ///
 /// # Errors
-/// [`InvalidJob`] if it is no object, or has another member, or one of them twice.
+///
+/// [`InvalidJob`] if it is not an object, or has an unknown or repeated member.
 pub fn members<'d, 'a, const N: usize>(
     object: Value<'d, 'a>,
     pointer: &str,
@@ -45,12 +46,12 @@ pub fn members<'d, 'a, const N: usize>(
 }
 
 /// # Errors
-/// [`InvalidJob`] if the member is not there.
+/// [`InvalidJob`] if the member is missing.
 pub fn required<'d, 'a>(value: Option<Value<'d, 'a>>, pointer: &str) -> Result<Value<'d, 'a>, InvalidJob> {
     value.ok_or_else(|| invalid(pointer, "the member is required"))
 }
 
-/// What a type or a queue may be called.
+/// The name of a job type or a queue.
 pub fn name(value: Value<'_, '_>, pointer: &str) -> Result<String, InvalidJob> {
     let text = value.as_str().ok_or_else(|| invalid(pointer, "a string is expected"))?;
     if !is_name(&text) {
@@ -80,14 +81,14 @@ pub fn run_at(value: Value<'_, '_>) -> Result<DateTime<Utc>, InvalidJob> {
     })
 }
 
-/// A `run_at` in a fingerprint: one moment is one value, however it is written.
+/// The canonical form of `run_at` in a fingerprint: each moment has one form, however it is written.
 pub fn counted_run_at(value: Value<'_, '_>) -> Counted {
     run_at(value).map_or(Counted::AsSent, |at| Counted::As(format!("\"{}\"", Timestamp(at))))
 }
 
-/// A date and time of RFC 3339, to the microsecond.
+/// Parses a date and time of RFC 3339, to the microsecond.
 pub fn moment(text: &str) -> Option<DateTime<Utc>> {
-    // chrono takes a minus sign of another alphabet, too.
+    // chrono also accepts the Unicode minus sign.
     if !text.is_ascii() {
         return None;
     }
@@ -96,17 +97,17 @@ pub fn moment(text: &str) -> Option<DateTime<Utc>> {
         return None;
     }
     let at = microseconds(at);
-    // Beyond these years the answer would no longer be RFC 3339.
+    // Outside of these years the answer would not be RFC 3339.
     (1..=9999).contains(&at.year()).then_some(at)
 }
 
-/// chrono takes the second 60 of any minute, and keeps it in the fraction.
+/// chrono accepts the second 60 in any minute, and keeps it in the fraction.
 fn is_leap_second(at: DateTime<Utc>) -> bool {
     at.nanosecond() >= 1_000_000_000
 }
 
-/// Whether UTC has leap seconds in this minute: at the end of June and of December (RFC 3339, section 5.7). Which years
-/// will have one, nobody knows long before.
+/// Whether UTC can have a leap second in this minute: at the end of June and of December (RFC 3339, section 5.7). The
+/// years are not known long in advance.
 fn may_have_leap_second(at: DateTime<Utc>) -> bool {
     matches!((at.month(), at.day(), at.hour(), at.minute()), (6, 30, 23, 59) | (12, 31, 23, 59))
 }
@@ -142,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_leap_second_is_taken_only_where_utc_may_have_one() {
+    fn a_leap_second_is_accepted_only_where_utc_may_have_one() {
         for (text, next) in [
             ("2016-12-31T23:59:60Z", "2017-01-01T00:00:00Z"),
             ("2012-06-30T23:59:60.5Z", "2012-07-01T00:00:00.500Z"),

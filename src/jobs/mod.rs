@@ -1,8 +1,8 @@
-//! Jobs: what is asked for, and how it is shown.
+//! Jobs: what a client submits, and what the API shows.
 //!
-//! Owns [`NewJob`] (as submitted), [`Job`] (as shown), [`Page`] (many of them), [`Depths`] (how
-//! many wait), [`Patch`] (what may be changed), their rules and their queries. It never decides whether a request is a
-//! repetition; that is `idempotency`, `intake` and `changes`.
+//! Owns [`NewJob`] (as submitted), [`Job`] (as shown), [`Page`] (a page of a list), [`Depths`] (queue depths),
+//! [`Patch`] (changes), their rules and their queries. Deduplication is elsewhere: in `idempotency`, `intake` and
+//! `changes`.
 
 mod depth;
 mod depth_queries;
@@ -42,47 +42,47 @@ pub struct Job {
     pub max_attempts: i32,
     pub state: State,
     pub attempt: i32,
-    /// 1 at first, and one more with each change. [`etag`] makes of it what HTTP compares.
+    /// 1 at first; each change adds 1. [`etag`] turns it into an entity tag.
     pub version: i32,
     #[serde(serialize_with = "timestamp")]
     pub created_at: DateTime<Utc>,
-    /// Once it is over.
+    /// Only of a finished job.
     #[serde(serialize_with = "timestamp_if_any", skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<DateTime<Utc>>,
-    /// Left out of every answer but that of GET: it may be large or secret, and answers are stored with keys.
+    /// Only in the answer to GET. It may be large or secret, and the other answers are stored with idempotency keys.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payload: Option<Box<RawValue>>,
 }
 
-/// Where a job is in its life, which is the table that its row is in.
+/// The state of a job. It determines the table that holds the job's row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Waits in `job_queue`. A claim moves it out, and so does its cancellation.
+    /// Waits in `job_queue`. A claim or a cancellation moves it out.
     Queued,
-    /// A worker has it. No operation of this release leads here.
+    /// A worker runs it. No operation of this release leads here.
     Running,
-    /// Over, like the two below: it stays in `job_outcomes`. No operation of this release leads here.
+    /// Finished, like the two states below: the row is in `job_outcomes`. No operation of this release leads here.
     Succeeded,
     /// No operation of this release leads here.
     Failed,
-    /// The client did not want it any more.
+    /// Cancelled by the client.
     Cancelled,
 }
 
-/// What stands under an id that has been given out.
+/// The result of looking up a job id that was once assigned.
 #[derive(Debug)]
 pub enum Lookup<T> {
     Job(T),
-    /// The job was deleted; its id is not used again.
+    /// The job was deleted. Its id is never used again.
     Deleted,
 }
 
-/// What a member that is left out means. These values are part of the contract, and of what fingerprints are made of.
+/// Defaults for members that are left out. These values are part of the contract and of fingerprints.
 const PRIORITY_DEFAULT: i16 = 2;
-/// With the usual exponential back-off, about three weeks of trying.
+/// About three weeks of retries with the usual exponential back-off.
 const MAX_ATTEMPTS_DEFAULT: i32 = 25;
-/// As `job_queue.version` has it by default.
+/// The same as the default of the column `job_queue.version`.
 const VERSION_FIRST: i32 = 1;
 
 impl State {
@@ -104,7 +104,7 @@ impl State {
 }
 
 impl Job {
-    /// The job that a submission makes, with everything filled in that it left out.
+    /// The job that a submission creates, with defaults filled in.
     pub fn submitted(id: JobId, created_at: DateTime<Utc>, new: &NewJob) -> Self {
         Self {
             id,
@@ -122,9 +122,9 @@ impl Job {
         }
     }
 
-    /// The JSON text of the answer, with a newline at its end for whoever reads it at a terminal.
+    /// The JSON text of the answer. It ends with a newline, for terminals.
     pub fn to_json(&self) -> Bytes {
-        /// Of most answers, which are kept: what a buffer has to spare is kept with them.
+        /// Long enough for most answers. They are cached, and spare capacity would be cached with them.
         const LENGTH: usize = 336;
         let mut text = Vec::with_capacity(LENGTH);
         serde_json::to_writer(&mut text, self).expect("a job's members all have a JSON form");
@@ -133,17 +133,17 @@ impl Job {
     }
 }
 
-/// What the API calls a version: an entity tag (RFC 9110, section 8.8.3), strong, since every change makes another.
+/// The strong entity tag (RFC 9110, section 8.8.3) of a version.
 pub fn etag(version: i32) -> String {
     format!("\"{version}\"")
 }
 
-/// The present moment as a `timestamptz` can hold it, so that what is answered is what is read back.
+/// The current time in the precision of `timestamptz`, so that the answer equals what is later read from the database.
 pub fn now() -> DateTime<Utc> {
     microseconds(Utc::now())
 }
 
-/// Cuts to whole microseconds and unfolds a leap second, as PostgreSQL does.
+/// Truncates to whole microseconds and normalizes a leap second, as PostgreSQL does.
 fn microseconds(at: DateTime<Utc>) -> DateTime<Utc> {
     DateTime::from_timestamp_micros(at.timestamp_micros()).expect("it came from a valid time")
 }

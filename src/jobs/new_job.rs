@@ -1,4 +1,4 @@
-//! What a client may ask for, read member by member so that each error names its place.
+//! The body of a submission, read member by member so that each error names the member.
 
 use chrono::{DateTime, Utc};
 
@@ -6,8 +6,8 @@ use super::members::{InvalidJob, counted_run_at, max_attempts, members, name, pr
 use super::{ContentDigest, MAX_ATTEMPTS_DEFAULT, PRIORITY_DEFAULT, unique};
 use crate::json::{Counted, DIFFERENCES_MAX, Document, Value, differences};
 
-/// A job as submitted. A member that was sent with its default value is `None`, as one that was left out: some clients
-/// send defaults and others do not, and they ask for the same (ADR 0023).
+/// A job as submitted. A member sent with its default value becomes `None`, as if it had been left out: some clients
+/// send defaults and others do not, and both ask for the same job (ADR 0023).
 #[derive(Clone, Debug)]
 pub struct NewJob {
     pub kind: String,
@@ -15,16 +15,16 @@ pub struct NewJob {
     pub priority: Option<i16>,
     pub run_at: Option<DateTime<Utc>>,
     pub max_attempts: Option<i32>,
-    /// JSON text, to the byte.
+    /// JSON text, exactly as sent.
     pub payload: String,
-    /// JSON Pointers (RFC 6901) to what nobody else may have while the job is active.
+    /// JSON Pointers (RFC 6901) to the content that no other active job may have.
     pub unique_by: Option<Vec<String>>,
 }
 
 const QUEUE_DEFAULT: &str = "default";
 
 impl NewJob {
-    /// Reads the body of a submission, and sums up the content that the job asks to be unique by.
+    /// Parses the body of a submission, and computes the digest of the content that the job asks to be unique by.
     ///
     /// # Errors
     /// [`InvalidJob`] for the first member that is unknown, repeated, missing, of the wrong kind or out of range.
@@ -48,8 +48,8 @@ impl NewJob {
         Ok((job, Some(content)))
     }
 
-    /// What a fingerprint is made of: the same for every body that asks for the same job. A member that is sent with its
-    /// default value counts as left out, a time as the moment that it is. It does not check whether the body is valid.
+    /// The canonical form for fingerprints: the same for every body that asks for the same job. A member sent with its
+    /// default value counts as left out, and a time counts as its moment. It does not validate the body.
     pub fn canonical(request: Value<'_, '_>) -> Vec<u8> {
         let is_default = |member: &str, value: Value<'_, '_>| match member {
             "queue" => value.as_str().as_deref() == Some(QUEUE_DEFAULT),
@@ -64,8 +64,7 @@ impl NewJob {
         })
     }
 
-    /// Where this job differs from another, as JSON Pointers. Numbers and names are compared by their text, a time by
-    /// the moment that it is.
+    /// Where this job differs from another, as JSON Pointers. Numbers and names are compared as text, times as moments.
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let mut found = Vec::new();
         let mut note = |differs: bool, pointer: &str| {
@@ -109,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn each_error_names_its_place() {
+    fn each_error_names_the_member() {
         for (body, pointer) in [
             ("[]", ""),
             (r#"{"payload":1}"#, "/type"),
@@ -139,20 +138,20 @@ mod tests {
     }
 
     #[test]
-    fn the_payload_is_kept_to_the_byte() {
+    fn the_payload_is_kept_byte_for_byte() {
         let job = parse(r#"{ "payload" :  { "a" : 1.0, "a": 1e400000 }  , "type":"a"}"#).unwrap();
         assert_eq!(job.payload, r#"{ "a" : 1.0, "a": 1e400000 }"#);
     }
 
     #[test]
-    fn a_leap_second_is_unfolded_and_a_time_cut_to_microseconds() {
+    fn a_leap_second_is_normalized_and_a_time_truncated_to_microseconds() {
         let job = parse(r#"{"type":"a","payload":1,"run_at":"2016-12-31T23:59:60.1234567Z"}"#).unwrap();
         assert_eq!(job.run_at.unwrap().to_rfc3339(), "2017-01-01T00:00:00.123456+00:00");
     }
 
-    /// The canonical form and the job itself are compared in different places, and must agree.
+    /// The canonical form and the job are compared in different places, and must agree.
     #[test]
-    fn a_default_that_is_sent_counts_as_left_out_and_a_time_as_its_moment() {
+    fn a_default_counts_as_left_out_and_a_time_as_its_moment() {
         let body = |options: &str| format!(r#"{{"type":"a","payload":{{"n":1}}{options}}}"#);
         let canonical = |options: &str| {
             let body = body(options);
@@ -185,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_is_refused_is_never_taken_for_one_that_is_not() {
+    fn an_invalid_body_never_has_the_canonical_form_of_a_valid_one() {
         let canonical = |text: &str| NewJob::canonical(Document::parse(text.as_bytes()).unwrap().root());
         let good = canonical(r#"{"type":"a","payload":1}"#);
         for refused in [

@@ -1,4 +1,4 @@
-//! What may be changed of a job that waits, and how a client says so.
+//! The body of a PATCH: what may be changed of a waiting job.
 
 use chrono::{DateTime, Utc};
 
@@ -17,12 +17,12 @@ pub struct Patch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum NewValue<T> {
     Is(T),
-    /// `null` takes a member away, and a job without it has what a submission that is silent about it gets.
+    /// `null` resets a member to its default.
     Default,
 }
 
 impl Patch {
-    /// Reads the body of a PATCH.
+    /// Parses the body of a PATCH.
     ///
     /// # Errors
     /// [`InvalidJob`] for the first member that cannot be changed, is repeated, of the wrong kind or out of range.
@@ -36,7 +36,8 @@ impl Patch {
         })
     }
 
-    /// What a fingerprint is made of. A default value counts as it is sent: in a patch, what is left out stays as it is.
+    /// The canonical form for fingerprints. A default value counts as sent, because in a patch a missing member stays
+    /// unchanged.
     pub fn canonical(request: Value<'_, '_>) -> Vec<u8> {
         request.canonical_where(|member, value| match member {
             "run_at" => counted_run_at(value),
@@ -44,7 +45,7 @@ impl Patch {
         })
     }
 
-    /// The job as it is once it has been changed.
+    /// Applies the changes to a job.
     pub fn apply(&self, job: &mut Job) {
         let created_at = job.created_at;
         set(&mut job.priority, self.priority, PRIORITY_DEFAULT);
@@ -84,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_changed_is_refused_in_its_place() {
+    fn an_invalid_change_is_refused_and_its_member_named() {
         for (body, pointer) in [
             ("[]", ""),
             (r#"{"payload":1}"#, "/payload"),
@@ -99,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_default_counts_and_a_time_counts_as_its_moment() {
+    fn a_default_counts_as_sent_and_a_time_as_its_moment() {
         let canonical = |text: &str| Patch::canonical(Document::parse(text.as_bytes()).unwrap().root());
         assert_ne!(canonical(r#"{"priority":2}"#), canonical("{}"));
         assert_eq!(
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn null_leads_back_to_what_silence_gives() {
+    fn null_resets_a_member_to_its_default() {
         let new = r#"{"type":"a","payload":1,"priority":1,"run_at":"2030-01-01T00:00:00Z","max_attempts":3}"#;
         let (new, _) = NewJob::parse(Document::parse(new.as_bytes()).unwrap().root()).unwrap();
         let at = crate::jobs::now();

@@ -1,23 +1,24 @@
-//! Content that may be there once at a time.
+//! The content by which a job is unique.
 
 use sha2::{Digest, Sha256};
 
 use super::members::{InvalidJob, invalid, members, required};
 use crate::json::{InvalidPointer, Kind, Value, resolve};
 
-/// SHA-256 over a job's type, its queue, and what stands in the places that it is unique by: the same for every
-/// spelling of one content, different for every other.
+/// SHA-256 over a job's type, its queue, and the values at the pointers that it is unique by. The spelling of the
+/// content does not matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ContentDigest([u8; 32]);
 
-/// More places than a person would name, and few enough to store with each job.
+/// More than a client needs, and few enough to store with each job.
 const POINTERS_MAX: usize = 16;
-/// In characters, as the contract counts.
+/// In characters, as in the contract.
 const POINTER_LENGTH_MAX: usize = 256;
 
-/// Reads `{"by": ["/payload/…", …]}`.
+/// Parses `{"by": ["/payload/…", …]}`.
 ///
 /// # Errors
+///
 /// [`InvalidJob`] for the first pointer that leads out of the payload or is repeated.
 pub fn pointers(unique: Value<'_, '_>) -> Result<Vec<String>, InvalidJob> {
     let [by] = members(unique, "/unique", ["by"])?;
@@ -32,7 +33,7 @@ pub fn pointers(unique: Value<'_, '_>) -> Result<Vec<String>, InvalidJob> {
         let pointer = pointer.ok_or_else(|| {
             invalid(&place(position), "a JSON Pointer to /payload or into it is expected, of 256 characters at most")
         })?;
-        // Whatever lies within what is named already adds nothing but work.
+        // A pointer into a place that is already named adds nothing.
         if pointers.iter().any(|known: &String| is_within(known, &pointer) || is_within(&pointer, known)) {
             return Err(invalid(&place(position), "the pointer is given twice, or one of the others leads into it"));
         }
@@ -46,7 +47,7 @@ fn leads_into_payload(pointer: &str) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) && pointer.chars().count() <= POINTER_LENGTH_MAX
 }
 
-/// Whether the second of two pointers leads to the place of the first or into it.
+/// Whether `inner` leads to the same place as `outer`, or into it.
 fn is_within(outer: &str, inner: &str) -> bool {
     inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
@@ -56,10 +57,11 @@ fn place(position: usize) -> String {
 }
 
 impl ContentDigest {
-    /// Of what stands in these places of a request.
+    /// The digest of the values at these pointers in a request.
     ///
     /// # Errors
-    /// [`InvalidJob`] for the first pointer that does not lead to one place, or if none leads to a value.
+    ///
+    /// [`InvalidJob`] for the first pointer that does not identify one place, or if no pointer leads to a value.
     pub fn of(kind: &str, queue: &str, request: Value<'_, '_>, by: &[String]) -> Result<Self, InvalidJob> {
         let mut places = Vec::new();
         for (position, pointer) in by.iter().enumerate() {
@@ -72,13 +74,13 @@ impl ContentDigest {
             })?;
             places.push((pointer, value));
         }
-        // A place that is not there is content, too. But where none is there, all jobs would be one.
+        // A missing value is content, too. But if all values were missing, all such jobs would be equal.
         if places.iter().all(|(_, value)| value.is_none()) {
             return Err(invalid(&place(0), "no pointer leads to a value in this payload; at least one must"));
         }
-        // The order in which they were named does not matter.
+        // The order of the pointers does not matter.
         places.sort_by_key(|(pointer, _)| *pointer);
-        // A JSON text, in which nothing can pass for anything else; a place that is not there has no content.
+        // As JSON text, so that different content cannot give the same bytes. A missing value adds nothing.
         let quoted = |text: &str| serde_json::Value::from(text).to_string();
         let mut hash = Sha256::new();
         hash.update(format!("[{},{}", quoted(kind), quoted(queue)));
@@ -134,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_is_not_there_differs_from_null() {
+    fn a_missing_value_differs_from_null() {
         let by = r#""unique":{"by":["/payload/a","/payload/b"]}"#;
         let of = |payload: &str| digest(&format!(r#""payload":{payload},{by}"#));
         assert_ne!(of(r#"{"b":1}"#), of(r#"{"a":null,"b":1}"#));
@@ -153,7 +155,7 @@ mod tests {
             let refused = parse(&format!(r#""payload":{payload},"unique":{{"by":{by}}}"#)).unwrap_err();
             assert_eq!(refused.pointer, "/unique/by/0", "{payload} {by}");
         }
-        // A value that is null is a value.
+        // Null is a value.
         assert!(parse(r#""payload":null,"unique":{"by":["/payload"]}"#).is_ok());
         assert!(parse(r#""payload":{"a":null},"unique":{"by":["/payload/a","/payload/b"]}"#).is_ok());
     }
@@ -165,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pointer_that_is_none_is_refused_in_its_place() {
+    fn an_invalid_pointer_is_refused_and_named() {
         for (by, pointer) in [
             ("{}", "/unique/by"),
             ("[]", "/unique/by"),

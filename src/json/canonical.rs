@@ -1,13 +1,13 @@
-//! The canonical form: one text for every spelling of one value.
+//! The canonical form: the same text for every spelling of a value.
 //!
-//! Object members sorted by the bytes of their names, white space gone, string escapes decoded, numbers by their
-//! literal text. Members of one name keep their order, for which of them counts is the reader's business.
+//! Object members sorted by the bytes of their names, no white space, string escapes decoded, numbers as sent. Repeated
+//! members keep their order, because readers differ in which one they use.
 
 use super::{Kind, Value};
 
-/// How a member of an object counts in its canonical form.
+/// How an object's member enters the canonical form.
 pub enum Counted {
-    /// By its canonical form.
+    /// In its own canonical form.
     AsSent,
     /// As if this JSON text had been sent.
     As(String),
@@ -42,10 +42,10 @@ impl Value<'_, '_> {
         }
     }
 
-    /// The canonical form of an object some of whose members do not count as they were sent. A member that is there twice
-    /// always does. Any other kind of value has its usual form.
+    /// The canonical form of an object, where `count` replaces or drops members. Repeated members are always kept. A
+    /// value that is not an object has its usual form.
     pub fn canonical_where(self, count: impl Fn(&str, Self) -> Counted) -> Vec<u8> {
-        // It is rarely longer.
+        // The canonical form is rarely longer.
         let mut out = Vec::with_capacity(self.text().len());
         match self.kind() {
             Kind::Object => self.write_canonical_object(&mut out, count),
@@ -87,7 +87,7 @@ impl Value<'_, '_> {
 
     fn write_canonical_string(self, out: &mut Vec<u8>) {
         if !self.node().escaped {
-            // Nothing in it may be escaped but what must be, which would have been.
+            // The text contains no escapes, and everything that must be escaped already is.
             return out.extend_from_slice(self.text().as_bytes());
         }
         let content = self.as_str().expect("its kind is string");
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_may_count_as_another_value_or_not_at_all_unless_it_is_there_twice() {
+    fn a_member_can_be_replaced_or_dropped_unless_it_is_repeated() {
         let canonical = |text: &str| {
             let document = Document::parse(text.as_bytes()).unwrap();
             let form = document.root().canonical_where(|name, _| match name {

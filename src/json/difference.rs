@@ -1,15 +1,14 @@
-//! Where two texts differ, as JSON Pointers (RFC 6901): the places, never the values.
+//! The places where two texts differ, as JSON Pointers (RFC 6901), without the values.
 
 use super::{Kind, Value, member_pointer};
 
-/// More differences than a person would read.
+/// More differences than a person reads.
 pub const DIFFERENCES_MAX: usize = 20;
 
-/// A longer pointer is cut back to its parent: a member's name may be as long as the body.
+/// A longer pointer is cut back to its parent, because a member's name may be as long as the body.
 const POINTER_LENGTH_MAX: usize = 256;
 
-/// The pointers, below `pointer`, at which `first` and `second` differ, appended to `found` up to
-/// [`DIFFERENCES_MAX`] in all.
+/// Appends the pointers, below `pointer`, where `first` and `second` differ, until `found` has [`DIFFERENCES_MAX`].
 pub fn differences(first: Value<'_, '_>, second: Value<'_, '_>, pointer: &str, found: &mut Vec<String>) {
     if found.len() >= DIFFERENCES_MAX {
         return;
@@ -28,7 +27,7 @@ fn object_differences(first: Value<'_, '_>, second: Value<'_, '_>, pointer: &str
     theirs.sort_by(|(a, _), (b, _)| a.cmp(b));
     let repeats = |members: &[(_, _)]| members.windows(2).any(|pair| pair[0].0 == pair[1].0);
     if repeats(&ours) || repeats(&theirs) {
-        // A pointer cannot tell two members of one name apart.
+        // A pointer cannot distinguish two members of one name.
         if !same(first, second) {
             note(pointer, found);
         }
@@ -109,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn the_places_are_named_and_nothing_else() {
+    fn the_differing_places_are_named() {
         assert_eq!(
             between(r#"{"a":1,"b":{"c":[1,2]}}"#, r#"{"b":{"c":[1,3,4]},"d":0}"#),
             ["/a", "/b/c/1", "/b/c/2", "/d"]

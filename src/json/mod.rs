@@ -1,8 +1,8 @@
-//! JSON text that is kept to the letter.
+//! JSON text, kept exactly as sent.
 //!
-//! Owns the scanner (RFC 8259, and stricter where PostgreSQL is), the canonical form that fingerprints are made of,
-//! the difference of two texts, and pointers into one. It never converts a number: 9007199254740993 stays what was sent, which is why
-//! neither `serde_json::Value` nor RFC 8785 serves here.
+//! Owns the scanner (RFC 8259, and stricter where PostgreSQL is), the canonical form for fingerprints, the differences
+//! between two texts, and JSON Pointers. It never converts numbers: 9007199254740993 stays as sent. `serde_json::Value`
+//! and RFC 8785 would change it.
 
 mod canonical;
 mod difference;
@@ -16,7 +16,7 @@ pub use scanner::InvalidJson;
 
 use std::borrow::Cow;
 
-/// A scanned text: its values by position, nothing converted, nothing copied.
+/// A scanned text. Values are positions in the text; nothing is converted or copied.
 #[derive(Debug)]
 pub struct Document<'a> {
     text: &'a str,
@@ -40,8 +40,8 @@ pub enum Kind {
     Object,
 }
 
-/// A value's place in the text, and where its subtree ends in the list of nodes. An object's children are its
-/// names and values in turn.
+/// A value's position in the text, and where its subtree ends in the list of nodes. An object's children are its names
+/// and values in turn.
 #[derive(Debug)]
 struct Node {
     kind: Kind,
@@ -55,12 +55,13 @@ impl<'a> Document<'a> {
     /// Scans a whole text.
     ///
     /// # Errors
+    ///
     /// [`InvalidJson`] says what is wrong and at which byte.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, InvalidJson> {
         scanner::scan(bytes, 0)
     }
 
-    /// Scans a text of which only what is within its outermost level counts, and may nest as deep as a whole one.
+    /// Scans an envelope. Each value inside its outermost level may nest as deep as a whole document.
     ///
     /// # Errors
     /// As [`Document::parse`].
@@ -78,13 +79,13 @@ impl<'d, 'a> Value<'d, 'a> {
         self.node().kind
     }
 
-    /// The value as it was sent, without the white space around it.
+    /// The value as sent, without surrounding white space.
     pub fn text(self) -> &'a str {
         let node = self.node();
         &self.document.text[node.start as usize..node.end as usize]
     }
 
-    /// A string's content with its escapes decoded; `None` for any other kind.
+    /// The decoded content of a string; `None` for any other kind.
     pub fn as_str(self) -> Option<Cow<'a, str>> {
         if self.kind() != Kind::String {
             return None;
@@ -97,12 +98,12 @@ impl<'d, 'a> Value<'d, 'a> {
         Some(Cow::Borrowed(&quoted[1..quoted.len() - 1]))
     }
 
-    /// An object's names and values in the order they were sent; empty for any other kind.
+    /// An object's names and values, in the order sent; empty for any other kind.
     pub fn members(self) -> impl Iterator<Item = (Cow<'a, str>, Value<'d, 'a>)> {
         self.named_members().map(|(name, _, value)| (name, value))
     }
 
-    /// The same, each name also as the value that it is in the text.
+    /// Like [`Value::members`], but each name also as a value of the text.
     fn named_members(self) -> impl Iterator<Item = (Cow<'a, str>, Value<'d, 'a>, Value<'d, 'a>)> {
         let mut children = self.children_of(Kind::Object);
         std::iter::from_fn(move || {

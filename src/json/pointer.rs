@@ -1,10 +1,10 @@
-//! JSON Pointers (RFC 6901): the place of one value within another.
+//! JSON Pointers (RFC 6901).
 
 use std::borrow::Cow;
 
 use super::{Kind, Value};
 
-/// Why a pointer leads to no one place.
+/// Why a pointer does not identify one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InvalidPointer {
     /// It does not begin with a slash, or `~` is not followed by 0 or 1.
@@ -13,10 +13,11 @@ pub enum InvalidPointer {
     Ambiguous,
 }
 
-/// What `pointer` leads to from `root`; `None` if there is nothing.
+/// The value at `pointer` below `root`; `None` if there is none.
 ///
 /// # Errors
-/// [`InvalidPointer`], whether or not there is something.
+///
+/// [`InvalidPointer`], whether or not a value exists there.
 pub fn resolve<'d, 'a>(root: Value<'d, 'a>, pointer: &str) -> Result<Option<Value<'d, 'a>>, InvalidPointer> {
     let mut steps = pointer.split('/');
     if steps.next() != Some("") {
@@ -60,7 +61,7 @@ fn child<'d, 'a>(value: Value<'d, 'a>, step: &str) -> Result<Option<Value<'d, 'a
     }
 }
 
-/// An array's index is written without a sign and without leading zeros.
+/// An array index has no sign and no leading zeros.
 fn position(step: &str) -> Option<usize> {
     let plain = step == "0" || (!step.starts_with('0') && step.bytes().all(|byte| byte.is_ascii_digit()));
     plain.then(|| step.parse().ok()).flatten()
@@ -72,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_examples_of_the_rfc_lead_where_they_should() {
+    fn the_examples_of_the_rfc_resolve() {
         let text = r#"{"foo":["bar","baz"],"":0,"a/b":1,"c%d":2,"e^f":3,"g|h":4,"i\\j":5,"k\"l":6," ":7,"m~n":8}"#;
         let document = Document::parse(text.as_bytes()).unwrap();
         for (pointer, wanted) in [
@@ -97,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_leads_to_no_one_place_is_an_error() {
+    fn invalid_and_ambiguous_pointers_are_errors() {
         let document = Document::parse(br#"{"a":1,"a":2}"#).unwrap();
         for (pointer, error) in [
             ("a", InvalidPointer::Syntax),

@@ -1,17 +1,17 @@
-//! One pass over the bytes: grammar, nesting, and what PostgreSQL could not hold as text.
+//! Scans the bytes once: grammar, nesting depth, and text that PostgreSQL cannot store.
 
 use thiserror::Error;
 
 use super::{Document, Kind, Node};
 
-/// Deeper nesting is refused: a reader that recurses (PostgreSQL's own among them) has a stack to lose.
+/// Deeper nesting is refused, because recursive readers, such as PostgreSQL's own, could overflow their stacks.
 const DEPTH_MAX: usize = 64;
 
-/// What a value takes of a text, as a rule, and how many of them are made room for before they are met.
+/// Typical bytes per value, and the maximum number of nodes to allocate in advance.
 const NODE_BYTES: usize = 6;
 const NODES_EXPECTED_MAX: usize = 256;
 
-/// Why a text is not JSON that can be kept.
+/// Why a text is not JSON that can be stored.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{reason} at byte {offset}")]
 pub struct InvalidJson {
@@ -19,7 +19,7 @@ pub struct InvalidJson {
     pub offset: usize,
 }
 
-/// `around`: how many levels there may be around the text that the limit is meant for.
+/// `around`: levels outside of the text that the depth limit applies to.
 pub fn scan(bytes: &[u8], around: usize) -> Result<Document<'_>, InvalidJson> {
     let text = std::str::from_utf8(bytes)
         .map_err(|error| InvalidJson { reason: "the text is not UTF-8", offset: error.valid_up_to() })?;
@@ -137,7 +137,7 @@ impl Scanner<'_> {
         }
     }
 
-    /// Refuses what no PostgreSQL text can hold: `\u0000`, and half of a surrogate pair.
+    /// Refuses escapes that PostgreSQL text cannot hold: `\u0000` and unpaired surrogates.
     fn unicode_escape(&mut self) -> Result<(), InvalidJson> {
         match self.code_unit(self.at)? {
             0 => Err(self.error("\\u0000 cannot be stored")),
@@ -249,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_postgresql_cannot_hold_is_refused_with_its_place() {
+    fn text_that_postgresql_cannot_store_is_refused_with_its_offset() {
         for (text, reason, offset) in [
             (r#"{"a":"x\u0000"}"#, "\\u0000 cannot be stored", 7),
             (r#"["\ud800"]"#, "a high surrogate stands without its low one", 2),
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_kept_to_the_letter() {
+    fn numbers_are_kept_as_sent() {
         for number in ["0", "-0", "1.0", "1e400000", "9007199254740993", "1E-2"] {
             let document = scan(number.as_bytes(), 0).unwrap();
             assert_eq!(document.root().text(), number);
@@ -284,8 +284,8 @@ mod tests {
     }
 
     proptest! {
-        /// serde_json is the oracle: whatever it refuses is refused here; what it accepts is accepted unless it is
-        /// one of the stricter rules.
+        /// serde_json is the oracle: the scanner refuses whatever it refuses, and accepts whatever it accepts except
+        /// for the stricter rules.
         #[test]
         fn the_scanner_agrees_with_serde_json(text in r#"[\[\]{}",:0-9eE+.\-truefalsn\\u /dD]{0,24}"#) {
             let ours = scan(text.as_bytes(), 0);
