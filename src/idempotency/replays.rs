@@ -230,9 +230,7 @@ mod tests {
     #[tokio::test]
     async fn an_entry_weighs_at_least_its_body() {
         let replays = Replays::new(1 << 20, Metrics::new());
-        let CacheLookup::Nothing(leader) = replays.get_or_lead(&key("k")).await else {
-            panic!("the cache is empty")
-        };
+        let CacheLookup::Nothing(leader) = replays.get_or_lead(&key("k")).await else { panic!("the cache is empty") };
         leader.end(outcome("x".repeat(10_000)), Moment::now(), HOUR);
         let Usage { now, .. } = replays.usage();
         assert!((10_000..11_000).contains(&now), "{now}");
