@@ -1,4 +1,4 @@
-//! The house rules of ARCHITECTURE.md, held by reading the source.
+//! Checks the architecture rules of ARCHITECTURE.md against the source.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use syn::visit::{self, Visit};
 
-/// Who may import whom. What is not here may import anything.
+/// Which modules a module may import. Modules that are not listed may import anything.
 const MAY_IMPORT: [(&str, &[&str]); 15] = [
     ("ids", &[]),
     ("json", &[]),
@@ -47,11 +47,11 @@ const MAY_IMPORT: [(&str, &[&str]); 15] = [
 struct Source {
     /// Relative to `src`, such as `jobs/queries.rs`.
     name: String,
-    /// The top-level module that the file belongs to.
+    /// The file's top-level module.
     module: String,
-    /// Every path that is written in it, such as `crate::ids::JobId`, imports spelled out.
+    /// Every path in the file, such as `crate::ids::JobId`, with imports expanded.
     paths: BTreeSet<String>,
-    /// Every method that is called in it, by name.
+    /// The name of every method that the file calls.
     methods: BTreeSet<String>,
 }
 
@@ -59,7 +59,7 @@ fn sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
     list(&root, &mut files);
-    assert!(files.len() > 30, "the whole of src is read");
+    assert!(files.len() > 30, "all of src is read");
     files.into_iter().map(|file| read(&root, &file)).collect()
 }
 
@@ -90,7 +90,7 @@ struct Found {
 
 impl<'ast> Visit<'ast> for Found {
     fn visit_item_mod(&mut self, module: &'ast syn::ItemMod) {
-        // Unit tests may do as they like.
+        // The rules do not apply to unit tests.
         if module.ident != "tests" {
             visit::visit_item_mod(self, module);
         }
@@ -123,7 +123,7 @@ fn spell_out(tree: &syn::UseTree, prefix: &str, paths: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn modules_import_only_what_they_may() {
+fn modules_import_only_allowed_modules() {
     for source in sources() {
         let Some((_, allowed)) = MAY_IMPORT.iter().find(|(module, _)| *module == source.module) else { continue };
         for path in &source.paths {
@@ -133,42 +133,42 @@ fn modules_import_only_what_they_may() {
     }
 }
 
-/// Fails if a path that begins like one of `beginnings` is written in a file that is not `at_home`.
-fn stays_at_home(beginnings: &[&str], at_home: impl Fn(&Source) -> bool) {
+/// Fails if a path with one of these prefixes occurs in a file for which `at_home` is false.
+fn occurs_only_where(beginnings: &[&str], at_home: impl Fn(&Source) -> bool) {
     let sources = sources();
-    let strays = |source: &Source| -> Vec<String> {
+    let violations = |source: &Source| -> Vec<String> {
         let begins = |path: &&String| beginnings.iter().any(|beginning| path.starts_with(beginning));
         source.paths.iter().filter(begins).map(|path| format!("{}: {path}", source.name)).collect()
     };
     let (home, elsewhere): (Vec<_>, Vec<_>) = sources.iter().partition(|source| at_home(source));
-    assert!(home.iter().any(|source| !strays(source).is_empty()), "the rule guards something: {beginnings:?}");
-    let strays: Vec<String> = elsewhere.into_iter().flat_map(strays).collect();
-    assert_eq!(strays, [""; 0]);
+    assert!(home.iter().any(|source| !violations(source).is_empty()), "the rule matches no file: {beginnings:?}");
+    let violations: Vec<String> = elsewhere.into_iter().flat_map(violations).collect();
+    assert_eq!(violations, [""; 0]);
 }
 
 #[test]
-fn only_http_and_server_know_the_framework() {
-    stays_at_home(&["actix"], |source| ["http", "server"].contains(&source.module.as_str()));
+fn only_http_and_server_use_the_framework() {
+    occurs_only_where(&["actix"], |source| ["http", "server"].contains(&source.module.as_str()));
 }
 
 #[test]
 fn sql_lives_in_files_named_queries() {
     let beginnings = ["sqlx::query", "sqlx::raw_sql", "sqlx::AssertSqlSafe", "sqlx::QueryBuilder"];
-    stays_at_home(&beginnings, |source| source.name.ends_with("queries.rs"));
+    occurs_only_where(&beginnings, |source| source.name.ends_with("queries.rs"));
 }
 
 #[test]
 fn only_configuration_reads_the_environment() {
-    stays_at_home(&["std::env", "env::", "dotenvy"], |source| source.module == "configuration");
+    occurs_only_where(&["std::env", "env::", "dotenvy"], |source| source.module == "configuration");
 }
 
 #[test]
-fn only_server_starts_what_lives_as_long_as_the_process() {
+fn only_server_spawns_long_lived_tasks() {
     for source in sources() {
         for spawn in ["tokio::spawn", "std::thread::spawn", "thread::spawn", "actix_web::rt::spawn"] {
             assert!(!source.paths.contains(spawn), "{}: {spawn}", source.name);
         }
-        // The log is there before the server is, and after it.
+        // The log starts before the server and ends after it.
         let may_spawn = [
             "server/tasks.rs",
             "database/pool.rs",
@@ -180,9 +180,9 @@ fn only_server_starts_what_lives_as_long_as_the_process() {
     }
 }
 
-/// What would let a frozen process hold a key: see ADR 0003.
+/// A transaction would let a frozen process hold an idempotency key. See ADR 0003.
 #[test]
-fn nobody_begins_a_transaction() {
+fn no_code_begins_a_transaction() {
     for source in sources() {
         for method in ["begin", "begin_with", "transaction"] {
             assert!(!source.methods.contains(method), "{} calls {method}", source.name);
@@ -191,7 +191,7 @@ fn nobody_begins_a_transaction() {
 }
 
 #[test]
-fn nobody_takes_a_connection_from_a_pool_that_may_return_it_in_mid_statement() {
+fn no_code_uses_sqlx_pg_pool() {
     for source in sources() {
         assert!(!source.paths.iter().any(|path| path.contains("PgPool")), "{}", source.name);
     }

@@ -1,12 +1,12 @@
-//! Who may call, and for what.
+//! Authentication and authorization.
 
 use hapax::access::{Scope, Token};
 
-use crate::harness::{Client, Ledger, MEMORY, job, run_hapax, until};
+use crate::harness::{Client, Ledger, REPLAY_CACHE_ON, job, run_hapax, until};
 use crate::schema::{plan, statements};
 
 #[tokio::test]
-async fn without_a_valid_token_nothing_is_told() {
+async fn without_a_valid_token_a_request_gets_401() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let (ours, unknown) = (ledger.token.clone(), Token::mint());
@@ -36,11 +36,11 @@ async fn without_a_valid_token_nothing_is_told() {
         answer.is_problem(401, "unauthenticated");
         assert_eq!(answer.header("www-authenticate"), challenge, "{authorization:?}");
     }
-    ledger.is_whole_with(0).await;
+    ledger.assert_consistent(0).await;
 }
 
 #[tokio::test]
-async fn a_token_permits_what_its_scopes_say_and_a_replay_no_less_than_a_creation() {
+async fn a_token_needs_the_scope_even_for_a_replay() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let submitter = server.as_caller(&ledger.token_for("acme", &[Scope::Submit]).await);
@@ -60,7 +60,7 @@ async fn a_token_permits_what_its_scopes_say_and_a_replay_no_less_than_a_creatio
 }
 
 #[tokio::test]
-async fn one_scope_creates_jobs_and_another_changes_cancels_and_deletes_them() {
+async fn submit_creates_jobs_and_manage_changes_them() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let submitter = server.as_caller(&ledger.token_for("acme", &[Scope::Submit]).await);
@@ -84,7 +84,7 @@ async fn one_scope_creates_jobs_and_another_changes_cancels_and_deletes_them() {
 }
 
 #[tokio::test]
-async fn a_token_that_has_expired_is_refused_like_one_that_was_revoked() {
+async fn an_expired_token_is_refused_like_a_revoked_one() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__ACCESS__CACHE_LIFE", "0s")]).await;
     ledger.execute("update access_tokens set expires_at = clock_timestamp() + interval '1 hour'").await;
@@ -94,17 +94,17 @@ async fn a_token_that_has_expired_is_refused_like_one_that_was_revoked() {
 }
 
 #[tokio::test]
-async fn no_replica_remembers_a_token_for_longer_than_it_is_valid() {
+async fn a_cached_token_is_refused_once_it_has_expired() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__ACCESS__CACHE_LIFE", "1h")]).await;
     ledger.execute("update access_tokens set expires_at = clock_timestamp() + interval '5 seconds'").await;
     assert_eq!(server.submit("k", job(1)).await.status, 201);
     server.until_status("/jobs", 401).await;
     let expired = "select count(*) from access_tokens where expires_at <= clock_timestamp()";
-    assert_eq!(ledger.number(expired).await, 1, "it was not refused before its time");
+    assert_eq!(ledger.number(expired).await, 1, "the token was not refused before it expired");
 }
 
-/// What `hapax token` says.
+/// Runs `hapax token`.
 async fn token(ledger: &Ledger, arguments: &[&str]) -> std::process::Output {
     run_hapax(&[&["token"], arguments].concat(), &[("DATABASE_URL", &ledger.url)]).await
 }
@@ -114,7 +114,7 @@ async fn listed_tokens(ledger: &Ledger) -> String {
 }
 
 #[tokio::test]
-async fn a_token_is_listed_with_its_name_its_end_and_its_last_use() {
+async fn a_token_is_listed_with_its_name_expiry_and_last_use() {
     let ledger = Ledger::new().await;
     ledger.execute("delete from access_tokens").await;
     let create =
@@ -137,7 +137,7 @@ async fn a_token_is_listed_with_its_name_its_end_and_its_last_use() {
 }
 
 #[tokio::test]
-async fn a_name_or_an_end_that_no_token_can_have_is_refused_in_words() {
+async fn an_invalid_token_name_or_expiry_is_explained() {
     let ledger = Ledger::new().await;
     let long = "x".repeat(129);
     for (option, value, words) in [
@@ -155,7 +155,7 @@ async fn a_name_or_an_end_that_no_token_can_have_is_refused_in_words() {
 }
 
 #[tokio::test]
-async fn the_use_of_a_token_is_written_once_in_some_minutes_however_many_replicas_see_it() {
+async fn last_use_is_written_at_most_every_few_minutes_by_all_replicas() {
     let ledger = Ledger::new().await;
     let use_it = async || {
         let server = ledger.serve().await;
@@ -169,7 +169,7 @@ async fn the_use_of_a_token_is_written_once_in_some_minutes_however_many_replica
         use_it().await;
         assert_eq!(ledger.number(recent).await, written, "{noted_before}");
     }
-    // Nobody waits for whoever works on the row.
+    // A locked row delays no request.
     ledger.execute("update access_tokens set last_used_at = null").await;
     let held = ledger.hold("select from access_tokens for update").await;
     use_it().await;
@@ -178,7 +178,7 @@ async fn the_use_of_a_token_is_written_once_in_some_minutes_however_many_replica
 }
 
 #[tokio::test]
-async fn a_token_of_the_previous_release_still_permits_what_it_did() {
+async fn a_token_of_the_previous_release_keeps_its_permissions() {
     let ledger = Ledger::empty().await;
     let migrations = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
     let mut files: Vec<_> = std::fs::read_dir(migrations).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -204,7 +204,7 @@ async fn a_token_of_the_previous_release_still_permits_what_it_did() {
 }
 
 #[tokio::test]
-async fn the_open_paths_need_no_token_and_look_at_none() {
+async fn public_paths_ignore_tokens() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let nobody: Client = server.as_caller("nonsense");
@@ -215,10 +215,10 @@ async fn the_open_paths_need_no_token_and_look_at_none() {
 }
 
 #[tokio::test]
-async fn a_known_token_is_looked_up_once_in_its_life() {
+async fn a_verified_token_is_looked_up_once_per_cache_lifetime() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__ACCESS__CACHE_LIFE", "1h")]).await;
-    let requests: Vec<_> = (0..50).map(|n| server.submit_meanwhile(&format!("key-{n}"), job(n))).collect();
+    let requests: Vec<_> = (0..50).map(|n| server.submit_in_background(&format!("key-{n}"), job(n))).collect();
     for request in requests {
         assert_eq!(request.await.unwrap().status, 201);
     }
@@ -226,7 +226,7 @@ async fn a_known_token_is_looked_up_once_in_its_life() {
 }
 
 #[tokio::test]
-async fn garbage_is_looked_up_once_or_not_at_all() {
+async fn an_unknown_token_is_looked_up_once_and_a_malformed_one_never() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__ACCESS__CACHE_LIFE", "1h")]).await;
     let garbage = Token::mint();
@@ -238,7 +238,7 @@ async fn garbage_is_looked_up_once_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn a_revocation_takes_effect_when_the_verified_token_has_grown_old() {
+async fn a_revocation_takes_effect_when_the_cached_token_expires() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__ACCESS__CACHE_LIFE", "0s")]).await;
     let remembering = ledger.serve_with(&[("HAPAX__ACCESS__CACHE_LIFE", "1h")]).await;
@@ -257,7 +257,7 @@ async fn a_revocation_takes_effect_when_the_verified_token_has_grown_old() {
 }
 
 #[tokio::test]
-async fn three_hundred_valid_tokens_that_were_never_seen_are_all_let_in() {
+async fn three_hundred_unseen_valid_tokens_are_all_accepted() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__ACCESS__CACHE_LIFE", "1h")]).await;
     let tokens = ledger.tokens_for("acme", 300).await;
@@ -265,7 +265,7 @@ async fn three_hundred_valid_tokens_that_were_never_seen_are_all_let_in() {
     let requests: Vec<_> = tokens
         .iter()
         .enumerate()
-        .map(|(n, token)| server.as_caller(token).submit_meanwhile(&format!("key-{n}"), job(n as u64)))
+        .map(|(n, token)| server.as_caller(token).submit_in_background(&format!("key-{n}"), job(n as u64)))
         .collect();
     ledger.until_waiting(1).await;
     locked.roll_back().await;
@@ -284,9 +284,9 @@ async fn tokens_are_looked_up_through_the_index_of_digests() {
 }
 
 #[tokio::test]
-async fn a_verified_token_stays_valid_through_an_outage_and_a_revocation_counts_after_it() {
+async fn a_verified_token_stays_valid_during_an_outage_and_a_revocation_applies_afterwards() {
     let ledger = Ledger::new().await;
-    let forgetful = [&MEMORY[..], &[("HAPAX__ACCESS__CACHE_LIFE", "0s")]].concat();
+    let forgetful = [&REPLAY_CACHE_ON[..], &[("HAPAX__ACCESS__CACHE_LIFE", "0s")]].concat();
     let server = ledger.serve_with(&forgetful).await;
     let strict = ledger.serve_with(&[&forgetful[..], &[("HAPAX__ACCESS__OUTAGE_LIFE", "0s")]].concat()).await;
     assert_eq!(server.submit("key-1", job(1)).await.status, 201);
@@ -306,7 +306,7 @@ async fn a_verified_token_stays_valid_through_an_outage_and_a_revocation_counts_
 }
 
 #[tokio::test]
-async fn while_the_database_is_away_tokens_that_were_never_seen_are_refused_at_once() {
+async fn unseen_tokens_are_refused_immediately_during_an_outage() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "100ms")]).await;
     let away = format!("{}_away", ledger.name);

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Ledger, NO_QUOTAS, Proxy, Treatment, job};
+use crate::harness::{Answer, Fault, Ledger, NO_QUOTAS, Proxy, job};
 
 fn item(key: impl ToString, job: Value) -> String {
     format!("{}\n", json!({ "idempotency_key": key.to_string(), "job": job }))
@@ -13,7 +13,7 @@ fn statuses(answers: &[Answer]) -> Vec<u16> {
 }
 
 #[tokio::test]
-async fn each_item_is_a_submission_and_meets_those_that_came_alone() {
+async fn batch_items_and_single_submissions_share_idempotency_keys() {
     let ledger = Ledger::new().await;
     let (one, two) = (ledger.serve().await, ledger.serve().await);
     let alone = one.submit("alone", job(1)).await;
@@ -26,11 +26,11 @@ async fn each_item_is_a_submission_and_meets_those_that_came_alone() {
     let alone_again = two.submit("new", job(2)).await;
     assert_eq!((alone_again.status, &alone_again.body), (200, &answers[1].body));
     assert_eq!(again[1].body, answers[1].body);
-    ledger.is_whole_with(2).await;
+    ledger.assert_consistent(2).await;
 }
 
 #[tokio::test]
-async fn a_batch_may_be_called_ndjson_without_the_x() {
+async fn the_media_type_application_ndjson_is_accepted() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let send = async |media_type: &str| {
@@ -45,7 +45,7 @@ async fn a_batch_may_be_called_ndjson_without_the_x() {
 }
 
 #[tokio::test]
-async fn one_bad_item_costs_the_others_nothing() {
+async fn an_invalid_item_does_not_affect_the_others() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__SERVER__BODY_LIMIT_BYTES", "1024")]).await;
     let large = item("large", json!({ "type": "t", "payload": "x".repeat(1024) }));
@@ -65,7 +65,7 @@ async fn one_bad_item_costs_the_others_nothing() {
         item("good-2", job(2)).trim_end().to_owned(),
     ];
     let answers = server.submit_batch(lines.concat()).await.items();
-    assert_eq!(answers.len(), lines.len() - 1, "an empty line is no item");
+    assert_eq!(answers.len(), lines.len() - 1, "an empty line is not an item");
     let codes: Vec<String> =
         answers.iter().map(|a| if a.status < 300 { "made".to_owned() } else { a.problem() }).collect();
     let (required, invalid) = ("idempotency-key-required", "invalid-idempotency-key");
@@ -73,11 +73,11 @@ async fn one_bad_item_costs_the_others_nothing() {
         ["made", "invalid-json", "invalid-item", required, invalid, "invalid-item", "invalid-item", "invalid-item"];
     assert_eq!(codes, [&wanted[..], &["invalid-job", "body-too-large", "invalid-json", "made"]].concat());
     assert_eq!(answers[8].json()["pointers"], json!(["/priority"]));
-    ledger.is_whole_with(2).await;
+    ledger.assert_consistent(2).await;
 }
 
 #[tokio::test]
-async fn what_is_taken_alone_is_taken_in_a_batch() {
+async fn every_valid_submission_is_a_valid_batch_item() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__SERVER__BODY_LIMIT_BYTES", "1024")]).await;
     let deepest = format!(r#"{{"type":"t","payload":{}{}}}"#, "[".repeat(63), "]".repeat(63));
@@ -95,7 +95,7 @@ async fn what_is_taken_alone_is_taken_in_a_batch() {
 }
 
 #[tokio::test]
-async fn items_of_one_key_are_tried_in_their_order() {
+async fn items_with_the_same_key_are_executed_in_order() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let batch: String = (0..50).map(|n| item(format!("key-{}", n % 10), job(n % 10))).collect();
@@ -109,11 +109,11 @@ async fn items_of_one_key_are_tried_in_their_order() {
         let answers = server.submit_batch(batch).await.items();
         assert_eq!(statuses(&answers), [vec![201], vec![422; 7]].concat());
     }
-    ledger.is_whole_with(30).await;
+    ledger.assert_consistent(30).await;
 }
 
 #[tokio::test]
-async fn a_thousand_items_are_taken_and_one_more_is_not() {
+async fn a_batch_has_at_most_a_thousand_items() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&NO_QUOTAS).await;
     let batch: String = (0..1000).map(|n| item(n, job(n))).collect();
@@ -124,11 +124,11 @@ async fn a_thousand_items_are_taken_and_one_more_is_not() {
     assert_eq!(answers[700].json()["type"], "demo.count");
     let again = server.submit_batch(&batch).await.items();
     assert!(again.iter().zip(&answers).all(|(again, first)| again.status == 200 && again.body == first.body));
-    ledger.is_whole_with(1000).await;
+    ledger.assert_consistent(1000).await;
 }
 
 #[tokio::test]
-async fn a_batch_sent_twice_at_once_makes_each_job_once() {
+async fn two_concurrent_copies_of_a_batch_create_each_job_once() {
     let ledger = Ledger::new().await;
     let (one, two) = (ledger.serve().await, ledger.serve().await);
     let batch: String = (0..100).map(|n| item(n, job(n))).collect();
@@ -138,39 +138,39 @@ async fn a_batch_sent_twice_at_once_makes_each_job_once() {
         both.sort_unstable();
         assert_eq!((both, &first.body), ([200, 201], &second.body));
     }
-    ledger.is_whole_with(100).await;
+    ledger.assert_consistent(100).await;
 }
 
 #[tokio::test]
-async fn connections_cut_in_the_middle_of_a_batch_are_not_seen() {
+async fn database_connections_cut_during_a_batch_are_invisible_to_the_client() {
     let ledger = Ledger::new().await;
-    let proxy = Proxy::before(&ledger).await;
+    let proxy = Proxy::in_front_of(&ledger).await;
     let server = ledger.serve_through(&proxy, &[]).await;
-    proxy.treat_next("key-17", Treatment::CutAfter);
-    proxy.then_after(0, "key-17", Treatment::CutBefore);
+    proxy.fail_next("key-17", Fault::CutAfter);
+    proxy.then_fail_after(0, "key-17", Fault::CutBefore);
     let batch: String = (0..40).map(|n| item(format!("key-{n}"), job(n))).collect();
     let answers = server.submit_batch(&batch).await.items();
     assert!(proxy.is_done());
     assert_eq!(statuses(&answers), [201; 40]);
-    ledger.is_whole_with(40).await;
+    ledger.assert_consistent(40).await;
     assert_eq!(statuses(&server.submit_batch(&batch).await.items()), [200; 40]);
 }
 
 #[tokio::test]
-async fn with_the_database_away_each_item_says_so_and_the_retry_does_the_rest() {
+async fn during_an_outage_each_item_gets_503_and_a_retry_completes_the_batch() {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&crate::harness::QUICK).await;
+    let server = ledger.serve_with(&crate::harness::SHORT_DEADLINES).await;
     server.get("/jobs/x").await.is_problem(404, "job-not-found");
     let batch: String = (0..10).map(|n| item(n, job(n))).collect();
     let away = format!("{}_away", ledger.name);
     ledger.rename_to(&away).await;
     for answer in server.submit_batch(&batch).await.items() {
         answer.is_problem(503, "database-unavailable");
-        answer.wants_a_retry();
+        answer.assert_retry_after();
     }
     ledger.rename_back_from(&away).await;
     while statuses(&server.submit_batch(&batch).await.items()).contains(&503) {}
-    ledger.is_whole_with(10).await;
+    ledger.assert_consistent(10).await;
 }
 
 #[tokio::test]
@@ -186,14 +186,14 @@ async fn each_item_counts_against_the_quotas() {
         answer.is_problem(429, "quota-exceeded");
         assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
     }
-    // What has been made is replayed all the same.
+    // Jobs that exist are still replayed.
     let again = server.submit_batch(&batch).await.items();
     let replayed = again.iter().zip(&answers).filter(|(again, first)| again.status == 200 && first.status == 201);
     assert_eq!(replayed.count(), made.len());
 }
 
 #[tokio::test]
-async fn one_line_of_the_log_counts_what_became_of_the_items() {
+async fn one_log_line_counts_the_outcomes_of_the_items() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let batch = [item("a-secret-key", job(1)), item("a-secret-key", job(1)), item("two words", job(1))].concat();
@@ -210,7 +210,7 @@ async fn one_line_of_the_log_counts_what_became_of_the_items() {
 }
 
 #[tokio::test]
-async fn items_of_one_content_and_different_keys_make_one_job() {
+async fn items_with_the_same_unique_content_create_one_job() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let unique = json!({ "type": "render", "payload": { "size": 1 }, "unique": { "by": ["/payload/size"] } });

@@ -1,8 +1,8 @@
-//! What may be done to a job that is there: PATCH, cancel, DELETE.
+//! Changes of existing jobs: PATCH, cancel, DELETE.
 
 use serde_json::json;
 
-use crate::harness::{Answer, Ledger, Proxy, QUICK, Server, Treatment, job};
+use crate::harness::{Answer, Fault, Ledger, Proxy, SHORT_DEADLINES, Server, job};
 
 async fn queued(server: &Server) -> String {
     server.submit(&uuid::Uuid::new_v4().to_string(), job(1)).await.job_id()
@@ -13,7 +13,7 @@ async fn show(server: &Server, id: &str) -> Answer {
 }
 
 #[tokio::test]
-async fn a_change_makes_a_new_version_of_a_job_that_waits() {
+async fn a_change_creates_a_new_version_of_a_waiting_job() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let id = queued(&server).await;
@@ -31,7 +31,7 @@ async fn a_change_makes_a_new_version_of_a_job_that_waits() {
     assert_eq!(after.json(), expected);
     expected.as_object_mut().unwrap().remove("payload");
     assert_eq!(changed.json(), expected);
-    // Null leads back to what silence gives.
+    // Null resets a member to its default.
     let back = server.patch(&id, "*", r#"{"priority":null,"run_at":null,"max_attempts":null}"#).await.json();
     let mut expected = before.json();
     expected.as_object_mut().unwrap().remove("payload");
@@ -39,13 +39,13 @@ async fn a_change_makes_a_new_version_of_a_job_that_waits() {
     assert_eq!(back, expected);
 }
 
-/// The version that a job is shown with, as `If-Match` wants it.
+/// The version of a job, as `If-Match` expects it.
 fn shown_version(job: &serde_json::Value) -> String {
     format!("\"{}\"", job["version"])
 }
 
 #[tokio::test]
-async fn every_answer_with_a_job_shows_the_version_that_a_change_needs() {
+async fn every_job_in_an_answer_has_the_version_for_if_match() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let submitted = server.submit("key-1", job(1)).await;
@@ -55,7 +55,7 @@ async fn every_answer_with_a_job_shows_the_version_that_a_change_needs() {
     let put = server.put(uuid::Uuid::new_v4(), job(3)).await;
     for answer in [&submitted, &replayed, &item, &put] {
         assert_eq!(answer.json()["version"], 1, "{answer:?}");
-        // It goes with the representation as it is now, which none of these claims to show.
+        // An ETag belongs to the current representation, and none of these answers claims to be that.
         assert!(!answer.headers.contains_key("etag"), "{answer:?}");
     }
     for made in [&submitted, &item, &put] {
@@ -70,13 +70,13 @@ async fn every_answer_with_a_job_shows_the_version_that_a_change_needs() {
         let cancelled = server.cancel(id).await;
         assert_eq!((cancelled.json()["version"].as_i64(), cancelled.header("etag")), (Some(4), "\"4\""));
     }
-    // A replay shows the job as it was made, with the version of then.
+    // A replay returns the job as it was created, with its version at that time.
     let replayed = server.submit("key-1", job(1)).await;
     assert_eq!(replayed.body, submitted.body);
 }
 
 #[tokio::test]
-async fn a_patch_may_be_called_plain_json_and_is_the_same_patch() {
+async fn a_patch_as_application_json_is_the_same_patch() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let id = queued(&server).await;
@@ -95,7 +95,7 @@ async fn a_patch_may_be_called_plain_json_and_is_the_same_patch() {
 }
 
 #[tokio::test]
-async fn a_change_under_a_key_is_the_same_however_its_time_is_written() {
+async fn equal_times_in_different_notation_are_the_same_change() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let id = queued(&server).await;
@@ -103,12 +103,12 @@ async fn a_change_under_a_key_is_the_same_however_its_time_is_written() {
     let first = change(r#"{"run_at":"2030-01-01T00:00:00Z"}"#).await;
     let same = change(r#"{"run_at":"2030-01-01T01:00:00+01:00"}"#).await;
     assert_eq!((same.status, same.body), (200, first.body));
-    // A default that is sent is a change, and silence is none.
+    // A default value that is sent is a change; a missing member is not.
     change(r#"{"run_at":"2030-01-01T00:00:00Z","priority":2}"#).await.is_problem(422, "idempotency-key-reused");
 }
 
 #[tokio::test]
-async fn a_change_of_another_version_is_refused_and_told_the_present_one() {
+async fn a_change_of_an_old_version_gets_412_with_the_current_one() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let id = queued(&server).await;
@@ -128,7 +128,7 @@ async fn a_change_of_another_version_is_refused_and_told_the_present_one() {
 }
 
 #[tokio::test]
-async fn of_many_changes_of_one_version_one_is_made() {
+async fn of_concurrent_changes_of_one_version_one_succeeds() {
     let ledger = Ledger::new().await;
     let (one, two) = (ledger.serve().await, ledger.serve().await);
     let id = queued(&one).await;
@@ -148,22 +148,22 @@ async fn of_many_changes_of_one_version_one_is_made() {
     assert_eq!(show(&one, &id).await.json()["max_attempts"], made[0].json()["max_attempts"]);
 }
 
-/// What a write is known by when it is executed: it waits for locks for 20 ms at first, and says so in its first parameter.
+/// Identifies a write when it is executed: its first parameter is the initial lock wait of 20 ms.
 const WRITE: &str = "\0\0\0\u{2}20";
 
 async fn through_a_proxy(ledger: &Ledger) -> (Proxy, Server) {
-    let proxy = Proxy::before(ledger).await;
+    let proxy = Proxy::in_front_of(ledger).await;
     let server = ledger.serve_through(&proxy, &[]).await;
     (proxy, server)
 }
 
 #[tokio::test]
-async fn a_change_whose_acknowledgement_was_lost_is_not_taken_for_another_one_s() {
-    for treatment in [Treatment::CutBefore, Treatment::CutAfter] {
+async fn a_change_whose_acknowledgement_was_lost_is_recognised() {
+    for fault in [Fault::CutBefore, Fault::CutAfter] {
         let ledger = Ledger::new().await;
         let (proxy, server) = through_a_proxy(&ledger).await;
         let id = queued(&server).await;
-        proxy.treat_next(WRITE, treatment);
+        proxy.fail_next(WRITE, fault);
         let changed = server.patch(&id, "\"1\"", r#"{"priority":1}"#).await;
         assert!(proxy.is_done());
         assert_eq!((changed.status, changed.header("etag")), (200, "\"2\""));
@@ -172,7 +172,7 @@ async fn a_change_whose_acknowledgement_was_lost_is_not_taken_for_another_one_s(
 }
 
 #[tokio::test]
-async fn a_change_that_another_one_hides_is_not_claimed_to_have_been_made_or_not() {
+async fn a_lost_change_that_another_one_overwrote_is_outcome_unknown() {
     let ledger = Ledger::new().await;
     let (proxy, server) = through_a_proxy(&ledger).await;
     let id = queued(&server).await;
@@ -182,18 +182,18 @@ async fn a_change_that_another_one_hides_is_not_claimed_to_have_been_made_or_not
              create trigger hide before update on job_queue for each row execute function hide()",
         )
         .await;
-    proxy.treat_next(WRITE, Treatment::CutAfter);
+    proxy.fail_next(WRITE, Fault::CutAfter);
     server.patch(&id, "*", r#"{"priority":1}"#).await.is_problem(503, "outcome-unknown");
 }
 
 #[tokio::test]
-async fn another_s_change_is_not_taken_for_one_s_own() {
+async fn another_clients_change_is_not_taken_for_our_own() {
     let ledger = Ledger::new().await;
     let (proxy, server) = through_a_proxy(&ledger).await;
     let id = queued(&server).await;
-    // Ours never arrives, and its repetition waits for another's.
+    // Our statement never arrives, and its retry waits for another client's transaction.
     let others = ledger.hold("update job_queue set version = 2, max_attempts = 9").await;
-    proxy.treat_next(WRITE, Treatment::CutBefore);
+    proxy.fail_next(WRITE, Fault::CutBefore);
     let asked = {
         let (client, id) = ((*server).clone(), id.clone());
         tokio::spawn(async move { client.patch(&id, "\"1\"", r#"{"priority":1}"#).await })
@@ -204,7 +204,7 @@ async fn another_s_change_is_not_taken_for_one_s_own() {
 }
 
 #[tokio::test]
-async fn two_changes_of_one_version_that_waited_for_it_are_not_both_made() {
+async fn of_two_changes_that_waited_for_a_lock_one_succeeds() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let id = queued(&server).await;
@@ -226,7 +226,7 @@ async fn two_changes_of_one_version_that_waited_for_it_are_not_both_made() {
 }
 
 #[tokio::test]
-async fn an_id_in_capitals_is_the_same_id() {
+async fn a_job_id_is_case_insensitive() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let id = queued(&server).await;
@@ -237,7 +237,7 @@ async fn an_id_in_capitals_is_the_same_id() {
 }
 
 #[tokio::test]
-async fn a_request_id_does_not_make_two_requests_one() {
+async fn a_repeated_request_id_does_not_deduplicate_requests() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let id = queued(&server).await;
@@ -250,26 +250,26 @@ async fn a_request_id_does_not_make_two_requests_one() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_after_it_was_done_is_unknown_and_not_undone() {
+async fn a_failed_read_after_a_commit_is_outcome_unknown() {
     let ledger = Ledger::new().await;
-    let proxy = Proxy::before(&ledger).await;
-    let server = ledger.serve_through(&proxy, &QUICK).await;
+    let proxy = Proxy::in_front_of(&ledger).await;
+    let server = ledger.serve_through(&proxy, &SHORT_DEADLINES).await;
     let (changed, cancelled) = (queued(&server).await, queued(&server).await);
-    // The first statement that reads a job without its payload comes after the cancellation.
+    // The first statement that reads a job without its payload follows the cancellation.
     const READ: &str = "null::json";
-    proxy.treat_next(READ, Treatment::Swallow);
+    proxy.fail_next(READ, Fault::BlackHole);
     server.cancel(&cancelled).await.is_problem(503, "outcome-unknown");
     let again = server.cancel(&cancelled).await;
     assert_eq!(again.json()["state"], "cancelled", "{again:?}");
-    // A change is committed and its acknowledgement lost, and then the network is silent.
+    // The change is committed, its acknowledgement is lost, and then the network drops everything.
     assert_eq!(server.patch(&changed, "*", "{}").await.status, 200);
-    proxy.treat_next(WRITE, Treatment::CutAfter);
-    proxy.then_after(0, READ, Treatment::Swallow);
+    proxy.fail_next(WRITE, Fault::CutAfter);
+    proxy.then_fail_after(0, READ, Fault::BlackHole);
     server.patch(&changed, "*", r#"{"priority":1}"#).await.is_problem(503, "outcome-unknown");
 }
 
 #[tokio::test]
-async fn whoever_waits_for_a_job_that_is_held_leaves_the_others_their_connections() {
+async fn requests_that_wait_for_a_locked_job_leave_connections_to_others() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__INTAKE__CONNECTIONS", "2")]).await;
     let (id, name) = (queued(&server).await, uuid::Uuid::new_v4());
@@ -301,15 +301,15 @@ async fn whoever_waits_for_a_job_that_is_held_leaves_the_others_their_connection
 }
 
 #[tokio::test]
-async fn a_lost_acknowledgement_of_a_cancellation_or_a_deletion_is_not_seen() {
-    for treatment in [Treatment::CutBefore, Treatment::CutAfter] {
+async fn a_lost_acknowledgement_of_a_cancellation_or_deletion_is_invisible_to_the_client() {
+    for fault in [Fault::CutBefore, Fault::CutAfter] {
         let ledger = Ledger::new().await;
         let (proxy, server) = through_a_proxy(&ledger).await;
         let id = queued(&server).await;
-        proxy.treat_next(WRITE, treatment);
+        proxy.fail_next(WRITE, fault);
         assert_eq!(server.cancel(&id).await.json()["state"], "cancelled");
         assert!(proxy.is_done());
-        proxy.treat_next(WRITE, treatment);
+        proxy.fail_next(WRITE, fault);
         assert_eq!(server.delete(&id).await.status, 204);
         assert!(proxy.is_done());
         show(&server, &id).await.is_problem(410, "job-deleted");
@@ -317,7 +317,7 @@ async fn a_lost_acknowledgement_of_a_cancellation_or_a_deletion_is_not_seen() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_or_not_waiting_is_not_changed_whatever_the_version() {
+async fn a_missing_or_finished_job_cannot_be_changed() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let another = server.as_caller(&ledger.token_for("another", &hapax::access::Scope::ALL).await);
@@ -332,7 +332,7 @@ async fn what_is_not_there_or_not_waiting_is_not_changed_whatever_the_version() 
 }
 
 #[tokio::test]
-async fn a_job_is_told_as_unchanged_while_it_is() {
+async fn if_none_match_gets_304_while_the_job_is_unchanged() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let id = queued(&server).await;
@@ -353,7 +353,7 @@ async fn a_job_is_told_as_unchanged_while_it_is() {
 }
 
 #[tokio::test]
-async fn a_cancelled_job_is_over_however_often_it_is_cancelled() {
+async fn cancelling_a_cancelled_job_changes_nothing() {
     let ledger = Ledger::new().await;
     let (one, two) = (ledger.serve().await, ledger.serve().await);
     let id = queued(&one).await;
@@ -377,7 +377,7 @@ async fn a_cancelled_job_is_over_however_often_it_is_cancelled() {
 }
 
 #[tokio::test]
-async fn a_body_that_nobody_looks_at_does_no_harm_to_the_connection() {
+async fn an_ignored_body_leaves_the_connection_usable() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let mut connection = server.raw().await;
@@ -390,7 +390,7 @@ async fn a_body_that_nobody_looks_at_does_no_harm_to_the_connection() {
 }
 
 #[tokio::test]
-async fn a_deleted_job_is_gone_but_for_its_name_and_its_key() {
+async fn a_deleted_job_keeps_its_id_and_its_idempotency_key_reserved() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let first = server.submit("key-1", r#"{"type":"t","payload":"a secret"}"#).await;
@@ -404,7 +404,7 @@ async fn a_deleted_job_is_gone_but_for_its_name_and_its_key() {
     assert_eq!((replay.status, &replay.body), (200, &first.body));
     let reused = server.submit("key-1", r#"{"type":"t","payload":"another"}"#).await;
     reused.is_problem(422, "idempotency-key-reused");
-    assert_eq!(reused.json().get("pointers"), None, "there is nothing left to compare with");
+    assert_eq!(reused.json().get("pointers"), None, "the deleted job cannot be compared");
     for table in ["job_queue", "job_outcomes", "job_uniques"] {
         assert_eq!(ledger.number(&format!("select count(*) from {table}")).await, 0, "{table}");
     }
@@ -412,7 +412,7 @@ async fn a_deleted_job_is_gone_but_for_its_name_and_its_key() {
 }
 
 #[tokio::test]
-async fn what_is_over_can_be_deleted_and_what_is_another_s_cannot() {
+async fn a_finished_job_can_be_deleted_and_another_tenants_job_cannot() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let another = server.as_caller(&ledger.token_for("another", &hapax::access::Scope::ALL).await);
@@ -426,9 +426,9 @@ async fn what_is_over_can_be_deleted_and_what_is_another_s_cannot() {
     assert_eq!(ledger.number("select count(*) from job_outcomes").await, 0);
 }
 
-/// A deletion that began before a cancellation was committed does not see where it has put the job.
+/// A deletion that started before a cancellation was committed does not see the job's new row.
 #[tokio::test]
-async fn a_deletion_that_waits_for_a_cancellation_leaves_nothing_behind() {
+async fn a_deletion_that_waits_for_a_cancellation_deletes_every_row() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let id = queued(&server).await;
@@ -452,7 +452,7 @@ async fn a_deletion_that_waits_for_a_cancellation_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn changes_cancellations_and_deletions_at_once_leave_a_job_in_one_state() {
+async fn concurrent_changes_cancellations_and_deletions_leave_a_job_in_one_state() {
     let ledger = Ledger::new().await;
     let (one, two) = (ledger.serve().await, ledger.serve().await);
     for _ in 0..10 {

@@ -1,4 +1,4 @@
-//! The commands, as an operator types them.
+//! The command line.
 
 use hapax::access::Scope;
 
@@ -18,7 +18,7 @@ async fn run(ledger: &Ledger, arguments: &[&str], settings: &[(&str, &str)]) -> 
 }
 
 #[tokio::test]
-async fn a_tenant_and_a_token_are_made_listed_and_work() {
+async fn a_created_tenant_and_token_are_listed_and_work() {
     let ledger = Ledger::new().await;
     assert_eq!(run(&ledger, &["tenant", "create", "globex"], &[]).await.out, "created tenant globex\n");
     let again = run(&ledger, &["tenant", "create", "globex"], &[]).await;
@@ -36,14 +36,14 @@ async fn a_tenant_and_a_token_are_made_listed_and_work() {
 }
 
 #[tokio::test]
-async fn what_is_typed_wrongly_is_said_in_words() {
+async fn wrong_arguments_are_explained() {
     let ledger = Ledger::new().await;
     let create = |tenant: &'static str, scope: &'static str| ["token", "create", "--tenant", tenant, "--scope", scope];
     for (arguments, words) in [
         (&create("nobody", "read")[..], "there is no tenant nobody"),
         (&create("acme", "fly")[..], "unknown scope \"fly\"; known are submit, manage and read"),
         (&create("acme", "work")[..], "scope \"work\" permits nothing in this release"),
-        (&["tenant", "create", "Bad Name"][..], "a tenant's name is"),
+        (&["tenant", "create", "Bad Name"][..], "a tenant's name has"),
         (&["token", "revoke", "7d0b8d9a-0000-7000-8000-000000000000"][..], "there is no token"),
         (&["serve", "--bind", "8080"][..], "an address with its port is expected, such as 127.0.0.1:8080"),
         (&["dev", "--bind", "nowhere"][..], "an address with its port is expected, such as 127.0.0.1:8080"),
@@ -54,7 +54,7 @@ async fn what_is_typed_wrongly_is_said_in_words() {
 }
 
 #[tokio::test]
-async fn every_scope_is_explained_where_a_token_is_made() {
+async fn the_help_of_token_create_explains_every_scope() {
     let help = String::from_utf8(run_hapax(&["token", "create", "--help"], &[]).await.stdout).unwrap();
     for scope in Scope::ALL {
         let line = help.lines().find(|line| line.trim_start().starts_with(scope.name()));
@@ -64,7 +64,7 @@ async fn every_scope_is_explained_where_a_token_is_made() {
 }
 
 #[tokio::test]
-async fn a_setting_that_is_unknown_or_senseless_stops_the_start_by_its_name() {
+async fn an_unknown_or_invalid_setting_is_named_and_prevents_the_start() {
     let ledger = Ledger::new().await;
     for (name, value, words) in [
         ("HAPAX__SERVER__BODY_LIMIT", "1", "setting server.body_limit"),
@@ -89,7 +89,7 @@ async fn a_setting_that_is_unknown_or_senseless_stops_the_start_by_its_name() {
 }
 
 #[tokio::test]
-async fn the_effective_configuration_is_shown_without_its_secrets() {
+async fn the_effective_configuration_is_printed_without_secrets() {
     let settings = [("DATABASE_URL", "postgres://u:s3cret@h/d?password=s3cret"), ("HAPAX__INTAKE__LOCK_WAIT", "3s")];
     let output = run_hapax(&["config"], &settings).await;
     let shown = String::from_utf8(output.stdout).unwrap();
@@ -98,7 +98,7 @@ async fn the_effective_configuration_is_shown_without_its_secrets() {
 }
 
 #[tokio::test]
-async fn a_file_of_settings_counts_below_the_environment() {
+async fn the_environment_overrides_the_settings_file() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("hapax.toml");
     std::fs::write(&file, "[intake]\nlock_wait = \"3s\"\nconnections = 3\n").unwrap();
@@ -111,7 +111,7 @@ async fn a_file_of_settings_counts_below_the_environment() {
 }
 
 #[tokio::test]
-async fn a_database_of_a_wrong_name_ends_the_start_at_once_and_is_said_once() {
+async fn a_missing_database_ends_the_start_with_one_message() {
     let ledger = Ledger::new().await;
     let mut url = url::Url::parse(&ledger.url).unwrap();
     url.set_path("no_such_database");
@@ -122,8 +122,8 @@ async fn a_database_of_a_wrong_name_ends_the_start_at_once_and_is_said_once() {
 }
 
 #[tokio::test]
-async fn a_database_that_cannot_be_reached_is_named_while_it_is_waited_for_and_the_end_has_the_cause() {
-    // The address of no machine in particular: it leads to this one, but is not its loopback.
+async fn an_unreachable_database_is_named_during_the_wait_and_in_the_final_error() {
+    // A local address that is not the loopback address.
     let url = "postgres://somebody:s3cret@0.0.0.0:1/jobs";
     let settings = [("DATABASE_URL", url), ("HAPAX__LOG__FORMAT", "json")];
     let output = run_hapax(&["serve", "--bind", "127.0.0.1:0"], &settings).await;

@@ -1,4 +1,4 @@
-//! Many at once, on two server processes that share one database.
+//! Concurrent requests on two servers that share a database.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::harness::{Answer, Ledger, Server, job};
 
-/// Sends all requests at the same time, in turn to one server and the other.
+/// Sends all requests at the same time, alternating between the servers.
 async fn at_once(servers: [&Server; 2], requests: impl IntoIterator<Item = (String, Value)>) -> Vec<Answer> {
     let requests: Vec<_> = requests.into_iter().collect();
     let start = std::sync::Arc::new(tokio::sync::Barrier::new(requests.len()));
@@ -42,11 +42,11 @@ async fn a_hundred_copies_of_one_request_make_one_job() {
         assert!(answers.iter().all(|answer| answer.body == answers[0].body));
         assert!(answers.iter().all(|answer| answer.header("location") == answers[0].header("location")));
     }
-    ledger.is_whole_with(5).await;
+    ledger.assert_consistent(5).await;
 }
 
 #[tokio::test]
-async fn of_four_bodies_under_one_key_one_wins_and_the_others_are_refused() {
+async fn of_four_bodies_with_one_key_one_creates_a_job_and_the_others_get_422() {
     let ledger = Ledger::new().await;
     let (one, two) = (ledger.serve().await, ledger.serve().await);
     for round in 0..5 {
@@ -60,47 +60,47 @@ async fn of_four_bodies_under_one_key_one_wins_and_the_others_are_refused() {
             }
         }
     }
-    ledger.is_whole_with(5).await;
+    ledger.assert_consistent(5).await;
 }
 
 #[tokio::test]
-async fn different_keys_do_not_meet() {
+async fn different_keys_do_not_collide() {
     let ledger = Ledger::new().await;
     let (one, two) = (ledger.serve().await, ledger.serve().await);
     let answers = at_once([&one, &two], (0..200).map(|n| (format!("key-{n}"), job(n)))).await;
     assert_eq!(count(&answers), HashMap::from([(201, 200)]));
-    ledger.is_whole_with(200).await;
+    ledger.assert_consistent(200).await;
 }
 
 #[tokio::test]
-async fn whoever_waits_for_one_that_rolls_back_makes_the_job() {
+async fn a_submission_that_waits_for_a_rolled_back_one_creates_the_job() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let held = ledger.hold_key("key-1").await;
-    let waiting = server.submit_meanwhile("key-1", job(1));
+    let waiting = server.submit_in_background("key-1", job(1));
     ledger.until_waiting(1).await;
     held.roll_back().await;
     assert_eq!(waiting.await.unwrap().status, 201);
-    ledger.is_whole_with(1).await;
+    ledger.assert_consistent(1).await;
 }
 
 #[tokio::test]
-async fn whoever_waits_for_one_that_commits_is_judged_by_what_it_stored() {
+async fn a_submission_that_waits_for_a_committed_one_is_compared_with_it() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let held = ledger.hold_key("key-1").await;
-    let waiting = server.submit_meanwhile("key-1", job(1));
+    let waiting = server.submit_in_background("key-1", job(1));
     ledger.until_waiting(1).await;
     held.commit().await;
     let answer = waiting.await.unwrap();
     answer.is_problem(422, "idempotency-key-reused");
-    // The holder wrote a key without a job, so there is nothing to compare with.
+    // The holder wrote a key without a job, so there is nothing to compare.
     assert_eq!(answer.json().get("pointers"), None);
     assert_eq!(ledger.jobs().await, 0);
 }
 
 #[tokio::test]
-async fn a_key_that_is_held_for_too_long_is_in_flight_and_its_retry_succeeds() {
+async fn a_key_held_for_too_long_gets_409_and_the_retry_succeeds() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__INTAKE__LOCK_WAIT", "100ms")]).await;
     let held = ledger.hold_key("key-1").await;
@@ -113,11 +113,11 @@ async fn a_key_that_is_held_for_too_long_is_in_flight_and_its_retry_succeeds() {
 }
 
 #[tokio::test]
-async fn the_neighbours_of_a_held_key_go_through() {
+async fn other_submissions_in_the_batch_of_a_held_key_succeed() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__INTAKE__CONNECTIONS", "2")]).await;
     let held = ledger.hold_key("held").await;
-    let copies: Vec<_> = (0..8).map(|_| server.submit_meanwhile("held", job(1))).collect();
+    let copies: Vec<_> = (0..8).map(|_| server.submit_in_background("held", job(1))).collect();
     ledger.until_waiting(1).await;
     for n in 0..5 {
         assert_eq!(server.submit(&format!("free-{n}"), job(n)).await.status, 201);
@@ -130,11 +130,11 @@ async fn the_neighbours_of_a_held_key_go_through() {
     }
     statuses.sort_unstable();
     assert_eq!(statuses, [200, 200, 200, 200, 200, 200, 200, 201]);
-    ledger.is_whole_with(6).await;
+    ledger.assert_consistent(6).await;
 }
 
 #[tokio::test]
-async fn one_more_than_can_be_worked_on_at_once_is_told_so_at_once() {
+async fn a_request_beyond_the_limit_in_flight_gets_503_immediately() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__SERVER__REQUESTS_IN_FLIGHT", "3")]).await;
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
@@ -143,13 +143,13 @@ async fn one_more_than_can_be_worked_on_at_once_is_told_so_at_once() {
     for n in 0..3 {
         let key = format!("held-{n}");
         held.push(ledger.hold_key(&key).await);
-        waiting.push(server.submit_meanwhile(&key, job(n)));
+        waiting.push(server.submit_in_background(&key, job(n)));
     }
-    // A tenant waits for two locks at once; the third request waits for its turn to do so.
+    // A tenant may wait for two locks at once. The third request waits for one of these slots.
     server.until_metric("hapax_http_requests_in_flight", 3.0).await;
     let refused = server.submit("one-more", job(9)).await;
     refused.is_problem(503, "overloaded");
-    refused.wants_a_retry();
+    refused.assert_retry_after();
     assert_eq!(server.get("/healthz").await.status, 200);
     for key in held {
         key.roll_back().await;
@@ -158,5 +158,5 @@ async fn one_more_than_can_be_worked_on_at_once_is_told_so_at_once() {
         assert_eq!(request.await.unwrap().status, 201);
     }
     assert_eq!(server.submit("one-more", job(9)).await.status, 201);
-    ledger.is_whole_with(5).await;
+    ledger.assert_consistent(5).await;
 }

@@ -1,4 +1,4 @@
-//! What one client may keep of the server by the way it sends and reads: connections, memory, CPU and log lines.
+//! What a single client can consume: connections, memory, CPU and log lines.
 
 use hapax::access::Scope;
 use serde_json::{Map, Value, json};
@@ -61,7 +61,7 @@ async fn a_chunked_body_that_ends_keeps_the_connection() {
 }
 
 #[tokio::test]
-async fn a_broken_chunk_is_answered_although_the_token_has_to_be_looked_up() {
+async fn a_malformed_chunk_is_answered_during_a_token_look_up() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let head = format!(
@@ -75,7 +75,7 @@ async fn a_broken_chunk_is_answered_although_the_token_has_to_be_looked_up() {
 }
 
 #[tokio::test]
-async fn requests_that_are_sent_behind_one_with_a_body_are_all_answered() {
+async fn pipelined_requests_behind_a_body_are_all_answered() {
     const BEHIND: usize = 3000;
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
@@ -96,7 +96,7 @@ async fn requests_that_are_sent_behind_one_with_a_body_are_all_answered() {
 }
 
 #[tokio::test]
-async fn what_comes_behind_a_request_that_closes_is_not_carried_out() {
+async fn a_request_pipelined_behind_connection_close_is_not_executed() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let body = job(1).to_string();
@@ -114,11 +114,11 @@ async fn what_comes_behind_a_request_that_closes_is_not_carried_out() {
     let last = connection.answer().await;
     assert_eq!((last.status, last.header("connection")), (201, "close"));
     connection.until_closed().await;
-    ledger.is_whole_with(1).await;
+    ledger.assert_consistent(1).await;
 }
 
 #[tokio::test]
-async fn a_later_request_whose_head_does_not_end_has_a_deadline_too() {
+async fn an_unfinished_head_on_a_kept_connection_has_a_deadline() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let mut connection = server.raw().await;
@@ -128,23 +128,23 @@ async fn a_later_request_whose_head_does_not_end_has_a_deadline_too() {
     assert_eq!(connection.until_closed().await, 0);
 }
 
-/// The script that `/docs` loads: 1.5 MB, for anybody.
+/// The script that `/docs` loads: 1.5 MB, without a token.
 const LARGE: &str = "GET /docs/swagger-ui-bundle.js";
 
 #[tokio::test]
-async fn a_client_that_does_not_read_its_answer_loses_the_connection() {
+async fn a_client_that_does_not_read_its_answer_is_disconnected() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__SERVER__WRITE_DEADLINE", "500ms")]).await;
     let mut connection = RawConnection::open_with_small_buffer(server.address, "none").await;
     connection.write_head(LARGE, &[]).await;
     server.until_metric("hapax_http_connections", 1.0).await;
     server.until_metric_is("hapax_http_connections", 0.0).await;
-    assert!(connection.is_reset(), "the system does not keep what was not taken");
+    assert!(connection.is_reset(), "the system does not keep unread bytes");
     assert!(connection.until_closed().await < 1_000_000);
 }
 
 #[tokio::test]
-async fn clients_that_do_not_read_take_little_memory() {
+async fn clients_that_do_not_read_use_little_memory() {
     const CLIENTS: usize = 200;
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__SERVER__WRITE_DEADLINE", "1h")]).await;
@@ -163,7 +163,7 @@ async fn clients_that_do_not_read_take_little_memory() {
 }
 
 #[tokio::test]
-async fn requests_that_are_sent_ahead_take_little_memory_and_are_all_answered() {
+async fn pipelined_requests_use_little_memory_and_are_all_answered() {
     const AHEAD: usize = 4000;
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
@@ -172,7 +172,7 @@ async fn requests_that_are_sent_ahead_take_little_memory_and_are_all_answered() 
     let mut unread = Vec::new();
     for _ in 0..20 {
         let mut connection = RawConnection::open_with_small_buffer(server.address, "none").await;
-        // As much as the systems on both sides take.
+        // As much as the socket buffers on both sides hold.
         let heads = "GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n".repeat(AHEAD);
         connection.write_some(heads.as_bytes()).await;
         unread.push(connection);
@@ -192,7 +192,7 @@ fn large_job(bytes: usize) -> Value {
     json!({ "type": "t", "payload": "x".repeat(bytes) })
 }
 
-/// Two bodies of 40 KB are more than one tenant may have, and three more than all may.
+/// Two bodies of 40 KB exceed a tenant's limit, and three exceed the total limit.
 const LITTLE_MEMORY: [(&str, &str); 3] = [
     ("HAPAX__SERVER__BODY_LIMIT_BYTES", "65536"),
     ("HAPAX__SERVER__BODY_BYTES_IN_FLIGHT", "100000"),
@@ -200,7 +200,7 @@ const LITTLE_MEMORY: [(&str, &str); 3] = [
 ];
 
 /// Sends the head of a request with a large body, and most of the body.
-async fn arriving(server: &Server, token: &str, key: &str) -> (RawConnection, Vec<u8>) {
+async fn start_upload(server: &Server, token: &str, key: &str) -> (RawConnection, Vec<u8>) {
     let body = large_job(40_000).to_string().into_bytes();
     let (length, key) = (format!("content-length: {}", body.len()), format!("idempotency-key: {key}"));
     let mut connection = RawConnection::open(server.address, token).await;
@@ -211,17 +211,17 @@ async fn arriving(server: &Server, token: &str, key: &str) -> (RawConnection, Ve
 }
 
 #[tokio::test]
-async fn bodies_take_no_more_memory_than_their_tenant_and_all_tenants_may() {
+async fn bodies_stay_within_the_memory_limits_per_tenant_and_in_total() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&LITTLE_MEMORY).await;
-    let (mut first, rest) = arriving(&server, &ledger.token, "first").await;
+    let (mut first, rest) = start_upload(&server, &ledger.token, "first").await;
     server.until_metric("hapax_http_body_bytes", 39_000.0).await;
     server.submit("second", large_job(40_000)).await.is_problem(503, "overloaded");
     assert_eq!(server.metric(r#"hapax_shed_requests_total{reason="tenant_body_bytes"}"#).await, 1.0);
     assert_eq!(server.submit("small", job(1)).await.status, 201);
 
     let other_token = ledger.token_for("another-tenant", &Scope::ALL).await;
-    let (mut other, other_rest) = arriving(&server, &other_token, "other").await;
+    let (mut other, other_rest) = start_upload(&server, &other_token, "other").await;
     server.until_metric("hapax_http_body_bytes", 78_000.0).await;
     let third = server.as_caller(&ledger.token_for("third-tenant", &Scope::ALL).await);
     third.submit("third", large_job(40_000)).await.is_problem(503, "overloaded");
@@ -236,7 +236,7 @@ async fn bodies_take_no_more_memory_than_their_tenant_and_all_tenants_may() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_not_read_takes_memory_of_its_tenant_alone() {
+async fn an_unread_answer_counts_against_its_tenant_only() {
     let ledger = Ledger::new().await;
     let settings = [
         ("HAPAX__SERVER__WRITE_DEADLINE", "1h"),
@@ -244,7 +244,7 @@ async fn an_answer_that_is_not_read_takes_memory_of_its_tenant_alone() {
         ("HAPAX__SERVER__BODY_BYTES_IN_FLIGHT_PER_TENANT", "1500000"),
     ];
     let server = ledger.serve_with(&settings).await;
-    // More than the systems on both sides keep of an answer that is not read.
+    // More than the socket buffers on both sides hold of an unread answer.
     let made = server.submit("k", large_job(1_000_000)).await;
     let other = server.as_caller(&ledger.token_for("another-tenant", &Scope::ALL).await);
     let of_other = other.submit("k", large_job(1_000_000)).await;
@@ -259,11 +259,11 @@ async fn an_answer_that_is_not_read_takes_memory_of_its_tenant_alone() {
 }
 
 #[tokio::test]
-async fn a_large_body_costs_its_token_as_much_as_many_requests() {
+async fn a_large_body_counts_as_many_requests() {
     let ledger = Ledger::new().await;
     let settings = [("HAPAX__QUOTA__REQUESTS_PER_SECOND", "1"), ("HAPAX__QUOTA__REQUESTS_BURST", "40")];
     let server = ledger.serve_with(&settings).await;
-    // 16 KiB a unit, and one for the request.
+    // One unit per 16 KiB, and one for the request.
     let large = large_job(30 * 16 * 1024);
     assert_eq!(server.submit("large", &large).await.status, 201);
     let refused = server.submit("large", &large).await;
@@ -278,7 +278,7 @@ async fn a_large_body_costs_its_token_as_much_as_many_requests() {
 }
 
 #[tokio::test]
-async fn a_chunked_body_costs_its_token_what_has_arrived_although_it_breaks_off() {
+async fn an_aborted_chunked_body_counts_as_far_as_it_arrived() {
     let ledger = Ledger::new().await;
     let settings = [("HAPAX__QUOTA__REQUESTS_PER_SECOND", "1"), ("HAPAX__QUOTA__REQUESTS_BURST", "40")];
     let server = ledger.serve_with(&settings).await;
@@ -292,7 +292,7 @@ async fn a_chunked_body_costs_its_token_what_has_arrived_although_it_breaks_off(
 }
 
 #[tokio::test]
-async fn an_answer_of_a_batch_stays_within_the_memory_that_is_reserved_for_it() {
+async fn the_answer_to_a_batch_stays_within_its_reserved_memory() {
     const LINE_BYTES_MAX: usize = 2048;
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
@@ -315,7 +315,7 @@ async fn an_answer_of_a_batch_stays_within_the_memory_that_is_reserved_for_it() 
 }
 
 #[tokio::test]
-async fn a_batch_of_junk_writes_one_line_and_costs_a_request_for_each_answer() {
+async fn an_invalid_batch_writes_one_log_line_and_counts_one_request_per_item() {
     let ledger = Ledger::new().await;
     let settings = [("HAPAX__QUOTA__REQUESTS_PER_SECOND", "1"), ("HAPAX__QUOTA__REQUESTS_BURST", "700")];
     let server = ledger.serve_with(&settings).await;
@@ -338,17 +338,17 @@ async fn lines_of_a_batch_are_read_as_they_arrive() {
     let settings = [&NO_QUOTAS[..], &[("HAPAX__SERVER__BODY_LIMIT_BYTES", "65536")]].concat();
     let server = ledger.serve_with(&settings).await;
     let line = |n: usize, bytes: usize| json!({"idempotency_key": n.to_string(), "job": large_job(bytes)}).to_string();
-    // Within one part and across many, with line ends of all kinds, and one line that is too long in the middle.
+    // Lines within one read and across many, with different line ends, and one line that is too long.
     let lines =
         [line(0, 10), line(1, 60_000), " \r".to_owned(), line(2, 100_000), line(3, 10) + " \r", line(4, 50_000)];
     let answers = server.submit_batch(lines.join("\n")).await.items();
     let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
     assert_eq!(statuses, [201, 201, 413, 201, 201]);
-    ledger.is_whole_with(4).await;
+    ledger.assert_consistent(4).await;
 }
 
 #[tokio::test]
-async fn requests_that_are_not_admitted_write_some_lines_and_count_the_others() {
+async fn log_lines_of_shed_requests_are_limited_and_the_rest_counted() {
     const SENT: usize = 4000;
     const REQUEST: &[u8] = b"GET /jobs HTTP/1.1\r\nhost: test\r\n\r\n";
     let ledger = Ledger::new().await;

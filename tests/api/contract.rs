@@ -1,4 +1,4 @@
-//! What the service says of itself, and that its document says no more and no less than it does.
+//! The service's description of itself, and that the contract describes exactly what the service does.
 
 mod circumstances;
 mod examples;
@@ -17,7 +17,7 @@ async fn serve() -> (Ledger, Server) {
 }
 
 #[tokio::test]
-async fn the_root_says_what_this_is_and_what_may_be_relied_on() {
+async fn the_root_describes_the_service_and_its_guarantees() {
     let (_ledger, server) = serve().await;
     let about = server.get("/").await;
     assert_eq!(about.header("content-type"), "application/json");
@@ -33,14 +33,14 @@ async fn the_root_says_what_this_is_and_what_may_be_relied_on() {
 }
 
 #[tokio::test]
-async fn the_contract_that_is_served_is_the_one_in_the_repository() {
+async fn the_served_contract_is_the_one_in_the_repository() {
     let (_ledger, server) = serve().await;
     let served = server.get("/openapi.yaml").await;
     assert_eq!(served.header("content-type"), "application/yaml");
     assert_eq!(served.body, &include_bytes!("../../api-design/jobs-api.yaml")[..]);
 }
 
-/// What may be kept for a time: documents that are the same for every caller.
+/// The Cache-Control of documents that are the same for every client.
 fn kept(path: &str) -> &'static str {
     match path {
         "/" | "/docs" => "no-cache",
@@ -51,7 +51,7 @@ fn kept(path: &str) -> &'static str {
 }
 
 #[tokio::test]
-async fn every_answer_says_whether_it_may_be_kept_and_that_its_type_is_not_to_be_guessed() {
+async fn every_answer_has_cache_control_and_nosniff() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let (id, nobody) = (server.submit("k", job(1)).await.job_id(), server.as_caller(""));
@@ -60,7 +60,7 @@ async fn every_answer_says_whether_it_may_be_kept_and_that_its_type_is_not_to_be
     let others = others.into_iter().chain(["/nothing", "/jobs/%30", "/?x", "/docs?x"]).map(str::to_owned);
     let mut statuses = BTreeSet::new();
     for path in documented.chain(others) {
-        // DELETE comes last: after it the job is gone for good.
+        // DELETE comes last, because the job does not exist afterwards.
         for method in ["HEAD", "GET", "OPTIONS", "TRACE", "BREW", "PUT", "PATCH", "POST", "DELETE", "GET"] {
             for client in [&nobody, &*server] {
                 let request = client.request(method, &path);
@@ -78,14 +78,14 @@ async fn every_answer_says_whether_it_may_be_kept_and_that_its_type_is_not_to_be
 }
 
 #[tokio::test]
-async fn a_path_takes_the_methods_that_are_documented_and_names_them_to_every_other() {
+async fn a_path_accepts_the_documented_methods_and_lists_them_in_405() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     for path in paths() {
         let concrete = path.concrete(&uuid::Uuid::now_v7().to_string());
         let documented: BTreeSet<&str> = path.methods.iter().map(String::as_str).collect();
         for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"] {
-            // Not held against the contract: the answer to HEAD has no body that could be.
+            // Not checked against the contract, because the answer to HEAD has no body.
             let answer = Answer::of(server.request(method, &concrete).send().await.unwrap()).await;
             if documented.contains(method) {
                 assert_ne!(answer.status, 405, "{method} {concrete}");
@@ -98,17 +98,17 @@ async fn a_path_takes_the_methods_that_are_documented_and_names_them_to_every_ot
     }
 }
 
-/// Asks by HEAD and then by GET, on one connection: a body after the first answer would be read as the second.
-async fn by_head_and_by_get(client: &Client, path: &str) -> [Answer; 2] {
-    /// What is another in each answer.
-    const OF_ONE_ANSWER: [&str; 4] = ["date", "x-request-id", "ratelimit", "retry-after"];
+/// Sends HEAD and then GET on one connection. A body after the first answer would be read as the second answer.
+async fn head_and_get(client: &Client, path: &str) -> [Answer; 2] {
+    /// Headers that differ in each answer.
+    const VARYING_HEADERS: [&str; 4] = ["date", "x-request-id", "ratelimit", "retry-after"];
     let mut connection = client.raw().await;
     connection.write_head(&format!("HEAD {path}"), &[]).await;
     let by_head = connection.answer_to_head().await;
     connection.write_head(&format!("GET {path}"), &[]).await;
     let by_get = connection.answer().await;
     [by_head, by_get].map(|mut answer| {
-        for name in OF_ONE_ANSWER {
+        for name in VARYING_HEADERS {
             answer.headers.remove(name);
         }
         answer
@@ -116,7 +116,7 @@ async fn by_head_and_by_get(client: &Client, path: &str) -> [Answer; 2] {
 }
 
 #[tokio::test]
-async fn head_is_answered_like_get_without_the_body_and_so_are_its_refusals() {
+async fn head_is_answered_like_get_without_a_body() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let (job, nobody) = (server.submit("k", job(1)).await.job_id(), server.as_caller(""));
@@ -129,9 +129,9 @@ async fn head_is_answered_like_get_without_the_body_and_so_are_its_refusals() {
     let aliases = ["/nothing", "/jobs/%30"].map(|path| (&*server, path.to_owned()));
     let mut statuses = BTreeSet::new();
     for (client, path) in cases.chain(aliases) {
-        let [mut by_head, mut by_get] = by_head_and_by_get(client, &path).await;
+        let [mut by_head, mut by_get] = head_and_get(client, &path).await;
         if path.starts_with("/queues") {
-            // It tells an age, which may have grown by a digit.
+            // The body contains an age, which may grow by a digit.
             for answer in [&mut by_head, &mut by_get] {
                 answer.headers.remove("content-length");
             }
@@ -144,7 +144,7 @@ async fn head_is_answered_like_get_without_the_body_and_so_are_its_refusals() {
 }
 
 #[tokio::test]
-async fn the_keys_that_are_shown_are_taken_and_the_first_three_are_one() {
+async fn the_documented_keys_are_accepted_and_the_first_three_are_equal() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let mut statuses = Vec::new();

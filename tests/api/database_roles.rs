@@ -1,4 +1,4 @@
-//! Two database roles, as docs/database-roles.md has them: one that owns the tables, and one that serves.
+//! The two database roles of docs/database-roles.md: the owner of the tables and the service.
 
 use serde_json::json;
 use url::Url;
@@ -13,14 +13,14 @@ struct Roles {
     service: String,
 }
 
-/// Follows the page, with names of the test's own.
+/// Runs the SQL of the page, with names of the test's own.
 async fn follow_the_page(ledger: &Ledger) -> Roles {
     let (owner, service) = (format!("{}_owner", ledger.name), ledger.name.clone());
     let named = |sql: &str| sql.replace("hapax_owner", &owner).replace("hapax_service", &service);
     let blocks: Vec<String> =
         PAGE.split("```sql").skip(1).map(|block| named(block.split("```").next().unwrap())).collect();
     let [roles, default_privileges, revocations] = &blocks[..] else { panic!("three blocks of SQL: {blocks:?}") };
-    // The database is there already, and empty.
+    // The database already exists and is empty.
     let (roles, _) = roles.split_once("create database").unwrap();
     ledger.execute(&format!("{roles} alter database {service} owner to {owner}")).await;
     let url = |role: &str, password: &str| {
@@ -77,7 +77,7 @@ async fn the_service_needs_no_more_than_the_page_on_roles_grants() {
 }
 
 #[tokio::test]
-async fn the_service_can_neither_change_the_schema_nor_make_tokens() {
+async fn the_service_role_cannot_change_the_schema_or_create_tokens() {
     let ledger = Ledger::empty().await;
     let roles = follow_the_page(&ledger).await;
     token(&roles).await;

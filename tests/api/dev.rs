@@ -1,4 +1,4 @@
-//! `hapax dev`: the whole service on a database of its own.
+//! `hapax dev`: the whole service with a database of its own.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -8,7 +8,7 @@ use sqlx::Connection;
 
 use crate::harness::{Server, hapax, job, run_hapax};
 
-/// A folder that the user `postgres` may pass: root's server runs as that.
+/// A folder that the user `postgres` may enter. As root, PostgreSQL runs as that user.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::Builder::new().prefix("hapax-test-").tempdir_in("/tmp").unwrap();
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
@@ -16,7 +16,7 @@ fn folder() -> tempfile::TempDir {
 }
 
 async fn dev(folder: &Path) -> Server {
-    // As a user would who is somewhere else in the shell; whatever DATABASE_URL says is not what dev works on.
+    // Started from another directory. `dev` ignores DATABASE_URL.
     let mut command = hapax();
     command.args(["dev", "--bind", "127.0.0.1:0", "--data"]).arg(folder);
     command.env("HAPAX__METRICS__BIND", "127.0.0.1:0").env("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing");
@@ -33,7 +33,7 @@ fn postgres_is_gone(folder: &Path) -> bool {
 }
 
 #[tokio::test]
-async fn it_serves_survives_a_kill_and_stops_its_database_when_it_stops() {
+async fn dev_serves_survives_a_kill_and_stops_its_database() {
     let folder = folder();
     let server = dev(folder.path()).await;
     let first = server.submit("k", job(1)).await;
@@ -60,7 +60,7 @@ async fn a_second_server_can_join_and_a_second_dev_cannot() {
     let folder = folder();
     let server = dev(folder.path()).await;
     let url = read(folder.path(), "database-url");
-    // Durable settings: it needs no permission to lose anything.
+    // Durable settings, so `allow_losing_acknowledged_jobs` is not needed.
     let mut second = hapax();
     second
         .args(["serve", "--bind", "127.0.0.1:0"])
@@ -77,12 +77,12 @@ async fn a_second_server_can_join_and_a_second_dev_cannot() {
 }
 
 #[tokio::test]
-async fn an_acknowledged_job_is_durable_whatever_has_become_of_the_server_s_default() {
+async fn an_acknowledged_job_is_durable_even_if_the_server_default_is_not() {
     let folder = folder();
     let server = dev(folder.path()).await;
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
     let mut postgres = sqlx::PgConnection::connect(&read(folder.path(), "database-url")).await.unwrap();
-    // What the commit of each job is about to be, seen from within.
+    // Records the `synchronous_commit` of each job's transaction.
     let watch = "create table seen (synchronous_commit text); \
                  create function see() returns trigger language plpgsql as \
                  $$ begin insert into seen values (current_setting('synchronous_commit')); return null; end $$; \
@@ -100,7 +100,7 @@ async fn an_acknowledged_job_is_durable_whatever_has_become_of_the_server_s_defa
 }
 
 #[tokio::test]
-async fn it_does_not_outlive_its_database() {
+async fn dev_ends_when_its_database_ends() {
     let folder = folder();
     let server = dev(folder.path()).await;
     let pid = read(folder.path(), "postgres/postmaster.pid");
@@ -110,7 +110,7 @@ async fn it_does_not_outlive_its_database() {
 }
 
 #[tokio::test]
-async fn what_it_keeps_is_for_its_owner_alone_and_a_path_may_be_long_and_odd() {
+async fn dev_data_is_private_and_its_path_may_be_long_and_unusual() {
     let outer = folder();
     let odd = outer.path().join(format!("a folder, it's {} 100%", "long".repeat(25)));
     let server = dev(&odd).await;

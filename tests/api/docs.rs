@@ -1,10 +1,10 @@
-//! The page at `/docs`: it works by itself, and a browser lets it reach nobody else.
+//! The page at `/docs`: it works without other sites, and its policy blocks requests to them.
 
 use std::collections::BTreeMap;
 
 use crate::harness::{Answer, Client, Ledger};
 
-/// What the page loads is no part of the contract, so it is not held against it.
+/// The page's assets are not part of the contract, so the answer is not checked against it.
 async fn fetch(client: &Client, method: &str, path: &str, encoding: &str) -> Answer {
     Answer::of(client.request(method, path).header("accept-encoding", encoding).send().await.unwrap()).await
 }
@@ -13,17 +13,17 @@ async fn text(client: &Client, path: &str) -> String {
     String::from_utf8(fetch(client, "GET", path, "identity").await.body.to_vec()).unwrap()
 }
 
-/// The paths that a page loads something from.
+/// The paths that a page loads.
 fn loaded(page: &str) -> Vec<String> {
     let tags = page.split('<').filter(|tag| tag.starts_with("link ") || tag.starts_with("script "));
     let urls = tags.map(|tag| tag.split_once("src=\"").or_else(|| tag.split_once("href=\"")).unwrap().1);
     let urls = urls.map(|url| url.split('"').next().unwrap()).filter(|url| *url != "data:,");
-    // Relative to the page, for it may be published below a path.
+    // Relative to the page, because a gateway may publish it below a path.
     urls.inspect(|url| assert!(url.starts_with("docs/"), "{url}")).map(|url| format!("/{url}")).collect()
 }
 
 #[tokio::test]
-async fn the_policy_of_the_page_is_a_closed_one() {
+async fn the_content_security_policy_allows_only_own_resources() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let answer = server.get("/docs").await;
@@ -41,7 +41,7 @@ async fn the_policy_of_the_page_is_a_closed_one() {
 }
 
 #[tokio::test]
-async fn the_page_has_nothing_in_it_that_its_policy_would_forbid() {
+async fn the_page_complies_with_its_content_security_policy() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let page = text(&server, "/docs").await;
@@ -59,7 +59,7 @@ async fn the_page_has_nothing_in_it_that_its_policy_would_forbid() {
 }
 
 #[tokio::test]
-async fn everything_that_the_page_loads_is_served_with_its_type() {
+async fn every_asset_of_the_page_is_served_with_its_type() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let page = text(&server, "/docs").await;
@@ -74,7 +74,7 @@ async fn everything_that_the_page_loads_is_served_with_its_type() {
         fetch(&server, "POST", &path, "identity").await.is_problem(405, "method-not-allowed");
         fetch(&server, "GET", &format!("{path}?x"), "identity").await.is_problem(400, "unknown-parameter");
     }
-    // What starts it finds the library, its place in the page, and the contract.
+    // The start script finds the library, its element in the page, and the contract.
     let (library, start) = (text(&server, "/docs/swagger-ui-bundle.js").await, text(&server, "/docs/page.js").await);
     assert!(library.contains("SwaggerUIBundle") && start.contains("SwaggerUIBundle({"));
     assert!(page.contains("id=\"api\"") && start.contains("dom_id: '#api'") && start.contains("url: 'openapi.yaml'"));
@@ -82,20 +82,20 @@ async fn everything_that_the_page_loads_is_served_with_its_type() {
     assert!(library.contains(&format!("\"{version}\"")), "{version}");
 }
 
-/// As far as it can be told without a browser: what stands above "Authorize" is folded, and "Submit a job" is among the
-/// first operations below it. ADR 0011 has what a browser showed.
+/// Checked as far as possible without a browser: the part above "Authorize" is folded, and "Submit a job" is among the
+/// first operations below it. ADR 0011 has the result in a browser.
 #[tokio::test]
-async fn the_first_screen_has_room_for_authorize_and_submit_a_job() {
+async fn authorize_and_submit_a_job_are_on_the_first_screen() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let (library, start) = (text(&server, "/docs/swagger-ui-bundle.js").await, text(&server, "/docs/page.js").await);
-    // Above the button, the library shows this component and no other with more than a line.
+    // Of the parts above the button, only this component has more than one line.
     assert!(library.contains("class InfoContainer extends") && library.contains("wrapComponents"));
     assert!(start.contains("plugins: [foldedDescription]") && start.contains("InfoContainer: (Original,"));
     let (folded, shown) = start.split_once("'details'").unwrap().1.split_once("'summary'").unwrap();
     assert!(!folded.contains("open"), "{folded}");
     assert!(shown.contains("React.createElement(Original, props)"));
-    // In the order in which they stand there.
+    // In document order.
     let contract: yaml_serde::Value = yaml_serde::from_str(&text(&server, "/openapi.yaml").await).unwrap();
     assert_eq!(contract["tags"][0]["name"], *"jobs");
     let paths = contract["paths"].as_mapping().unwrap().values();
@@ -106,7 +106,7 @@ async fn the_first_screen_has_room_for_authorize_and_submit_a_job() {
 }
 
 #[tokio::test]
-async fn the_large_files_come_compressed_to_whoever_takes_that() {
+async fn large_files_are_compressed_if_the_client_accepts_it() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     for path in ["/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js"] {
@@ -117,7 +117,7 @@ async fn the_large_files_come_compressed_to_whoever_takes_that() {
         }
         let compressed = fetch(&server, "GET", path, "br, gzip, deflate").await;
         assert_eq!((compressed.header("content-encoding"), compressed.header("vary")), ("gzip", "accept-encoding"));
-        // RFC 1952, section 2.3.1: the last four bytes are the length of what was compressed.
+        // RFC 1952, section 2.3.1: the last four bytes are the uncompressed length.
         let (_, length) = compressed.body.split_last_chunk().unwrap();
         assert_eq!(u32::from_le_bytes(*length) as usize, plain.body.len());
         assert!(compressed.body.len() * 3 < plain.body.len());

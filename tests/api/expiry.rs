@@ -1,4 +1,4 @@
-//! Keys have a stated life, and the purger is only housekeeping.
+//! Key expiry, and the purger.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,7 +7,7 @@ use sqlx::Row;
 use crate::harness::{Ledger, Server, job, run_hapax};
 
 #[tokio::test]
-async fn the_stated_life_is_the_one_in_the_database() {
+async fn the_expiry_header_equals_the_stored_expiry() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__IDEMPOTENCY__TIME_TO_LIVE", "90m")]).await;
     let stated = httpdate::parse_http_date(server.submit("key-1", job(1)).await.header("idempotency-expires")).unwrap();
@@ -19,13 +19,13 @@ async fn the_stated_life_is_the_one_in_the_database() {
     assert!((5000.0..=5400.0).contains(&row.get::<f64, _>(1)));
 }
 
-/// Sets how long a tenant's keys live, as an operator does.
+/// Runs `hapax tenant set --key-ttl`.
 async fn set_key_ttl(ledger: &Ledger, tenant: &str, time: &str) -> std::process::Output {
     run_hapax(&["tenant", "set", tenant, "--key-ttl", time], &[("DATABASE_URL", &ledger.url)]).await
 }
 
 #[tokio::test]
-async fn a_tenant_may_have_a_time_of_its_own_by_which_all_its_new_keys_live() {
+async fn a_tenant_can_have_its_own_key_lifetime() {
     let ledger = Ledger::new().await;
     let settings = [("HAPAX__ACCESS__CACHE_LIFE", "0s"), ("HAPAX__IDEMPOTENCY__REPLAY_CACHE_BYTES", "1000000")];
     let server = ledger.serve_with(&settings).await;
@@ -50,17 +50,17 @@ async fn a_tenant_may_have_a_time_of_its_own_by_which_all_its_new_keys_live() {
 }
 
 #[tokio::test]
-async fn tenants_whose_keys_live_differently_are_written_by_one_statement() {
+async fn tenants_with_different_key_lifetimes_share_a_statement() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__INTAKE__WRITERS", "1")]).await;
     let other = server.as_caller(&ledger.token_for("globex", &hapax::access::Scope::ALL).await);
     assert!(set_key_ttl(&ledger, "globex", "1s").await.status.success());
-    // What is submitted while the one writer waits for a key goes into its next statement together.
+    // Submissions that arrive while the only writer waits for a key share its next statement.
     let held = ledger.hold_key("held").await;
-    let waiting = server.submit_meanwhile("held", job(0));
+    let waiting = server.submit_in_background("held", job(0));
     ledger.until_waiting(1).await;
     let submissions: Vec<_> =
-        (0..20).map(|n| [&*server, &other][n % 2].submit_meanwhile(&format!("k-{n}"), job(n as u64))).collect();
+        (0..20).map(|n| [&*server, &other][n % 2].submit_in_background(&format!("k-{n}"), job(n as u64))).collect();
     for submission in submissions {
         assert_eq!(submission.await.unwrap().status, 201);
     }
@@ -74,7 +74,7 @@ async fn tenants_whose_keys_live_differently_are_written_by_one_statement() {
 }
 
 #[tokio::test]
-async fn a_time_of_a_tenant_is_within_limits_and_listed() {
+async fn a_tenants_key_lifetime_is_limited_and_listed() {
     let ledger = Ledger::new().await;
     for (tenant, time, words) in [
         ("acme", "0s", "whole seconds from 1s to 366d"),
@@ -101,7 +101,7 @@ async fn a_time_of_a_tenant_is_within_limits_and_listed() {
 }
 
 #[tokio::test]
-async fn an_expired_key_is_free_whether_or_not_the_purger_has_come_by() {
+async fn an_expired_key_is_free_before_and_after_the_purge() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let first = server.submit("key-1", job(1)).await;
@@ -111,18 +111,18 @@ async fn an_expired_key_is_free_whether_or_not_the_purger_has_come_by() {
     assert_ne!(second.job_id(), first.job_id());
     assert_eq!(server.submit("key-1", job(2)).await.body, second.body);
     server.submit("key-1", job(1)).await.is_problem(422, "idempotency-key-reused");
-    // The first job is none of the key's business any more.
+    // The first job is independent of the key now.
     assert_eq!(server.get(first.header("location")).await.status, 200);
     assert_eq!((ledger.jobs().await, ledger.keys().await), (2, 1));
 }
 
 #[tokio::test]
-async fn an_expired_key_is_taken_over_by_one_of_many() {
+async fn of_many_submissions_one_takes_over_an_expired_key() {
     let ledger = Ledger::new().await;
     let (one, two) = (ledger.serve().await, ledger.serve().await);
     one.submit("key-1", job(1)).await;
     ledger.expire("key-1").await;
-    let retries: Vec<_> = (0..20).map(|n| [&one, &two][n % 2].submit_meanwhile("key-1", job(2))).collect();
+    let retries: Vec<_> = (0..20).map(|n| [&one, &two][n % 2].submit_in_background("key-1", job(2))).collect();
     let mut statuses = Vec::new();
     for retry in retries {
         statuses.push(retry.await.unwrap().status);
@@ -133,27 +133,27 @@ async fn an_expired_key_is_taken_over_by_one_of_many() {
 }
 
 #[tokio::test]
-async fn a_take_over_waits_for_whoever_holds_the_expired_row() {
+async fn a_take_over_waits_for_the_transaction_that_holds_the_expired_row() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     server.submit("key-1", job(1)).await;
     ledger.expire("key-1").await;
     let mut holder = ledger.connect().await;
     sqlx::raw_sql("begin; select 1 from idempotency_keys for update").execute(&mut holder).await.unwrap();
-    let waiting = server.submit_meanwhile("key-1", job(2));
+    let waiting = server.submit_in_background("key-1", job(2));
     ledger.until_waiting(1).await;
     sqlx::raw_sql("commit").execute(&mut holder).await.unwrap();
     assert_eq!(waiting.await.unwrap().status, 201);
 }
 
 #[tokio::test]
-async fn of_two_that_waited_for_the_expired_row_one_takes_it_over() {
+async fn of_two_submissions_that_waited_for_an_expired_row_one_takes_it_over() {
     let ledger = Ledger::new().await;
     let servers = [ledger.serve().await, ledger.serve().await];
     servers[0].submit("key-1", job(1)).await;
     ledger.expire("key-1").await;
     let held = ledger.hold("select from idempotency_keys for update").await;
-    let retries = [0, 1].map(|n| servers[n].submit_meanwhile("key-1", job(n as u64 + 2)));
+    let retries = [0, 1].map(|n| servers[n].submit_in_background("key-1", job(n as u64 + 2)));
     ledger.until_waiting(2).await;
     held.roll_back().await;
     let mut statuses = Vec::new();
@@ -165,13 +165,13 @@ async fn of_two_that_waited_for_the_expired_row_one_takes_it_over() {
 }
 
 #[tokio::test]
-async fn a_take_over_waits_for_another_that_comes_to_nothing() {
+async fn a_take_over_succeeds_after_another_one_rolls_back() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     server.submit("key-1", job(1)).await;
     ledger.expire("key-1").await;
     let held = ledger.hold_key("key-1").await;
-    let waiting = server.submit_meanwhile("key-1", job(2));
+    let waiting = server.submit_in_background("key-1", job(2));
     ledger.until_waiting(1).await;
     held.roll_back().await;
     assert_eq!(waiting.await.unwrap().status, 201);
@@ -195,7 +195,7 @@ async fn purging_removes_expired_keys_and_never_a_job() {
     assert_eq!(server.submit("key-0", job(0)).await.status, 201);
 }
 
-/// Expired keys, made by the database itself.
+/// Inserts expired keys.
 async fn fill_with_expired_keys(ledger: &Ledger, keys: u32) {
     let sql = format!(
         "insert into idempotency_keys (tenant_id, route, key, fingerprint, job_id, status, body, request_id, \
@@ -206,7 +206,7 @@ async fn fill_with_expired_keys(ledger: &Ledger, keys: u32) {
 }
 
 #[tokio::test]
-async fn several_purgers_share_the_work_and_do_not_collide() {
+async fn concurrent_purgers_do_not_collide() {
     let ledger = Ledger::new().await;
     fill_with_expired_keys(&ledger, 20_000).await;
     let environment =
@@ -223,7 +223,7 @@ async fn several_purgers_share_the_work_and_do_not_collide() {
 }
 
 #[tokio::test]
-async fn a_purger_waits_for_nobody() {
+async fn the_purger_skips_locked_rows() {
     let ledger = Ledger::new().await;
     fill_with_expired_keys(&ledger, 10).await;
     let mut holder = ledger.connect().await;
@@ -235,7 +235,7 @@ async fn a_purger_waits_for_nobody() {
 }
 
 #[tokio::test]
-async fn every_server_purges_by_itself_and_counts_it() {
+async fn every_server_purges_and_counts_deleted_keys() {
     let ledger = Ledger::new().await;
     let quick = [("HAPAX__PURGE__INTERVAL", "20ms"), ("HAPAX__PURGE__BATCH", "100"), ("HAPAX__PURGE__PAUSE", "0s")];
     let slow: Server = ledger.serve_with(&[("HAPAX__PURGE__INTERVAL", "1h")]).await;
@@ -248,14 +248,14 @@ async fn every_server_purges_by_itself_and_counts_it() {
 }
 
 #[tokio::test]
-async fn a_purger_that_failed_for_long_is_soon_as_quick_as_before() {
+async fn the_purger_regains_its_batch_size_after_failures() {
     let ledger = Ledger::new().await;
     fill_with_expired_keys(&ledger, 5000).await;
     ledger.execute("alter table idempotency_keys rename to away").await;
     let settings =
         [("HAPAX__PURGE__INTERVAL", "10ms"), ("HAPAX__PURGE__BATCH", "1000"), ("HAPAX__PURGE__PAUSE", "200ms")];
     let server = ledger.serve_with(&settings).await;
-    // By then it tries with one key at a time, which would take a quarter of an hour.
+    // By then it deletes one key at a time, which would take a quarter of an hour.
     server.until_metric("hapax_purge_failures_total", 12.0).await;
     ledger.execute("alter table away rename to idempotency_keys").await;
     ledger.until("select count(*) from idempotency_keys", |keys| keys == 0).await;

@@ -1,4 +1,4 @@
-//! What breaks between a request and its answer.
+//! Failures between a request and its answer.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -10,44 +10,44 @@ use rustix::process::Signal;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tokio::time::Instant;
 
-use crate::harness::{Ledger, Proxy, QUICK, Server, Treatment, job};
+use crate::harness::{Fault, Ledger, Proxy, SHORT_DEADLINES, Server, job};
 
 #[tokio::test]
-async fn a_connection_cut_after_the_commit_is_not_seen_by_the_client() {
+async fn a_connection_cut_after_the_commit_is_invisible_to_the_client() {
     let ledger = Ledger::new().await;
-    let proxy = Proxy::before(&ledger).await;
+    let proxy = Proxy::in_front_of(&ledger).await;
     let server = ledger.serve_through(&proxy, &[]).await;
-    proxy.treat_next("the-key", Treatment::CutAfter);
+    proxy.fail_next("the-key", Fault::CutAfter);
     let answer = server.submit("the-key", job(1)).await;
     assert!(proxy.is_done());
     assert_eq!((answer.status, answer.header("idempotent-replayed")), (201, "false"));
     assert_eq!(server.metric(r#"hapax_database_retries_total{reason="lost"}"#).await, 1.0);
-    ledger.is_whole_with(1).await;
+    ledger.assert_consistent(1).await;
     let again = server.submit("the-key", job(1)).await;
     assert_eq!((again.status, &again.body), (200, &answer.body));
     assert_eq!(again.header("idempotency-expires"), answer.header("idempotency-expires"));
 }
 
 #[tokio::test]
-async fn a_connection_cut_before_the_statement_arrives_is_not_seen_either() {
+async fn a_connection_cut_before_the_statement_is_invisible_to_the_client() {
     let ledger = Ledger::new().await;
-    let proxy = Proxy::before(&ledger).await;
+    let proxy = Proxy::in_front_of(&ledger).await;
     let server = ledger.serve_through(&proxy, &[]).await;
-    proxy.treat_next("the-key", Treatment::CutBefore);
+    proxy.fail_next("the-key", Fault::CutBefore);
     assert_eq!(server.submit("the-key", job(1)).await.status, 201);
     assert!(proxy.is_done());
-    ledger.is_whole_with(1).await;
+    ledger.assert_consistent(1).await;
 }
 
 #[tokio::test]
 async fn a_take_over_cut_after_its_commit_is_recognised_as_our_own() {
     let ledger = Ledger::new().await;
-    let proxy = Proxy::before(&ledger).await;
+    let proxy = Proxy::in_front_of(&ledger).await;
     let server = ledger.serve_through(&proxy, &[]).await;
     server.submit("the-key", job(1)).await;
     ledger.expire("the-key").await;
-    // Three statements carry the key: the first attempt, the look at what stands there, and the take-over.
-    proxy.treat_after(2, "the-key", Treatment::CutAfter);
+    // Three statements contain the key: the first attempt, the read of the existing row, and the take-over.
+    proxy.fail_after(2, "the-key", Fault::CutAfter);
     assert_eq!(server.submit("the-key", job(2)).await.status, 201);
     assert!(proxy.is_done());
     assert_eq!(server.submit("the-key", job(2)).await.status, 200);
@@ -55,38 +55,38 @@ async fn a_take_over_cut_after_its_commit_is_recognised_as_our_own() {
 }
 
 #[tokio::test]
-async fn a_connection_that_falls_silent_is_given_up_and_not_seen_by_the_client() {
+async fn a_silent_connection_is_abandoned_and_invisible_to_the_client() {
     let ledger = Ledger::new().await;
-    let proxy = Proxy::before(&ledger).await;
-    let settings = [&QUICK[1..], &[("HAPAX__SERVER__REQUEST_DEADLINE", "10m")]].concat();
+    let proxy = Proxy::in_front_of(&ledger).await;
+    let settings = [&SHORT_DEADLINES[1..], &[("HAPAX__SERVER__REQUEST_DEADLINE", "10m")]].concat();
     let server = ledger.serve_through(&proxy, &settings).await;
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
-    proxy.treat_next("the-key", Treatment::Swallow);
+    proxy.fail_next("the-key", Fault::BlackHole);
     let answer = server.submit("the-key", job(1)).await;
     assert!(proxy.is_done());
     assert_eq!((answer.status, answer.header("idempotent-replayed")), (201, "false"));
-    ledger.is_whole_with(2).await;
+    ledger.assert_consistent(2).await;
 }
 
 #[tokio::test]
-async fn an_outcome_that_stays_unknown_is_called_so_and_the_same_key_tells_it() {
+async fn an_unknown_outcome_is_reported_and_a_retry_with_the_same_key_resolves_it() {
     let ledger = Ledger::new().await;
-    let proxy = Proxy::before(&ledger).await;
-    let server = ledger.serve_through(&proxy, &QUICK).await;
+    let proxy = Proxy::in_front_of(&ledger).await;
+    let server = ledger.serve_through(&proxy, &SHORT_DEADLINES).await;
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
-    proxy.treat_next("the-key", Treatment::Swallow);
-    proxy.then_after(0, "the-key", Treatment::Swallow);
+    proxy.fail_next("the-key", Fault::BlackHole);
+    proxy.then_fail_after(0, "the-key", Fault::BlackHole);
     let answer = server.submit("the-key", job(1)).await;
     answer.is_problem(503, "outcome-unknown");
-    answer.wants_a_retry();
+    answer.assert_retry_after();
     assert_eq!(server.metric(r#"hapax_idempotency_outcomes_total{route="POST /jobs",outcome="unknown"}"#).await, 1.0);
     let retried = server.submit("the-key", job(1)).await;
     assert_eq!((retried.status, retried.header("idempotent-replayed")), (200, "true"));
-    ledger.is_whole_with(2).await;
+    ledger.assert_consistent(2).await;
 }
 
 #[tokio::test]
-async fn connections_that_were_ended_while_idle_are_replaced_unseen() {
+async fn dead_idle_connections_are_replaced() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let location = server.submit("key-1", job(1)).await.header("location").to_owned();
@@ -98,7 +98,7 @@ async fn connections_that_were_ended_while_idle_are_replaced_unseen() {
 }
 
 #[tokio::test]
-async fn a_migration_under_a_live_server_is_not_seen_by_its_clients() {
+async fn a_migration_under_a_running_server_is_invisible_to_clients() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let location = server.submit("key-1", job(1)).await.header("location").to_owned();
@@ -109,14 +109,16 @@ async fn a_migration_under_a_live_server_is_not_seen_by_its_clients() {
     assert!(server.metric(r#"hapax_database_retries_total{reason="stale"}"#).await >= 1.0);
 }
 
-/// A server whose statement for `the-key` is on its way in the database, and what holds it up.
-async fn frozen_in_the_middle(ledger: &Ledger) -> (Server, tokio::task::JoinHandle<Option<u16>>, crate::harness::Held) {
+/// A server whose statement for `the-key` waits in the database, and the transaction that blocks it.
+async fn frozen_during_a_statement(
+    ledger: &Ledger,
+) -> (Server, tokio::task::JoinHandle<Option<u16>>, crate::harness::OpenTransaction) {
     let server = ledger.serve().await;
     server.submit("warm-up", job(0)).await;
     let held = ledger.hold_key("the-key").await;
     let request = server.post_jobs("the-key", job(1));
     let asked = tokio::spawn(async move { Some(request.send().await.ok()?.status().as_u16()) });
-    // Longer than the first, short wait for the lock: this is the statement that stays.
+    // Longer than the initial lock wait, so this is the statement with the long wait.
     let waiting_for_locks = "select count(*) from pg_stat_activity where datname = current_database() \
                    and wait_event_type = 'Lock' and clock_timestamp() - query_start > interval '100 ms'";
     ledger.until(waiting_for_locks, |waiting| waiting == 1).await;
@@ -126,44 +128,45 @@ async fn frozen_in_the_middle(ledger: &Ledger) -> (Server, tokio::task::JoinHand
 #[tokio::test]
 async fn a_replica_frozen_between_sending_and_answering_holds_no_key() {
     let ledger = Ledger::new().await;
-    let (frozen, asked, held) = frozen_in_the_middle(&ledger).await;
+    let (frozen, asked, held) = frozen_during_a_statement(&ledger).await;
     frozen.signal(Signal::STOP);
     held.roll_back().await;
-    // The statement of the frozen replica commits without it, and another answers: it would say 409 if it had to wait
-    // for the frozen one.
+    // The frozen replica's statement commits without it, so another replica gets the stored answer. If the key were
+    // still held, the answer would be 409.
     let other = ledger.serve().await;
     let answer = other.submit("the-key", job(1)).await;
     assert_eq!((answer.status, answer.header("idempotent-replayed")), (200, "true"));
     frozen.signal(Signal::CONT);
     assert_eq!(asked.await.unwrap(), Some(201));
-    ledger.is_whole_with(2).await;
+    ledger.assert_consistent(2).await;
 }
 
 #[tokio::test]
 async fn a_replica_killed_between_sending_and_answering_holds_no_key() {
     let ledger = Ledger::new().await;
-    let (killed, asked, held) = frozen_in_the_middle(&ledger).await;
+    let (killed, asked, held) = frozen_during_a_statement(&ledger).await;
     killed.signal(Signal::KILL);
     assert!(!killed.ended().await);
     assert_eq!(asked.await.unwrap(), None);
     held.roll_back().await;
     let other = ledger.serve().await;
-    // Whether the database noticed the death before or after it wrote: one job, and an answer.
+    // Either order is possible: the database noticed the death before or after the write. There is one job, and an
+    // answer.
     let answer = other.submit("the-key", job(1)).await;
     assert!([200, 201].contains(&answer.status), "{answer:?}");
-    ledger.is_whole_with(2).await;
+    ledger.assert_consistent(2).await;
 }
 
 #[tokio::test]
-async fn a_database_that_is_gone_is_said_to_be_and_no_answer_claims_otherwise() {
+async fn a_missing_database_is_reported_and_no_answer_claims_success() {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&QUICK).await;
+    let server = ledger.serve_with(&SHORT_DEADLINES).await;
     let location = server.submit("key-1", job(1)).await.header("location").to_owned();
     let away = format!("{}_away", ledger.name);
     ledger.rename_to(&away).await;
     for answer in [server.submit("key-2", job(2)).await, server.get(&location).await] {
         assert_eq!(answer.status, 503, "{answer:?}");
-        answer.wants_a_retry();
+        answer.assert_retry_after();
         assert!(["database-unavailable", "outcome-unknown"].contains(&answer.problem().as_str()));
     }
     assert_eq!(server.get("/healthz").await.status, 200);
@@ -171,27 +174,28 @@ async fn a_database_that_is_gone_is_said_to_be_and_no_answer_claims_otherwise() 
     ledger.rename_back_from(&away).await;
     assert_eq!(server.submit("key-2", job(2)).await.status, 201);
     assert_eq!(server.get(&location).await.status, 200);
-    ledger.is_whole_with(2).await;
+    ledger.assert_consistent(2).await;
 }
 
 #[tokio::test]
-async fn an_attempt_that_was_lost_is_not_forgotten_when_what_follows_fails() {
+async fn a_lost_attempt_stays_unknown_when_the_next_one_fails() {
     let ledger = Ledger::new().await;
-    let proxy = Proxy::before(&ledger).await;
-    let server = ledger.serve_through(&proxy, &QUICK).await;
+    let proxy = Proxy::in_front_of(&ledger).await;
+    let server = ledger.serve_through(&proxy, &SHORT_DEADLINES).await;
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
-    // The first attempt commits and is cut off; the second finds the key taken; who has it is never answered.
-    proxy.treat_next("the-key", Treatment::CutAfter);
-    proxy.then_after(1, "the-key", Treatment::Swallow);
-    proxy.then_after(0, "the-key", Treatment::Swallow);
+    // The first attempt commits and is cut off. The second finds the key taken. The read of the existing row is never
+    // answered.
+    proxy.fail_next("the-key", Fault::CutAfter);
+    proxy.then_fail_after(1, "the-key", Fault::BlackHole);
+    proxy.then_fail_after(0, "the-key", Fault::BlackHole);
     server.submit("the-key", job(1)).await.is_problem(503, "outcome-unknown");
     assert!(proxy.is_done());
     assert_eq!(server.submit("the-key", job(1)).await.status, 200);
-    ledger.is_whole_with(2).await;
+    ledger.assert_consistent(2).await;
 }
 
 #[tokio::test]
-async fn a_database_that_comes_back_does_not_meet_more_connections_than_the_limit() {
+async fn reconnecting_after_an_outage_stays_within_the_connection_limit() {
     let ledger = Ledger::new().await;
     let settings = [
         ("HAPAX__INTAKE__WRITERS", "3"),
@@ -202,8 +206,8 @@ async fn a_database_that_comes_back_does_not_meet_more_connections_than_the_limi
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
     let away = format!("{}_away", ledger.name);
     ledger.rename_to(&away).await;
-    let requests: Vec<_> = (0..40).map(|n| server.submit_meanwhile(&format!("key-{n}"), job(n))).collect();
-    // Whoever has failed once wants a fresh connection.
+    let requests: Vec<_> = (0..40).map(|n| server.submit_in_background(&format!("key-{n}"), job(n))).collect();
+    // The writers have lost their connections and retry to connect.
     server.until_metric(r#"hapax_database_retries_total{reason="connect"}"#, 80.0).await;
     ledger.rename_back_from(&away).await;
     for request in requests {
@@ -211,7 +215,7 @@ async fn a_database_that_comes_back_does_not_meet_more_connections_than_the_limi
     }
     let open = server.metric(r#"hapax_database_connections{pool="writers",state="idle"}"#).await;
     assert!(open <= 3.0, "{open}");
-    ledger.is_whole_with(41).await;
+    ledger.assert_consistent(41).await;
 }
 
 async fn count_jobs(connection: &mut PgConnection) -> sqlx::Result<i64> {
@@ -224,8 +228,8 @@ async fn backend(connection: &mut PgConnection) -> sqlx::Result<i32> {
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// How a pool of a test's own connects.
-fn unhurried(ledger: &Ledger) -> Settings {
+/// Settings of a test's own pool, with long timeouts.
+fn long_timeouts(ledger: &Ledger) -> Settings {
     Settings {
         options: PgConnectOptions::from_str(&ledger.url).unwrap(),
         pooler: Pooler::None,
@@ -238,13 +242,18 @@ fn unhurried(ledger: &Ledger) -> Settings {
 }
 
 #[tokio::test]
-async fn a_statement_whose_request_has_gone_ends_by_itself_and_its_connection_is_used_again() {
+async fn an_abandoned_statement_finishes_and_its_connection_is_reused() {
     let ledger = Ledger::new().await;
-    let pool =
-        Pool::new("test", Settings { lock_timeout: Duration::from_secs(1), ..unhurried(&ledger) }, 1, Metrics::new());
+    let pool = Pool::new(
+        "test",
+        Settings { lock_timeout: Duration::from_secs(1), ..long_timeouts(&ledger) },
+        1,
+        Metrics::new(),
+    );
     let later = || Instant::now() + MINUTE;
     let first = pool.read(later(), backend).await.unwrap();
-    // The first time it is cut off while it is prepared, then while it is executed; and at last it fails behind our back.
+    // First it is cut off while it is prepared, then while it is executed; the last time it fails after the request has
+    // gone.
     for roll_back in [true, true, false] {
         let held = ledger.lock_table("jobs", "access exclusive").await;
         let cut_off = pool.complete(Instant::now() + Duration::from_millis(100), count_jobs).await;
@@ -263,9 +272,9 @@ async fn a_statement_whose_request_has_gone_ends_by_itself_and_its_connection_is
 }
 
 #[tokio::test]
-async fn a_statement_whose_request_has_gone_counts_for_its_tenant_until_it_ends() {
+async fn an_abandoned_statement_counts_for_its_tenant_until_it_ends() {
     let ledger = Ledger::new().await;
-    let pool = SharedPool::new(Pool::new("test", unhurried(&ledger), 2, Metrics::new()));
+    let pool = SharedPool::new(Pool::new("test", long_timeouts(&ledger), 2, Metrics::new()));
     let [tenant, other] = [1, 2].map(|number| TenantId(uuid::Uuid::from_u128(number)));
     let later = || Instant::now() + MINUTE;
     let held = ledger.lock_table("jobs", "access exclusive").await;
@@ -281,12 +290,12 @@ async fn a_statement_whose_request_has_gone_counts_for_its_tenant_until_it_ends(
 }
 
 #[tokio::test]
-async fn a_connection_that_is_being_opened_counts_for_its_tenant_when_the_request_has_gone() {
+async fn an_opening_connection_counts_for_its_tenant_after_the_request_has_gone() {
     let ledger = Ledger::new().await;
-    // Nobody accepts, so no session begins.
+    // The listener accepts no connection, so no session starts.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let options = PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(silent.local_addr().unwrap().port());
-    let pool = SharedPool::new(Pool::new("test", Settings { options, ..unhurried(&ledger) }, 2, Metrics::new()));
+    let pool = SharedPool::new(Pool::new("test", Settings { options, ..long_timeouts(&ledger) }, 2, Metrics::new()));
     let read = async || {
         let deadline = Instant::now() + Duration::from_millis(100);
         pool.read(TenantId(uuid::Uuid::from_u128(1)), deadline, backend).await

@@ -1,4 +1,4 @@
-//! `Repeatability-First-Sent`: a copy that comes after its key has expired does nothing.
+//! `Repeatability-First-Sent`: a copy that arrives after its key has expired is not executed.
 
 use std::time::{Duration, SystemTime};
 
@@ -17,20 +17,20 @@ async fn submit(client: &Client, key: &str, n: u64, ago: Duration) -> Answer {
 }
 
 #[tokio::test]
-async fn a_request_that_was_first_sent_longer_ago_than_keys_live_is_not_carried_out() {
+async fn a_request_first_sent_before_the_key_lifetime_is_not_executed() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let late = submit(&server, "k", 1, 24 * HOUR).await;
     late.is_problem(412, "first-sent-too-old");
     assert_eq!((late.json()["retryable"].as_bool(), late.headers.get("retry-after")), (Some(false), None));
-    ledger.is_whole_with(0).await;
-    // The key is not used up.
+    ledger.assert_consistent(0).await;
+    // The key stays unused.
     assert_eq!(submit(&server, "k", 1, 23 * HOUR).await.status, 201);
-    ledger.is_whole_with(1).await;
+    ledger.assert_consistent(1).await;
 }
 
 #[tokio::test]
-async fn a_late_copy_gets_the_outcome_that_its_key_still_stands_for_and_nothing_once_it_has_expired() {
+async fn a_late_copy_gets_the_stored_answer_until_its_key_expires() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let first = submit(&server, "k", 1, 23 * HOUR).await;
@@ -45,7 +45,7 @@ async fn a_late_copy_gets_the_outcome_that_its_key_still_stands_for_and_nothing_
 }
 
 #[tokio::test]
-async fn a_late_copy_adopts_no_job_of_the_same_content() {
+async fn a_late_copy_does_not_adopt_a_job_with_the_same_content() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let unique = json!({ "type": "t", "payload": 1, "unique": { "by": ["/payload"] } });
@@ -56,7 +56,7 @@ async fn a_late_copy_adopts_no_job_of_the_same_content() {
 }
 
 #[tokio::test]
-async fn a_late_change_is_not_made_and_one_without_a_key_needs_no_guard() {
+async fn a_late_change_is_executed_only_without_a_key() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let id = server.submit("k", job(1)).await.job_id();
@@ -71,7 +71,7 @@ async fn a_late_change_is_not_made_and_one_without_a_key_needs_no_guard() {
 }
 
 #[tokio::test]
-async fn a_late_batch_is_answered_item_by_item() {
+async fn a_late_batch_is_refused_item_by_item() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     server.submit("known", job(1)).await;
@@ -80,22 +80,23 @@ async fn a_late_batch_is_answered_item_by_item() {
     let items = server.send(dated(batch, 24 * HOUR)).await.items();
     assert_eq!(items[0].status, 200);
     items[1].is_problem(412, "first-sent-too-old");
-    ledger.is_whole_with(1).await;
+    ledger.assert_consistent(1).await;
 }
 
 #[tokio::test]
-async fn keys_that_live_no_longer_than_a_request_may_take_are_taken_with_the_time_of_the_first_copy() {
+async fn keys_with_a_lifetime_of_the_request_deadline_work() {
     let ledger = Ledger::new().await;
     let lives = [("HAPAX__IDEMPOTENCY__TIME_TO_LIVE", "10m"), ("HAPAX__SERVER__REQUEST_DEADLINE", "10m")];
     let server = ledger.serve_with(&lives).await;
     assert_eq!(submit(&server, "k", 1, Duration::ZERO).await.status, 201);
     assert_eq!(submit(&server, "k", 1, Duration::ZERO).await.status, 200);
-    // A minute for clocks that differ leaves two seconds. A request that would wait for another is not carried out after.
+    // One minute of clock tolerance leaves two seconds. A request that waits for another longer than that is not
+    // executed.
     let held = ledger.hold_key("held").await;
     let late = submit(&server, "held", 2, Duration::from_secs(10 * 60 - 62)).await;
     assert!([409, 412, 503].contains(&late.status), "{late:?}");
-    // Its last statement may wait for the lock for some milliseconds more.
+    // Its last statement may wait a few more milliseconds for the lock.
     ledger.until_idle().await;
     held.roll_back().await;
-    ledger.is_whole_with(1).await;
+    ledger.assert_consistent(1).await;
 }

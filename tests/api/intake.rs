@@ -1,4 +1,4 @@
-//! Many submissions in one statement, and what one of them may do to the others: nothing.
+//! Group commit: many submissions in one statement, none of which affects the others.
 
 use std::collections::BTreeMap;
 
@@ -6,9 +6,9 @@ use rustix::process::Signal;
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-use crate::harness::{Answer, Held, Ledger, Proxy, QUICK, Server, Treatment, job};
+use crate::harness::{Answer, Fault, Ledger, OpenTransaction, Proxy, SHORT_DEADLINES, Server, job};
 
-/// While the one writer is held up, all who come ride in its next statement.
+/// With a single writer, all submissions that arrive while it is busy share its next statement.
 const ONE_WRITER: [(&str, &str); 1] = [("HAPAX__INTAKE__WRITERS", "1")];
 const BATCHES: &str = "hapax_intake_batch_jobs_count";
 const SPLITS_REFUSED: &str = r#"hapax_intake_batch_splits_total{reason="refused"}"#;
@@ -16,19 +16,19 @@ const SPLITS_LOCKED: &str = r#"hapax_intake_batch_splits_total{reason="locked"}"
 
 type Waiting = JoinHandle<Answer>;
 
-/// Holds the writer up in the statement of one job; all others then wait together.
-async fn hold_up(ledger: &Ledger, server: &Server) -> (Held, Waiting) {
+/// Blocks the writer with the statement of one job. All further submissions wait together.
+async fn hold_up(ledger: &Ledger, server: &Server) -> (OpenTransaction, Waiting) {
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
     let held = ledger.lock_table("jobs", "share").await;
-    let first = server.submit_meanwhile("first", job(0));
+    let first = server.submit_in_background("first", job(0));
     ledger.until_waiting(1).await;
     (held, first)
 }
 
-/// Sends requests that will ride together, once the writer is free.
+/// Sends requests that share one statement once the writer is free.
 async fn queue(server: &Server, requests: impl IntoIterator<Item = (String, serde_json::Value)>) -> Vec<Waiting> {
-    let waiting: Vec<_> = requests.into_iter().map(|(key, body)| server.submit_meanwhile(&key, body)).collect();
-    // The one that holds the writer up is among them.
+    let waiting: Vec<_> = requests.into_iter().map(|(key, body)| server.submit_in_background(&key, body)).collect();
+    // Includes the submission that blocks the writer.
     server.until_metric("hapax_intake_queue_jobs", waiting.len() as f64 + 1.0).await;
     waiting
 }
@@ -47,7 +47,7 @@ async fn statuses(waiting: Vec<Waiting>) -> Vec<u16> {
 }
 
 #[tokio::test]
-async fn what_arrives_while_a_statement_is_under_way_rides_in_the_next() {
+async fn submissions_that_arrive_during_a_statement_share_the_next_one() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&ONE_WRITER).await;
     let (held, first) = hold_up(&ledger, &server).await;
@@ -55,13 +55,13 @@ async fn what_arrives_while_a_statement_is_under_way_rides_in_the_next() {
     held.roll_back().await;
     assert_eq!(first.await.unwrap().status, 201);
     assert_eq!(statuses(waiting).await, [201; 50]);
-    assert_eq!(server.metric(BATCHES).await, 3.0, "one to warm up, the first, and all others together");
+    assert_eq!(server.metric(BATCHES).await, 3.0, "the warm-up, the first one, and all others in one batch");
     assert_eq!(server.metric("hapax_intake_queue_jobs").await, 0.0);
-    ledger.is_whole_with(52).await;
+    ledger.assert_consistent(52).await;
 }
 
 #[tokio::test]
-async fn a_batch_is_as_large_as_it_may_be_and_no_larger() {
+async fn a_batch_fills_up_to_its_limits() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[&ONE_WRITER[..], &[("HAPAX__INTAKE__BATCH_JOBS", "10")]].concat()).await;
     let (held, _first) = hold_up(&ledger, &server).await;
@@ -72,7 +72,7 @@ async fn a_batch_is_as_large_as_it_may_be_and_no_larger() {
 }
 
 #[tokio::test]
-async fn a_job_that_postgresql_refuses_spoils_nobody_elses() {
+async fn a_job_that_postgresql_refuses_does_not_affect_others() {
     let ledger = Ledger::new().await;
     ledger.execute("alter table jobs add constraint no_poison check (type <> 'poison')").await;
     let server = ledger.serve_with(&ONE_WRITER).await;
@@ -82,18 +82,18 @@ async fn a_job_that_postgresql_refuses_spoils_nobody_elses() {
     held.roll_back().await;
     assert_eq!(statuses(waiting).await, [vec![201; 30], vec![500; 2]].concat());
     assert!(server.metric(SPLITS_REFUSED).await >= 2.0);
-    ledger.is_whole_with(32).await;
+    ledger.assert_consistent(32).await;
     ledger.execute("alter table jobs drop constraint no_poison").await;
-    assert_eq!(server.submit("poison-0", poison(0).1).await.status, 201, "its key is as it was before");
+    assert_eq!(server.submit("poison-0", poison(0).1).await.status, 201, "its key is still unused");
 }
 
 #[tokio::test]
-async fn keys_that_are_held_delay_nobody_but_themselves() {
+async fn held_keys_do_not_delay_other_keys() {
     let ledger = Ledger::new().await;
     let settings = [&ONE_WRITER[..], &[("HAPAX__INTAKE__CONNECTIONS", "2")]].concat();
     let server = ledger.serve_with(&settings).await;
     let (held, _first) = hold_up(&ledger, &server).await;
-    // More than there are places to wait on.
+    // More than the slots for lock waits.
     let mut keys = Vec::new();
     for n in 0..4 {
         keys.push(ledger.hold_key(&format!("held-{n}")).await);
@@ -115,11 +115,11 @@ async fn keys_that_are_held_delay_nobody_but_themselves() {
         key.roll_back().await;
     }
     assert_eq!(statuses(of_held).await, [201; 4]);
-    ledger.is_whole_with(41).await;
+    ledger.assert_consistent(41).await;
 }
 
 #[tokio::test]
-async fn many_held_keys_are_each_in_flight_and_do_not_keep_their_neighbours() {
+async fn many_held_keys_get_409_and_others_succeed() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[&ONE_WRITER[..], &[("HAPAX__INTAKE__LOCK_WAIT", "1s")]].concat()).await;
     let held = ledger.hold_keys("key-", 0..450).await;
@@ -137,12 +137,12 @@ async fn many_held_keys_are_each_in_flight_and_do_not_keep_their_neighbours() {
 }
 
 #[tokio::test]
-async fn copies_and_other_requests_under_one_key_are_each_judged_by_themselves() {
+async fn equal_and_different_requests_with_one_key_in_a_batch_get_their_own_answers() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&ONE_WRITER).await;
     let (held, _first) = hold_up(&ledger, &server).await;
     let leader = queue(&server, [("the-key".to_owned(), job(0))]).await;
-    let waiting: Vec<_> = (0..12).map(|n| server.submit_meanwhile("the-key", job(n % 3))).collect();
+    let waiting: Vec<_> = (0..12).map(|n| server.submit_in_background("the-key", job(n % 3))).collect();
     server.until_metric("hapax_http_requests_in_flight", 14.0).await;
     held.roll_back().await;
     let made = leader.into_iter().next().unwrap().await.unwrap();
@@ -157,26 +157,26 @@ async fn copies_and_other_requests_under_one_key_are_each_judged_by_themselves()
             }
         }
     }
-    ledger.is_whole_with(3).await;
+    ledger.assert_consistent(3).await;
 }
 
 #[tokio::test]
-async fn one_key_may_be_in_the_batches_of_two_replicas() {
+async fn one_key_in_the_batches_of_two_replicas_creates_one_job() {
     let ledger = Ledger::new().await;
     let servers = [ledger.serve_with(&ONE_WRITER).await, ledger.serve_with(&ONE_WRITER).await];
     assert_eq!(servers[1].submit("warm-up-too", job(0)).await.status, 201);
     let (held, _first) = hold_up(&ledger, &servers[0]).await;
-    let _second = servers[1].submit_meanwhile("second", job(0));
+    let _second = servers[1].submit_in_background("second", job(0));
     ledger.until_waiting(2).await;
     let mut waiting = queue(&servers[0], jobs(30)).await;
     waiting.extend(queue(&servers[1], jobs(30)).await);
     held.roll_back().await;
     assert_eq!(statuses(waiting).await, [vec![200; 30], vec![201; 30]].concat());
-    ledger.is_whole_with(34).await;
+    ledger.assert_consistent(34).await;
 }
 
 #[tokio::test]
-async fn a_tenant_that_fills_its_half_of_the_queue_is_refused_at_once_and_loses_nothing() {
+async fn a_tenant_that_fills_its_half_of_the_queue_gets_503_immediately() {
     for (bound, fit) in [(("HAPAX__INTAKE__QUEUE_JOBS", "8"), 4), (("HAPAX__INTAKE__QUEUE_BYTES", "3400"), 3)] {
         let ledger = Ledger::new().await;
         let server = ledger.serve_with(&[&ONE_WRITER[..], &[bound]].concat()).await;
@@ -186,44 +186,44 @@ async fn a_tenant_that_fills_its_half_of_the_queue_is_refused_at_once_and_loses_
         for _ in 0..3 {
             let refused = server.submit("one-more", job(9)).await;
             refused.is_problem(503, "overloaded");
-            refused.wants_a_retry();
+            refused.assert_retry_after();
         }
         assert_eq!(server.metric(r#"hapax_shed_requests_total{reason="tenant_queue_full"}"#).await, 3.0);
-        waiting.push(other.submit_meanwhile("of-another", job(1)));
+        waiting.push(other.submit_in_background("of-another", job(1)));
         assert!(!first.is_finished() && waiting.iter().all(|request| !request.is_finished()));
         held.roll_back().await;
         assert_eq!(statuses(waiting).await, vec![201; fit as usize]);
         assert_eq!(server.submit("one-more", job(9)).await.status, 201);
-        ledger.is_whole_with(fit as i64 + 3).await;
+        ledger.assert_consistent(fit as i64 + 3).await;
     }
 }
 
 #[tokio::test]
-async fn a_connection_that_is_killed_under_a_batch_is_not_seen_by_anybody() {
+async fn a_connection_killed_during_a_batch_is_invisible_to_clients() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&ONE_WRITER).await;
     let (held, first) = hold_up(&ledger, &server).await;
     let waiting = queue(&server, jobs(20)).await;
-    // First while the writer waits, and then whatever it is at.
+    // First while the writer waits, then in whatever state it is.
     assert!(ledger.end_sessions().await >= 1);
     held.roll_back().await;
     ledger.end_sessions().await;
     assert_eq!(first.await.unwrap().status, 201);
     assert_eq!(statuses(waiting).await, [201; 20]);
     assert!(server.metric(r#"hapax_database_retries_total{reason="lost"}"#).await >= 1.0);
-    ledger.is_whole_with(22).await;
+    ledger.assert_consistent(22).await;
 }
 
 #[tokio::test]
-async fn a_batch_whose_acknowledgement_is_lost_knows_its_own_again() {
+async fn a_batch_whose_acknowledgement_was_lost_recognises_its_own_rows() {
     let ledger = Ledger::new().await;
-    let proxy = Proxy::before(&ledger).await;
+    let proxy = Proxy::in_front_of(&ledger).await;
     let server = ledger.serve_through(&proxy, &ONE_WRITER).await;
     let elsewhere = ledger.serve().await;
     assert_eq!(elsewhere.submit("key-3", job(3)).await.status, 201);
     let (held, _first) = hold_up(&ledger, &server).await;
     let waiting = queue(&server, jobs(8)).await;
-    proxy.treat_next("key-5", Treatment::CutAfter);
+    proxy.fail_next("key-5", Fault::CutAfter);
     held.roll_back().await;
     for (n, request) in waiting.into_iter().enumerate() {
         let answer = request.await.unwrap();
@@ -231,86 +231,84 @@ async fn a_batch_whose_acknowledgement_is_lost_knows_its_own_again() {
         assert_eq!((answer.status, answer.header("idempotent-replayed")), wanted, "{n}");
     }
     assert!(proxy.is_done());
-    ledger.is_whole_with(10).await;
+    ledger.assert_consistent(10).await;
 }
 
 #[tokio::test]
-async fn a_poisoned_batch_that_was_lost_before_is_split_all_the_same() {
+async fn a_refused_batch_is_split_even_after_a_lost_attempt() {
     let ledger = Ledger::new().await;
     ledger.execute("alter table jobs add constraint no_poison check (type <> 'poison')").await;
-    let proxy = Proxy::before(&ledger).await;
+    let proxy = Proxy::in_front_of(&ledger).await;
     let server = ledger.serve_through(&proxy, &ONE_WRITER).await;
     let (held, _first) = hold_up(&ledger, &server).await;
     let poison = ("poison".to_owned(), json!({ "type": "poison", "payload": 0 }));
     let waiting = queue(&server, jobs(7).chain([poison])).await;
-    proxy.treat_next("key-5", Treatment::CutBefore);
+    proxy.fail_next("key-5", Fault::CutBefore);
     held.roll_back().await;
     assert_eq!(statuses(waiting).await, [vec![201; 7], vec![503]].concat());
     assert!(proxy.is_done());
-    ledger.is_whole_with(9).await;
+    ledger.assert_consistent(9).await;
 }
 
 #[tokio::test]
-async fn a_silent_database_is_told_apart_by_who_was_sent() {
+async fn during_silence_only_sent_submissions_have_an_unknown_outcome() {
     let ledger = Ledger::new().await;
-    let proxy = Proxy::before(&ledger).await;
-    let settings = [&QUICK[..], &ONE_WRITER].concat();
+    let proxy = Proxy::in_front_of(&ledger).await;
+    let settings = [&SHORT_DEADLINES[..], &ONE_WRITER].concat();
     let server = ledger.serve_through(&proxy, &settings).await;
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
-    proxy.treat_next("sent", Treatment::Swallow);
-    let sent = server.submit_meanwhile("sent", job(1));
+    proxy.fail_next("sent", Fault::BlackHole);
+    let sent = server.submit_in_background("sent", job(1));
     while !proxy.is_done() {
         tokio::task::yield_now().await;
     }
-    proxy.swallow_everything();
-    let waiting: Vec<_> = (0..20).map(|n| server.submit_meanwhile(&format!("key-{n}"), job(n))).collect();
+    proxy.start_black_hole();
+    let waiting: Vec<_> = (0..20).map(|n| server.submit_in_background(&format!("key-{n}"), job(n))).collect();
     for request in waiting {
         let answer = request.await.unwrap();
         assert_eq!(answer.status, 503, "{answer:?}");
         assert_ne!(answer.json()["code"], "outcome-unknown", "it was never sent");
-        answer.wants_a_retry();
+        answer.assert_retry_after();
     }
     sent.await.unwrap().is_problem(503, "outcome-unknown");
-    proxy.pass_everything();
+    proxy.end_black_hole();
     for (key, body) in jobs(20) {
-        assert_eq!(server.submit_until_done(&key, body).await.status, 201, "its key was not used");
+        assert_eq!(server.submit_with_retries(&key, body).await.status, 201, "its key is unused");
     }
-    assert_eq!(
-        server.submit_until_done("sent", job(1)).await.status,
-        200,
-        "it was committed, and nobody had heard of it"
-    );
+    assert_eq!(server.submit_with_retries("sent", job(1)).await.status, 200, "it was committed without an answer");
     let carried = server.metric("hapax_intake_batch_jobs_sum").await;
-    assert!(carried >= server.metric(BATCHES).await, "no statement is sent for those who have left");
-    ledger.is_whole_with(22).await;
+    assert!(carried >= server.metric(BATCHES).await, "no statement is sent for requests that have gone");
+    ledger.assert_consistent(22).await;
 }
 
 #[tokio::test]
-async fn a_dead_database_keeps_nobody_waiting() {
+async fn a_dead_database_delays_no_request() {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&[&QUICK[..], &[("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "300ms")]].concat()).await;
+    let server =
+        ledger.serve_with(&[&SHORT_DEADLINES[..], &[("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "300ms")]].concat()).await;
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
     let away = format!("{}_away", ledger.name);
     ledger.rename_to(&away).await;
     for round in 0..3 {
-        let waiting: Vec<_> = (0..100).map(|n| server.submit_meanwhile(&format!("key-{round}-{n}"), job(n))).collect();
+        let waiting: Vec<_> =
+            (0..100).map(|n| server.submit_in_background(&format!("key-{round}-{n}"), job(n))).collect();
         for request in waiting {
             let answer = request.await.unwrap();
-            // Only what was sent before anybody knew may have been carried out.
+            // Only requests that were sent before the failure was noticed may have been executed.
             let code = answer.json()["code"].clone();
             assert!(code == "database-unavailable" || (round == 0 && code == "outcome-unknown"), "{answer:?}");
             assert_eq!(answer.status, 503);
-            answer.wants_a_retry();
+            answer.assert_retry_after();
         }
         assert_eq!(server.metric("hapax_intake_queue_jobs").await, 0.0);
     }
     ledger.rename_back_from(&away).await;
-    assert_eq!(server.submit_until_done("key-0-0", job(0)).await.status, 201);
-    ledger.is_whole_with(2).await;
+    assert_eq!(server.submit_with_retries("key-0-0", job(0)).await.status, 201);
+    ledger.assert_consistent(2).await;
 }
 
 #[tokio::test]
-async fn a_replica_that_goes_answers_all_that_it_has_accepted() {
+async fn a_stopping_replica_answers_all_accepted_submissions() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&ONE_WRITER).await;
     let (held, first) = hold_up(&ledger, &server).await;
@@ -321,13 +319,13 @@ async fn a_replica_that_goes_answers_all_that_it_has_accepted() {
     assert_eq!(first.await.unwrap().status, 201);
     assert_eq!(statuses(waiting).await, [201; 20]);
     server.until_logged("stopped").await;
-    assert!(!server.log_text().contains("cut off"), "the writers end by themselves");
+    assert!(!server.log_text().contains("cut off"), "the writers end in time");
     assert!(server.ended().await);
-    ledger.is_whole_with(22).await;
+    ledger.assert_consistent(22).await;
 }
 
 #[tokio::test]
-async fn items_of_a_batch_ride_together() {
+async fn items_of_a_batch_share_a_statement() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&ONE_WRITER).await;
     let lines: Vec<String> =
@@ -336,5 +334,5 @@ async fn items_of_a_batch_ride_together() {
     assert!(answer.items().iter().all(|item| item.status == 201));
     let batches = server.metric(BATCHES).await;
     assert!(batches < 50.0, "{batches} statements for 500 items");
-    ledger.is_whole_with(500).await;
+    ledger.assert_consistent(500).await;
 }

@@ -1,4 +1,4 @@
-//! Whatever comes in whatever order, and whatever breaks meanwhile: a key means what a very simple model says.
+//! Property tests: for any order of requests and failures, an idempotency key behaves as a simple model says.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -7,9 +7,9 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use tokio::runtime::Runtime;
 
-use crate::harness::{Answer, Ledger, MEMORY, Proxy, Server, Treatment, job};
+use crate::harness::{Answer, Fault, Ledger, Proxy, REPLAY_CACHE_ON, Server, job};
 
-/// One request. Few keys and few bodies, so that they meet.
+/// A request. There are few keys and bodies, so that requests collide.
 #[derive(Clone, Debug)]
 struct Request {
     replica: usize,
@@ -17,22 +17,22 @@ struct Request {
     body: u64,
 }
 
-/// What happens before or while the requests of a round are under way.
+/// What happens before or during a round of requests.
 #[derive(Clone, Debug)]
 enum Event {
     Nothing,
-    /// The key's time is up.
+    /// The key expires.
     Expiry(usize),
-    /// Its row is deleted when its time is up.
+    /// The key expires and its row is deleted.
     Purge(usize),
-    /// All requests of the round wait and then ride together, as far as they can.
-    Crowd,
-    /// Another's transaction holds the key until all have come, and comes to nothing.
-    Held(usize),
-    /// The connection that a statement with the key comes by is lost.
-    Cut(usize, Treatment),
-    /// All connections are lost, whatever they are at.
-    EveryConnectionLost,
+    /// All requests of the round wait and then share a statement, as far as possible.
+    SharedStatement,
+    /// Another transaction holds the key until all requests have arrived, then rolls back.
+    KeyHeld(usize),
+    /// The connection is cut at a statement that contains the key.
+    ConnectionCut(usize, Fault),
+    /// All connections are lost.
+    AllConnectionsLost,
 }
 
 type Round = (Event, Vec<Request>);
@@ -44,59 +44,59 @@ fn rounds(events: BoxedStrategy<Event>) -> impl Strategy<Value = Vec<Round>> {
     prop::collection::vec((events, prop::collection::vec(request, 1..8)), 1..6)
 }
 
-fn events_that_every_replica_survives() -> BoxedStrategy<Event> {
-    let treatment = prop_oneof![Just(Treatment::CutBefore), Just(Treatment::CutAfter)];
+fn events_without_expiry() -> BoxedStrategy<Event> {
+    let fault = prop_oneof![Just(Fault::CutBefore), Just(Fault::CutAfter)];
     prop_oneof![
         2 => Just(Event::Nothing),
-        3 => Just(Event::Crowd),
-        1 => (0..KEYS).prop_map(Event::Held),
-        2 => (0..KEYS, treatment).prop_map(|(key, treatment)| Event::Cut(key, treatment)),
-        1 => Just(Event::EveryConnectionLost),
+        3 => Just(Event::SharedStatement),
+        1 => (0..KEYS).prop_map(Event::KeyHeld),
+        2 => (0..KEYS, fault).prop_map(|(key, fault)| Event::ConnectionCut(key, fault)),
+        1 => Just(Event::AllConnectionsLost),
     ]
     .boxed()
 }
 
-/// What a replica remembers cannot be made to expire by a test, so these are for those that remember nothing.
+/// A test cannot expire a cached entry, so these events are for replicas without a replay cache.
 fn events_with_expiry() -> BoxedStrategy<Event> {
     prop_oneof![
-        4 => events_that_every_replica_survives(),
+        4 => events_without_expiry(),
         3 => (0..KEYS).prop_map(Event::Expiry),
         1 => (0..KEYS).prop_map(Event::Purge),
     ]
     .boxed()
 }
 
-/// Two replicas on one database, and what can be done to them.
-struct World {
+/// Two replicas on one database.
+struct System {
     ledger: Ledger,
     proxy: Proxy,
     replicas: [Server; 2],
-    /// The jobs that are there by rights.
+    /// The expected number of jobs.
     jobs: Cell<i64>,
 }
 
-/// What a key stands for.
-struct Meaning {
+/// The expected state of a key.
+struct KeyState {
     body: u64,
     answer: Answer,
 }
 
-impl World {
+impl System {
     async fn new(settings: &[(&str, &str)]) -> Self {
         let ledger = Ledger::new().await;
-        let proxy = Proxy::before(&ledger).await;
-        // A connection that died idle is replaced before anything is sent, which on a busy machine takes longer than the
-        // default acquire timeout; what is compared here is never a 503.
+        let proxy = Proxy::in_front_of(&ledger).await;
+        // Replacing an idle connection that died takes longer than the default acquire timeout on a busy machine, and
+        // this test expects no 503.
         let own = [("HAPAX__INTAKE__WRITERS", "1"), ("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "9s")];
         let settings = [settings, &own].concat();
         let replicas = [ledger.serve_through(&proxy, &settings).await, ledger.serve_through(&proxy, &settings).await];
         Self { ledger, proxy, replicas, jobs: Cell::new(0) }
     }
 
-    async fn plays(&self, rounds: &[Round]) -> Result<(), TestCaseError> {
-        let story = uuid::Uuid::new_v4().simple();
-        let keys: Vec<String> = (0..KEYS).map(|key| format!("{story}-{key}")).collect();
-        let mut model: HashMap<usize, Meaning> = HashMap::new();
+    async fn run_rounds(&self, rounds: &[Round]) -> Result<(), TestCaseError> {
+        let run_id = uuid::Uuid::new_v4().simple();
+        let keys: Vec<String> = (0..KEYS).map(|key| format!("{run_id}-{key}")).collect();
+        let mut model: HashMap<usize, KeyState> = HashMap::new();
         for (event, requests) in rounds {
             if let Event::Expiry(key) | Event::Purge(key) = *event
                 && model.remove(&key).is_some()
@@ -126,18 +126,18 @@ impl World {
         is_free: impl Fn(usize) -> bool,
     ) -> Vec<Answer> {
         let held = match event {
-            Event::Crowd => Some(self.ledger.lock_table("idempotency_keys", "share").await),
-            Event::Held(key) if is_free(*key) => Some(self.ledger.hold_key(&keys[*key]).await),
+            Event::SharedStatement => Some(self.ledger.lock_table("idempotency_keys", "share").await),
+            Event::KeyHeld(key) if is_free(*key) => Some(self.ledger.hold_key(&keys[*key]).await),
             _ => None,
         };
-        if let Event::Cut(key, treatment) = event {
-            self.proxy.treat_next(&keys[*key], *treatment);
+        if let Event::ConnectionCut(key, fault) = event {
+            self.proxy.fail_next(&keys[*key], *fault);
         }
         let sent: Vec<_> = requests
             .iter()
-            .map(|request| self.replicas[request.replica].submit_meanwhile(&keys[request.key], job(request.body)))
+            .map(|request| self.replicas[request.replica].submit_in_background(&keys[request.key], job(request.body)))
             .collect();
-        if let Event::EveryConnectionLost = event {
+        if let Event::AllConnectionsLost = event {
             self.ledger.end_sessions().await;
         }
         if let Some(held) = held {
@@ -155,10 +155,11 @@ impl World {
         answers
     }
 
-    /// One key: who comes first makes the job, and all others are told so, or that they are not meant.
+    /// Compares the answers for one key with the model: the first request creates the job, equal ones are replays,
+    /// others are refused.
     fn compare(
         &self,
-        model: &mut HashMap<usize, Meaning>,
+        model: &mut HashMap<usize, KeyState>,
         key: usize,
         answers: Vec<(u64, &Answer)>,
     ) -> Result<(), TestCaseError> {
@@ -169,20 +170,20 @@ impl World {
         prop_assert_eq!(made.len(), usize::from(!model.contains_key(&key)), "{:?}", answers);
         if let [(body, answer)] = made[..] {
             self.jobs.set(self.jobs.get() + 1);
-            model.insert(key, Meaning { body: *body, answer: (*answer).clone() });
+            model.insert(key, KeyState { body: *body, answer: (*answer).clone() });
         }
-        let meaning = &model[&key];
+        let expected = &model[&key];
         for (body, answer) in &answers {
             match answer.status {
                 200 | 201 => {
-                    prop_assert_eq!(*body, meaning.body);
-                    prop_assert_eq!(&answer.body, &meaning.answer.body);
-                    prop_assert_eq!(answer.header("location"), meaning.answer.header("location"));
+                    prop_assert_eq!(*body, expected.body);
+                    prop_assert_eq!(&answer.body, &expected.answer.body);
+                    prop_assert_eq!(answer.header("location"), expected.answer.header("location"));
                     prop_assert_eq!(answer.header("idempotent-replayed"), (answer.status == 200).to_string());
                 }
                 422 => {
-                    prop_assert!(*body != meaning.body, "{:?}", answer);
-                    prop_assert_eq!(&answer.json()["job_id"], &meaning.answer.json()["id"]);
+                    prop_assert!(*body != expected.body, "{:?}", answer);
+                    prop_assert_eq!(&answer.json()["job_id"], &expected.answer.json()["id"]);
                 }
                 _ => prop_assert!(false, "{:?}", answer),
             }
@@ -191,20 +192,20 @@ impl World {
     }
 }
 
-fn holds_for(settings: &[(&str, &str)], events: BoxedStrategy<Event>) {
+fn check_property(settings: &[(&str, &str)], events: BoxedStrategy<Event>) {
     let runtime = Runtime::new().unwrap();
-    let world = runtime.block_on(World::new(settings));
+    let system = runtime.block_on(System::new(settings));
     let mut runner = TestRunner::new(Config { cases: 40, failure_persistence: None, ..Config::default() });
-    let played = runner.run(&rounds(events), |rounds| runtime.block_on(world.plays(&rounds)));
+    let played = runner.run(&rounds(events), |rounds| runtime.block_on(system.run_rounds(&rounds)));
     played.unwrap_or_else(|failure| panic!("{failure}"));
 }
 
 #[test]
-fn a_key_means_what_the_model_says_on_replicas_that_remember_nothing() {
-    holds_for(&[], events_with_expiry());
+fn keys_match_the_model_without_a_replay_cache() {
+    check_property(&[], events_with_expiry());
 }
 
 #[test]
-fn a_key_means_what_the_model_says_on_replicas_that_remember() {
-    holds_for(&MEMORY, events_that_every_replica_survives());
+fn keys_match_the_model_with_a_replay_cache() {
+    check_property(&REPLAY_CACHE_ON, events_without_expiry());
 }

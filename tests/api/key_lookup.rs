@@ -1,4 +1,4 @@
-//! `GET /idempotency-keys/{key}` and `hapax key show`: what a key stands for, for whoever is on call.
+//! `GET /idempotency-keys/{key}` and `hapax key show`.
 
 use hapax::access::Scope;
 use serde_json::{Value, json};
@@ -13,7 +13,7 @@ async fn serve() -> (Ledger, Server) {
 }
 
 #[tokio::test]
-async fn a_key_tells_of_its_first_request_and_shows_neither_itself_nor_the_answer() {
+async fn a_key_look_up_describes_the_first_request_without_key_or_answer() {
     let (ledger, server) = serve().await;
     let body = json!({ "type": "mail.send", "payload": { "secret": "x" } });
     let first = server.send(server.post_jobs("the-key", &body).header("x-request-id", "first-1")).await;
@@ -47,7 +47,7 @@ async fn a_key_of_every_visible_character_is_found_however_it_was_sent() {
         let unreserved = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
         let encode = |byte: u8| if unreserved(&byte) { char::from(byte).into() } else { format!("%{byte:02X}") };
         let encoded: String = key.bytes().map(encode).collect();
-        // By hand, since a client library would take the dots for a folder.
+        // Written by hand, because a client library would resolve the dots as a path.
         let mut connection = server.raw().await;
         connection.write_head(&format!("GET /idempotency-keys/{encoded}"), &[]).await;
         assert_eq!(connection.answer().await.json()["job_id"], id, "{key}");
@@ -58,7 +58,7 @@ async fn a_key_of_every_visible_character_is_found_however_it_was_sent() {
 }
 
 #[tokio::test]
-async fn a_path_that_is_no_key_is_refused_and_another_spelling_is_nowhere() {
+async fn an_invalid_key_in_the_path_is_refused() {
     let (_ledger, server) = serve().await;
     server.submit("abc", job(1)).await;
     for bad in ["a%20b", "%00", "%7F", "%C3%A9", "%FF", &"k".repeat(256)] {
@@ -71,7 +71,7 @@ async fn a_path_that_is_no_key_is_refused_and_another_spelling_is_nowhere() {
 }
 
 #[tokio::test]
-async fn a_key_is_of_one_route() {
+async fn a_key_belongs_to_one_route() {
     let (_ledger, server) = serve().await;
     let id = server.submit("submitted", job(1)).await.job_id();
     let change = server.patch_job(&id, "*", r#"{"priority":1}"#).header("idempotency-key", "changed");
@@ -88,7 +88,7 @@ async fn a_key_is_of_one_route() {
 }
 
 #[tokio::test]
-async fn a_key_that_has_expired_or_is_anothers_is_not_there() {
+async fn an_expired_key_or_another_tenants_key_is_not_found() {
     let (ledger, server) = serve().await;
     let globex = server.as_caller(&ledger.token_for("globex", &Scope::ALL).await);
     server.submit("k", job(1)).await;
@@ -98,7 +98,7 @@ async fn a_key_that_has_expired_or_is_anothers_is_not_there() {
     server.get("/idempotency-keys/k").await.is_problem(404, "key-not-found");
 }
 
-/// What the command writes, and whether it ended well.
+/// Runs the command. Returns whether it succeeded, and its output.
 async fn show(ledger: &Ledger, arguments: &[&str]) -> (bool, String, String) {
     let arguments = [&["key", "show"], arguments].concat();
     let output = run_hapax(&arguments, &[("DATABASE_URL", &ledger.url)]).await;
@@ -107,7 +107,7 @@ async fn show(ledger: &Ledger, arguments: &[&str]) -> (bool, String, String) {
 }
 
 #[tokio::test]
-async fn the_command_shows_the_same_and_says_so_when_there_is_none() {
+async fn key_show_prints_the_same_or_an_error() {
     let (ledger, server) = serve().await;
     let key = "-a/b\"c";
     server.submit(key, job(1)).await;

@@ -1,13 +1,13 @@
-//! What holds on every route with a key: one suite, run against each.
+//! Rules for every route with an idempotency key: one suite, run against each route.
 
 use std::sync::Arc;
 
 use hapax::access::Scope;
 use tokio::sync::Barrier;
 
-use crate::harness::{Answer, Client, Ledger, Proxy, QUICK, Server, Treatment, job};
+use crate::harness::{Answer, Client, Fault, Ledger, Proxy, SHORT_DEADLINES, Server, job};
 
-/// A route with a key.
+/// A route with an idempotency key.
 #[derive(Clone, Copy)]
 enum Keyed {
     Submission,
@@ -23,7 +23,7 @@ impl Keyed {
         }
     }
 
-    /// What the requests are about.
+    /// The resource that the requests refer to.
     async fn target(self, server: &Client) -> String {
         match self {
             Self::Submission | Self::BatchItem => String::new(),
@@ -35,7 +35,7 @@ impl Keyed {
         }
     }
 
-    /// Sends a request; `n` tells one from another.
+    /// Sends a request. `n` makes requests different.
     async fn send(self, client: &Client, target: &str, key: &str, n: u64) -> Answer {
         match self {
             Self::Submission => client.submit(key, job(n)).await,
@@ -57,7 +57,7 @@ impl Keyed {
         }
     }
 
-    /// How often something was done.
+    /// How often the request took effect.
     async fn effects(self, ledger: &Ledger) -> i64 {
         match self {
             Self::Submission | Self::BatchItem => ledger.jobs().await,
@@ -91,7 +91,7 @@ async fn a_retry_on_another_replica_gets_the_same_bytes(route: Keyed) {
     assert_eq!(route.effects(&ledger).await, 1);
 }
 
-async fn another_request_under_the_key_is_refused_and_the_first_goes_on_being_replayed(route: Keyed) {
+async fn a_different_request_with_the_key_gets_422_and_replays_continue(route: Keyed) {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let target = route.target(&server).await;
@@ -122,7 +122,7 @@ async fn at_once(route: Keyed, servers: [&Server; 2], target: &str, bodies: impl
     answers
 }
 
-async fn of_copies_on_two_replicas_one_is_first_and_all_have_the_same_bytes(route: Keyed) {
+async fn copies_on_two_replicas_get_the_same_bytes_and_one_is_the_first(route: Keyed) {
     let ledger = Ledger::new().await;
     let (one, two) = (ledger.serve().await, ledger.serve().await);
     let target = route.target(&one).await;
@@ -135,7 +135,7 @@ async fn of_copies_on_two_replicas_one_is_first_and_all_have_the_same_bytes(rout
     assert_eq!(route.effects(&ledger).await, 1);
 }
 
-async fn of_four_requests_under_one_key_one_is_carried_out(route: Keyed) {
+async fn of_four_requests_with_one_key_one_is_executed(route: Keyed) {
     let ledger = Ledger::new().await;
     let (one, two) = (ledger.serve().await, ledger.serve().await);
     let target = route.target(&one).await;
@@ -151,13 +151,13 @@ async fn of_four_requests_under_one_key_one_is_carried_out(route: Keyed) {
     assert_eq!(route.effects(&ledger).await, 1);
 }
 
-async fn a_connection_cut_before_or_after_the_commit_is_not_seen(route: Keyed) {
-    for treatment in [Treatment::CutBefore, Treatment::CutAfter] {
+async fn a_connection_cut_before_or_after_the_commit_is_invisible(route: Keyed) {
+    for fault in [Fault::CutBefore, Fault::CutAfter] {
         let ledger = Ledger::new().await;
-        let proxy = Proxy::before(&ledger).await;
+        let proxy = Proxy::in_front_of(&ledger).await;
         let server = ledger.serve_through(&proxy, &[]).await;
         let target = route.target(&server).await;
-        proxy.treat_next("the-key", treatment);
+        proxy.fail_next("the-key", fault);
         let first = route.send(&server, &target, "the-key", 1).await;
         assert!(proxy.is_done());
         is_first(route, &first);
@@ -166,15 +166,15 @@ async fn a_connection_cut_before_or_after_the_commit_is_not_seen(route: Keyed) {
     }
 }
 
-async fn what_stays_unknown_is_told_by_the_same_key(route: Keyed) {
+async fn a_retry_with_the_same_key_resolves_an_unknown_outcome(route: Keyed) {
     let ledger = Ledger::new().await;
-    let proxy = Proxy::before(&ledger).await;
-    let server = ledger.serve_through(&proxy, &QUICK).await;
+    let proxy = Proxy::in_front_of(&ledger).await;
+    let server = ledger.serve_through(&proxy, &SHORT_DEADLINES).await;
     let target = route.target(&server).await;
-    // The first attempt is committed and its acknowledgement lost; then the network is silent.
-    proxy.treat_next("the-key", Treatment::CutAfter);
-    proxy.then_after(0, "the-key", Treatment::Swallow);
-    proxy.then_after(0, "the-key", Treatment::Swallow);
+    // The first attempt is committed and its acknowledgement lost. Then the network drops everything.
+    proxy.fail_next("the-key", Fault::CutAfter);
+    proxy.then_fail_after(0, "the-key", Fault::BlackHole);
+    proxy.then_fail_after(0, "the-key", Fault::BlackHole);
     route.send(&server, &target, "the-key", 1).await.is_problem(503, "outcome-unknown");
     let told = route.send(&server, &target, "the-key", 1).await;
     assert_eq!((told.status, told.header("idempotent-replayed")), (200, "true"));
@@ -204,7 +204,7 @@ async fn one_key_in_two_tenants_is_two_keys(route: Keyed) {
     assert_eq!((route.effects(&ledger).await, ledger.keys().await), (2, 2));
 }
 
-async fn a_key_that_is_held_for_too_long_is_in_flight(route: Keyed) {
+async fn a_key_held_for_too_long_gets_409(route: Keyed) {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__INTAKE__LOCK_WAIT", "100ms")]).await;
     let target = route.target(&server).await;
@@ -225,7 +225,7 @@ async fn a_replay_survives_the_deletion_of_the_job(route: Keyed) {
     is_replay_of(&first, &route.send(&server, &target, "the-key", 1).await);
 }
 
-async fn what_becomes_of_a_key_is_counted(route: Keyed) {
+async fn outcomes_of_keys_are_counted(route: Keyed) {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let target = route.target(&server).await;
@@ -272,14 +272,14 @@ macro_rules! suite {
 
 suite!(
     a_retry_on_another_replica_gets_the_same_bytes,
-    another_request_under_the_key_is_refused_and_the_first_goes_on_being_replayed,
-    of_copies_on_two_replicas_one_is_first_and_all_have_the_same_bytes,
-    of_four_requests_under_one_key_one_is_carried_out,
-    a_connection_cut_before_or_after_the_commit_is_not_seen,
-    what_stays_unknown_is_told_by_the_same_key,
+    a_different_request_with_the_key_gets_422_and_replays_continue,
+    copies_on_two_replicas_get_the_same_bytes_and_one_is_the_first,
+    of_four_requests_with_one_key_one_is_executed,
+    a_connection_cut_before_or_after_the_commit_is_invisible,
+    a_retry_with_the_same_key_resolves_an_unknown_outcome,
     an_expired_key_is_free,
     one_key_in_two_tenants_is_two_keys,
-    a_key_that_is_held_for_too_long_is_in_flight,
+    a_key_held_for_too_long_gets_409,
     a_replay_survives_the_deletion_of_the_job,
-    what_becomes_of_a_key_is_counted,
+    outcomes_of_keys_are_counted,
 );

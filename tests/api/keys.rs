@@ -1,11 +1,11 @@
-//! What a key is, and what it stands for.
+//! Idempotency keys: their syntax, and which requests count as equal.
 
 use serde_json::json;
 
 use crate::harness::{Ledger, job};
 
 #[tokio::test]
-async fn a_key_in_quotes_and_the_same_bare_are_one_key() {
+async fn a_quoted_and_a_bare_key_are_equal() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     assert_eq!(server.submit("8e03978e-40d5", job(1)).await.status, 201);
@@ -18,7 +18,7 @@ async fn a_key_in_quotes_and_the_same_bare_are_one_key() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_none_is_refused_and_nothing_is_written() {
+async fn an_invalid_key_is_refused_and_nothing_is_written() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let long = "k".repeat(256);
@@ -49,12 +49,12 @@ async fn a_key_that_is_none_is_refused_and_nothing_is_written() {
     server.submit(&long, job(1)).await.is_problem(400, "invalid-idempotency-key");
     let missing = server.raw().await.post_jobs(&common, body.as_bytes()).await;
     missing.is_problem(400, "idempotency-key-required");
-    ledger.is_whole_with(0).await;
+    ledger.assert_consistent(0).await;
     assert_eq!(server.submit(&long[1..], job(1)).await.status, 201);
 }
 
 #[tokio::test]
-async fn every_spelling_of_one_request_is_one_request() {
+async fn differently_spelled_json_is_the_same_request() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let first = server.submit("key-1", r#"{"type":"t","payload":{"a":1,"b":"é/"},"queue":"q"}"#).await;
@@ -78,9 +78,9 @@ async fn every_spelling_of_one_request_is_one_request() {
     assert_eq!((answer.status, &answer.body), (200, &first.body));
 }
 
-/// One client sends every member, another only what it needs, a third writes times in its own way.
+/// One client sends every member, another only the required ones, a third writes times differently.
 #[tokio::test]
-async fn requests_that_ask_for_the_same_job_in_different_words_are_one_request() {
+async fn requests_for_the_same_job_are_equal_whatever_defaults_they_send() {
     let ledger = Ledger::new().await;
     let (one, two) = (ledger.serve().await, ledger.serve().await);
     let at = |moment: &str, options: &str| format!(r#"{{"type":"t","payload":1,"run_at":"{moment}"{options}}}"#);
@@ -94,7 +94,7 @@ async fn requests_that_ask_for_the_same_job_in_different_words_are_one_request()
         at("2030-01-31T11:00:00.000000+00:00", r#","priority":2"#),
         at("2030-01-31T12:00:00+01:00", r#","queue":"d\u0065fault""#),
     ] {
-        // From one's memory, and from the database.
+        // From the replay cache, and from the database.
         for server in [&one, &two] {
             let replay = server.submit("key-1", &same).await;
             assert_eq!((replay.status, &replay.body), (200, &first.body), "{same}");
@@ -104,13 +104,13 @@ async fn requests_that_ask_for_the_same_job_in_different_words_are_one_request()
             assert_eq!(server.submit_batch(line).await.items()[0].body, first.body, "{same}");
         }
     }
-    // A body that is refused is refused under a used key, too.
+    // An invalid body is refused under a used key, too.
     let twice = at("2030-01-31T12:00:00+01:00", r#","priority":2,"priority":2"#);
     one.submit("key-1", twice).await.is_problem(400, "invalid-job");
 }
 
 #[tokio::test]
-async fn a_key_reused_for_another_request_is_refused_and_told_where_they_differ() {
+async fn a_key_reused_for_another_request_gets_422_with_the_differences() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let first = server.submit("key-1", r#"{"type":"t","payload":{"n":9007199254740993,"o":{"p":[1,2]}}}"#).await;
@@ -131,7 +131,7 @@ async fn a_key_reused_for_another_request_is_refused_and_told_where_they_differ(
     }
     let replay = server.submit("key-1", r#"{"type":"t","payload":{"n":9007199254740993,"o":{"p":[1,2]}}}"#).await;
     assert_eq!((replay.status, replay.body), (200, first.body));
-    ledger.is_whole_with(1).await;
+    ledger.assert_consistent(1).await;
 }
 
 #[tokio::test]
@@ -143,7 +143,7 @@ async fn one_key_in_two_tenants_is_two_keys() {
     let theirs = server.as_caller(&other).submit("key-1", job(2)).await;
     assert_eq!((ours.status, theirs.status), (201, 201));
     assert_ne!(ours.job_id(), theirs.job_id());
-    ledger.is_whole_with(2).await;
+    ledger.assert_consistent(2).await;
 
     let foreign = server.as_caller(&other).get(&format!("/jobs/{}", ours.job_id())).await;
     let unknown = server.as_caller(&other).get(&format!("/jobs/{}", uuid::Uuid::now_v7())).await;
@@ -157,7 +157,7 @@ async fn one_key_in_two_tenants_is_two_keys() {
 }
 
 #[tokio::test]
-async fn a_key_that_a_client_makes_of_any_visible_characters_works() {
+async fn any_visible_ascii_characters_make_a_key() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     for (number, key) in (0..).zip(["'; drop table jobs; --", "{}[]()<>@:?=", "%00%6a", "\\\\", "~!#$^&*_+|`"]) {
@@ -165,5 +165,5 @@ async fn a_key_that_a_client_makes_of_any_visible_characters_works() {
         assert_eq!(server.submit(&key, job(number)).await.status, 201, "{key}");
         assert_eq!(server.submit(&key, job(number)).await.status, 200, "{key}");
     }
-    ledger.is_whole_with(5).await;
+    ledger.assert_consistent(5).await;
 }

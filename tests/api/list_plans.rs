@@ -1,4 +1,4 @@
-//! What PostgreSQL does for one page: each shape of a list has its index, and a page costs a page.
+//! The query plans of lists: each filter combination has its index, and a page reads only its own rows.
 
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Row};
@@ -6,11 +6,11 @@ use sqlx::{AssertSqlSafe, Row};
 use crate::harness::Ledger;
 use crate::schema::{plan, statements};
 
-/// A page of a list through one index, known by a piece of its text.
+/// A page of a list through one index, identified by a part of its SQL.
 struct Shape {
     marker: &'static str,
     indexes: &'static [&'static str],
-    /// Type, state and queue, as the statement takes them.
+    /// Type, state and queue, as the statement's parameters.
     filters: &'static str,
 }
 
@@ -52,7 +52,7 @@ fn statement(marker: &str) -> (String, usize) {
 }
 
 #[tokio::test]
-async fn each_shape_of_a_list_has_its_index_and_sorts_nothing() {
+async fn each_list_query_uses_its_index_without_sorting() {
     let ledger = Ledger::new().await;
     for shape in SHAPES {
         let (sql, parameters) = statement(shape.marker);
@@ -67,7 +67,7 @@ async fn each_shape_of_a_list_has_its_index_and_sorts_nothing() {
     }
 }
 
-/// Twenty thousand jobs of a tenant, half of them over, of ten types in as many queues.
+/// Twenty thousand jobs of a tenant, half of them finished, with ten types in ten queues.
 async fn fill(ledger: &Ledger) {
     ledger
         .execute(
@@ -87,13 +87,13 @@ async fn fill(ledger: &Ledger) {
         .await;
 }
 
-/// The most rows that any one scan of a table gave, in all its turns.
+/// The most rows that one table scan returned, over all its loops.
 async fn most_rows_of_a_scan(ledger: &Ledger, shape: &Shape, filters: &str, mode: &str) -> f64 {
     let mut connection = ledger.connect().await;
     let (sql, _) = statement(shape.marker);
     let prepare = format!("set plan_cache_mode = {mode}; prepare s as {sql}");
     sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut connection).await.unwrap();
-    // From the middle on, where a scan that began at the beginning would show.
+    // From the middle on, so that a scan from the start of the index would show.
     let from = "00000000-0000-0000-0000-000000001388";
     let until = "ffffffff-ffff-ffff-ffff-ffffffffffff";
     let tenant = sqlx::raw_sql("select id::text from tenants").fetch_one(&mut connection).await.unwrap();
@@ -123,7 +123,7 @@ async fn a_page_of_fifty_reads_fifty_one_rows_of_each_index_and_a_rare_one_ten_t
             assert!((51.0..=52.0).contains(&most), "{mode}, {}: {most}", shape.marker);
         }
         let queued = &SHAPES[2];
-        // From the middle on there are fewer than 10,000 that wait.
+        // Fewer than 10,000 waiting jobs follow from the middle on.
         let rare = most_rows_of_a_scan(&ledger, queued, "'none', 'queued', null", mode).await;
         assert!((7_000.0..=10_002.0).contains(&rare), "{mode}: {rare}");
         let all = most_rows_of_a_scan(&ledger, &SHAPES[0], "'none', null, null", mode).await;
@@ -132,7 +132,7 @@ async fn a_page_of_fifty_reads_fifty_one_rows_of_each_index_and_a_rare_one_ten_t
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_looked_for_in_no_other_index_though_all_jobs_are_alike() {
+async fn a_missing_value_is_searched_in_its_own_index_only() {
     let ledger = Ledger::new().await;
     let alike = "insert into jobs (tenant_id, id, type, payload, created_at) \
                  select tenants.id, lpad(to_hex(n), 32, '0')::uuid, 'type', '1', now() \

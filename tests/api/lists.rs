@@ -1,4 +1,4 @@
-//! `GET /jobs`, page by page, while others write.
+//! `GET /jobs`, page by page, with concurrent writes.
 
 use hapax::access::Scope;
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ async fn serve() -> (Ledger, Server) {
     (ledger, server)
 }
 
-/// Submits a job of this type and queue, and gives its id.
+/// Submits a job of this type and queue. Returns its id.
 async fn submit(client: &Client, kind: &str, queue: &str) -> String {
     let key = uuid::Uuid::new_v4().to_string();
     let made = client.submit(&key, json!({ "type": kind, "queue": queue, "payload": { "large": "or secret" } })).await;
@@ -24,7 +24,7 @@ fn ids(page: &Answer) -> Vec<String> {
     page.json()["jobs"].as_array().unwrap().iter().map(|job| job["id"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Where a page says that the next one is.
+/// The link to the next page.
 pub fn next(page: &Answer) -> Option<String> {
     page.headers.contains_key("link").then(|| {
         let link = page.header("link").strip_prefix('<').unwrap();
@@ -32,7 +32,7 @@ pub fn next(page: &Answer) -> Option<String> {
     })
 }
 
-/// Follows the links as they are given, and does something in between.
+/// Follows the links of the pages. Calls `between` after each page.
 async fn follow(client: &Client, path: &str, mut between: impl AsyncFnMut(usize)) -> Vec<Answer> {
     let mut pages = vec![client.get(path).await];
     while let Some(next) = next(pages.last().unwrap()) {
@@ -48,7 +48,7 @@ async fn all(client: &Client, path: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn jobs_are_shown_as_they_are_now_without_their_payloads_in_the_order_of_ids() {
+async fn jobs_are_listed_by_id_in_their_current_state_without_payloads() {
     let (_ledger, server) = serve().await;
     let (first, second) = (submit(&server, "a", "q").await, submit(&server, "b", "r").await);
     server.cancel(&first).await;
@@ -63,7 +63,7 @@ async fn jobs_are_shown_as_they_are_now_without_their_payloads_in_the_order_of_i
 }
 
 #[tokio::test]
-async fn a_list_that_is_followed_while_others_write_is_complete_and_shows_nothing_twice() {
+async fn a_list_read_during_writes_is_complete_and_has_no_duplicates() {
     let (ledger, server) = serve().await;
     for (tenant, path) in [
         ("all", "/jobs?limit=2"),
@@ -76,7 +76,7 @@ async fn a_list_that_is_followed_while_others_write_is_complete_and_shows_nothin
         for _ in 0..25 {
             there.push(submit(&client, "t", "q").await);
         }
-        // One of each five, where the list has been and where it has not.
+        // Jobs on pages that the list has already returned, and on later ones.
         let [cancelled, deleted] =
             [1, 3].map(|nth| there.iter().skip(nth).step_by(5).cloned().collect::<Vec<String>>());
         let (mut to_cancel, mut to_delete) = (cancelled.iter().rev(), deleted.iter());
@@ -100,7 +100,7 @@ async fn a_list_that_is_followed_while_others_write_is_complete_and_shows_nothin
 }
 
 #[tokio::test]
-async fn each_filter_and_each_pair_of_them_shows_what_fits_and_nothing_else() {
+async fn each_filter_and_each_pair_of_filters_shows_exactly_the_matches() {
     let (_ledger, server) = serve().await;
     let mut jobs: Vec<Value> = Vec::new();
     for (kind, queue) in [("a", "q"), ("a", "r"), ("b", "q"), ("b", "r")] {
@@ -154,7 +154,7 @@ async fn the_link_carries_every_filter_however_it_is_spelled() {
 }
 
 #[tokio::test]
-async fn another_tenant_sees_nothing_and_a_cursor_opens_nothing() {
+async fn a_cursor_of_another_tenant_shows_nothing() {
     let (ledger, server) = serve().await;
     let globex = server.as_caller(&ledger.token_for("globex", &Scope::ALL).await);
     for _ in 0..3 {
@@ -170,7 +170,7 @@ async fn another_tenant_sees_nothing_and_a_cursor_opens_nothing() {
 }
 
 #[tokio::test]
-async fn the_default_is_fifty_and_the_most_is_two_hundred() {
+async fn the_default_limit_is_50_and_the_maximum_200() {
     let (ledger, server) = serve().await;
     fill(&ledger, 250, "t").await;
     for (query, shown) in [("", 50), ("?limit=1", 1), ("?limit=200", 200)] {
@@ -180,7 +180,7 @@ async fn the_default_is_fifty_and_the_most_is_two_hundred() {
 }
 
 #[tokio::test]
-async fn a_parameter_that_is_not_as_it_should_be_is_refused_by_its_name() {
+async fn an_invalid_parameter_is_refused_and_named() {
     let (_ledger, server) = serve().await;
     let long = "x".repeat(200);
     for (name, values) in [
@@ -206,7 +206,7 @@ async fn a_parameter_that_is_not_as_it_should_be_is_refused_by_its_name() {
 }
 
 #[tokio::test]
-async fn the_bounds_of_time_hold_for_jobs_whose_ids_a_client_chose_too() {
+async fn time_filters_apply_to_client_chosen_ids_too() {
     let (_ledger, server) = serve().await;
     let mut times = Vec::new();
     let mut made = Vec::new();
@@ -217,7 +217,7 @@ async fn the_bounds_of_time_hold_for_jobs_whose_ids_a_client_chose_too() {
     }
     let between = format!("/jobs?created_after={}&created_before={}&limit=1", times[0], times[3]);
     assert_eq!(all(&server, &between).await, made[1..3]);
-    // The first and the last of all ids that a job may have, of jobs that are later than all the others.
+    // The lowest and the highest possible job ids, for jobs that are newer than all others.
     let named = ["00000000-0000-0000-0000-000000000001", "ffffffff-ffff-ffff-ffff-fffffffffffe"];
     for id in named {
         assert_eq!(server.put(id, job(9)).await.status, 201);
@@ -230,7 +230,7 @@ async fn the_bounds_of_time_hold_for_jobs_whose_ids_a_client_chose_too() {
     assert_eq!(all(&server, "/jobs?created_before=2020-01-01T00:00:00Z").await, [""; 0]);
 }
 
-/// Puts so many jobs in place that wait in the queue `default`, with ids before all that we make.
+/// Inserts this many waiting jobs into the queue `default`, with ids before all that we create.
 async fn fill(ledger: &Ledger, count: u32, kind: &str) {
     let sql = format!(
         "insert into jobs (tenant_id, id, type, payload, created_at, named) \
@@ -243,7 +243,7 @@ async fn fill(ledger: &Ledger, count: u32, kind: &str) {
 }
 
 #[tokio::test]
-async fn a_page_looks_at_ten_thousand_jobs_at_the_most_and_says_where_it_goes_on() {
+async fn a_page_reads_at_most_10_000_jobs_and_links_to_the_rest() {
     let (ledger, server) = serve().await;
     fill(&ledger, 20_005, "noise").await;
     let rare = submit(&server, "rare", "default").await;
@@ -251,7 +251,7 @@ async fn a_page_looks_at_ten_thousand_jobs_at_the_most_and_says_where_it_goes_on
         let pages = follow(&server, path, async |_| {}).await;
         let shown: Vec<_> = pages.iter().map(ids).collect();
         assert_eq!(shown, [vec![], vec![], vec![rare.clone()]], "{path}");
-        // Where the look ended, although what it had looked at was gone a moment later.
+        // The end of the scan, although the row there has been deleted since.
         assert!(next(&pages[0]).unwrap().ends_with("cursor=00000000000000000000000000002711"), "{path}");
     }
     ledger.execute("update jobs set payload = null, deleted_at = now() ; delete from job_queue").await;

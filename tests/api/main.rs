@@ -1,6 +1,6 @@
 //! Black-box tests: real server processes, a real PostgreSQL, a database for each test.
 //!
-//! `make test` runs them; they need DATABASE_URL to name a server on which databases may be made.
+//! Run them with `make test`. DATABASE_URL must name a server on which databases may be created.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 

@@ -1,19 +1,19 @@
-//! `PUT /jobs/{id}`: jobs that their clients have named.
+//! `PUT /jobs/{id}`: jobs whose ids the client chooses.
 
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::harness::{Ledger, Proxy, Treatment, job};
+use crate::harness::{Fault, Ledger, Proxy, job};
 
 #[tokio::test]
-async fn the_first_is_201_and_the_same_again_200_with_the_same_members() {
+async fn the_first_put_is_201_and_a_repeated_one_is_200() {
     let ledger = Ledger::new().await;
     let (one, two) = (ledger.serve().await, ledger.serve().await);
     let id = Uuid::new_v4().to_string();
     let first = one.put(&id, job(1)).await;
     assert_eq!((first.status, first.header("location")), (201, format!("/jobs/{id}").as_str()));
     assert_eq!(first.job_id(), id);
-    // From what was submitted, whatever has become of the job.
+    // The answer comes from what was submitted, even if the job has changed.
     assert_eq!(one.patch(&id, "*", r#"{"priority":1}"#).await.status, 200);
     for again in [two.put(&id, job(1)).await, two.put(id.to_uppercase(), job(1)).await] {
         assert_eq!((again.status, &again.body), (200, &first.body));
@@ -23,7 +23,7 @@ async fn the_first_is_201_and_the_same_again_200_with_the_same_members() {
 }
 
 #[tokio::test]
-async fn any_uuid_that_stands_for_something_is_a_name_and_nothing_else_is() {
+async fn any_uuid_except_nil_and_max_is_a_valid_id() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     for id in [Uuid::from_u128(1), Uuid::from_u128(u128::MAX - 1), Uuid::new_v4(), Uuid::now_v7()] {
@@ -33,7 +33,7 @@ async fn any_uuid_that_stands_for_something_is_a_name_and_nothing_else_is() {
     for bad in ["42", "0e2a5f8e6c1b4f0e9d3c7b5a19283746", "not-a-uuid-but-of-thirty-six-characters"] {
         server.put(bad, job(1)).await.is_problem(400, "invalid-job-id");
     }
-    // What a variable holds that nobody has set, and a sentinel.
+    // The value of an unset variable, and a sentinel.
     for none in [Uuid::nil(), Uuid::max()].map(|id| id.to_string()) {
         server.put(&none, job(1)).await.is_problem(400, "invalid-job-id");
         server.get(&format!("/jobs/{none}")).await.is_problem(404, "job-not-found");
@@ -41,22 +41,22 @@ async fn any_uuid_that_stands_for_something_is_a_name_and_nothing_else_is() {
     }
 }
 
-/// Without a key as with one: the lost attempt may be what holds the lock.
+/// Also without an idempotency key: the lost attempt may hold the lock.
 #[tokio::test]
 async fn a_lock_wait_after_a_lost_attempt_leaves_the_outcome_unknown_on_every_route() {
     let ledger = Ledger::new().await;
-    let proxy = Proxy::before(&ledger).await;
+    let proxy = Proxy::in_front_of(&ledger).await;
     let server = ledger.serve_through(&proxy, &[("HAPAX__INTAKE__LOCK_WAIT", "100ms")]).await;
     let id = Uuid::new_v4().to_string();
     let (key, name) = (ledger.hold_key("the-payload").await, ledger.hold_new_job(&id).await);
     let body = r#"{"type":"t","payload":"the-payload"}"#;
-    proxy.treat_next("the-payload", Treatment::CutBefore);
+    proxy.fail_next("the-payload", Fault::CutBefore);
     server.submit("the-payload", body).await.is_problem(503, "outcome-unknown");
     assert!(proxy.is_done());
-    proxy.treat_next("the-payload", Treatment::CutBefore);
+    proxy.fail_next("the-payload", Fault::CutBefore);
     server.put(&id, body).await.is_problem(503, "outcome-unknown");
     assert!(proxy.is_done());
-    // Where none was lost, nothing is unknown.
+    // Without a lost attempt, nothing is unknown.
     server.submit("the-payload", body).await.is_problem(409, "request-in-flight");
     server.put(&id, body).await.is_problem(409, "request-in-flight");
     key.roll_back().await;
@@ -65,7 +65,7 @@ async fn a_lock_wait_after_a_lost_attempt_leaves_the_outcome_unknown_on_every_ro
 }
 
 #[tokio::test]
-async fn other_content_is_refused_and_told_where_it_differs() {
+async fn different_content_is_refused_with_the_differences() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let id = Uuid::new_v4();
@@ -80,13 +80,13 @@ async fn other_content_is_refused_and_told_where_it_differs() {
         assert_eq!((&refused.json()["pointers"], &refused.json()["job_id"]), (&pointers, &first.json()["id"]));
         assert!(refused.headers.get("retry-after").is_none());
     }
-    // The same moment, in another spelling.
+    // The same time, written differently.
     let same = server.put(id, r#"{ "run_at":"2030-01-01T01:00:00+01:00", "payload":{"n":1.0}, "type":"t" }"#).await;
     assert_eq!((same.status, same.body), (200, first.body));
 }
 
 #[tokio::test]
-async fn of_many_at_once_one_makes_the_job() {
+async fn of_many_concurrent_puts_one_creates_the_job() {
     let ledger = Ledger::new().await;
     let (one, two) = (ledger.serve().await, ledger.serve().await);
     let id = Uuid::new_v4();
@@ -104,12 +104,12 @@ async fn of_many_at_once_one_makes_the_job() {
 }
 
 #[tokio::test]
-async fn a_lost_acknowledgement_is_not_seen() {
-    for treatment in [Treatment::CutBefore, Treatment::CutAfter] {
+async fn a_lost_acknowledgement_is_invisible_to_the_client() {
+    for fault in [Fault::CutBefore, Fault::CutAfter] {
         let ledger = Ledger::new().await;
-        let proxy = Proxy::before(&ledger).await;
+        let proxy = Proxy::in_front_of(&ledger).await;
         let server = ledger.serve_through(&proxy, &[]).await;
-        proxy.treat_next("the-payload", treatment);
+        proxy.fail_next("the-payload", fault);
         let id = Uuid::new_v4();
         let answer = server.put(id, r#"{"type":"t","payload":"the-payload"}"#).await;
         assert!(proxy.is_done() && [200, 201].contains(&answer.status), "{answer:?}");
@@ -119,7 +119,7 @@ async fn a_lost_acknowledgement_is_not_seen() {
 }
 
 #[tokio::test]
-async fn a_name_belongs_to_its_tenant() {
+async fn an_id_belongs_to_its_tenant() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let another = server.as_caller(&ledger.token_for("another", &hapax::access::Scope::ALL).await);
@@ -130,11 +130,11 @@ async fn a_name_belongs_to_its_tenant() {
 }
 
 #[tokio::test]
-async fn a_deleted_name_is_gone_for_good() {
+async fn a_deleted_id_cannot_be_used_again() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let id = Uuid::new_v4();
-    // To delete what is not there leaves nothing behind.
+    // Deleting a missing job leaves no trace.
     assert_eq!(server.delete(&id.to_string()).await.status, 204);
     assert_eq!(server.put(id, job(1)).await.status, 201);
     assert_eq!(server.delete(&id.to_string()).await.status, 204);
@@ -143,13 +143,13 @@ async fn a_deleted_name_is_gone_for_good() {
 }
 
 #[tokio::test]
-async fn a_tenant_whose_creations_are_used_up_is_still_told_of_the_job_that_is_there() {
+async fn an_existing_job_is_returned_even_without_creation_quota() {
     let ledger = Ledger::new().await;
     let settings = [("HAPAX__QUOTA__CREATIONS_PER_SECOND", "1"), ("HAPAX__QUOTA__CREATIONS_BURST", "2")];
     let server = ledger.serve_with(&settings).await;
     let id = Uuid::new_v4();
     assert_eq!(server.put(id, job(1)).await.status, 201);
-    // One that made nothing has cost nothing.
+    // A request that created nothing is refunded.
     for _ in 0..5 {
         assert_eq!(server.put(id, job(1)).await.status, 200);
     }

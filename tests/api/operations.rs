@@ -1,4 +1,4 @@
-//! What operators run, look at, and rely on when a replica goes away.
+//! Operations: metrics, probes, health checks and shutdown.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use crate::harness::{Answer, Ledger, Server, job, run_hapax};
 
 const PAGE: &str = include_str!("../../docs/metrics.md");
 
-/// Name, type and labels of each metric, as the page says.
+/// Name, type and labels of each metric on the page.
 fn documented() -> BTreeMap<String, (String, BTreeSet<String>)> {
     let rows = PAGE.lines().filter(|line| line.starts_with("| `"));
     rows.map(|row| {
@@ -21,7 +21,7 @@ fn documented() -> BTreeMap<String, (String, BTreeSet<String>)> {
     .collect()
 }
 
-/// The same, as a server shows them.
+/// The same, as a server exposes them.
 fn exposed(text: &str) -> BTreeMap<String, (String, BTreeSet<String>)> {
     let mut metrics = BTreeMap::new();
     for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
@@ -33,7 +33,7 @@ fn exposed(text: &str) -> BTreeMap<String, (String, BTreeSet<String>)> {
         };
         let exposed = format!("{name}{suffix}");
         let sample = if kind == "histogram" { format!("{name}_bucket") } else { exposed.clone() };
-        // A route has braces, too; those of the labels are the last.
+        // A route contains braces, too; the labels' braces are the last.
         let labels = text.lines().find_map(|line| line.strip_prefix(&sample)?.strip_prefix('{')?.rsplit_once('}'));
         let labels = labels.map(|(labels, _)| labels);
         let labels = labels.unwrap_or_default().split("\",").filter_map(|pair| pair.split('=').next());
@@ -44,22 +44,22 @@ fn exposed(text: &str) -> BTreeMap<String, (String, BTreeSet<String>)> {
 }
 
 #[tokio::test]
-async fn the_page_of_metrics_is_what_the_program_prints() {
+async fn the_metrics_page_equals_the_programs_output() {
     let printed = run_hapax(&["metrics"], &[]).await.stdout;
-    assert!(String::from_utf8(printed).unwrap() == PAGE, "make metrics-page writes it anew");
+    assert!(String::from_utf8(printed).unwrap() == PAGE, "run `make metrics-page`");
 }
 
 #[tokio::test]
-async fn every_metric_is_on_the_page_with_its_type_and_labels() {
+async fn every_metric_is_documented_with_its_type_and_labels() {
     let ledger = Ledger::new().await;
     let settings = [("HAPAX__QUOTA__REPLAYS_PER_SECOND", "1"), ("HAPAX__QUOTA__REPLAYS_BURST", "1")];
     let server = ledger.serve_with(&[&settings[..], &[("HAPAX__SERVER__REQUESTS_IN_FLIGHT", "1")]].concat()).await;
-    // Something for each family that has labels.
+    // One sample for each metric that has labels.
     server.submit("k", job(1)).await;
     server.submit("k", job(1)).await;
     ledger.end_sessions().await;
     let held = ledger.hold_key("held").await;
-    let waiting = server.submit_meanwhile("held", job(2));
+    let waiting = server.submit_in_background("held", job(2));
     ledger.until_waiting(1).await;
     server.submit("one-more", job(3)).await.is_problem(503, "overloaded");
     held.roll_back().await;
@@ -68,7 +68,7 @@ async fn every_metric_is_on_the_page_with_its_type_and_labels() {
 }
 
 #[tokio::test]
-async fn alerts_and_dashboard_use_no_metric_that_is_not_on_the_page() {
+async fn alerts_and_dashboard_use_only_documented_metrics() {
     let known = documented();
     for (file, text) in [
         ("alerts", include_str!("../../deploy/prometheus-alerts.yaml")),
@@ -87,7 +87,7 @@ async fn alerts_and_dashboard_use_no_metric_that_is_not_on_the_page() {
 }
 
 #[tokio::test]
-async fn the_operations_address_answers_probes_and_metrics_and_nothing_else() {
+async fn the_operations_address_serves_only_probes_and_metrics() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let operations = server.operations();
@@ -119,7 +119,7 @@ async fn health(server: &Server, arguments: &[&str]) -> Result<(), String> {
 }
 
 #[tokio::test]
-async fn hapax_health_tells_alive_from_ready_from_gone() {
+async fn hapax_health_distinguishes_alive_ready_and_gone() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "200ms")]).await;
     server.until_status("/readyz", 200).await;
@@ -137,7 +137,7 @@ async fn hapax_health_tells_alive_from_ready_from_gone() {
 }
 
 #[tokio::test]
-async fn a_server_told_to_stop_fails_its_readiness_first_and_serves_on() {
+async fn a_stopping_server_fails_readiness_and_keeps_serving() {
     let ledger = Ledger::new().await;
     let unhurried = [("HAPAX__SERVER__DRAIN_DELAY", "10m"), ("HAPAX__SERVER__SHUTDOWN_DEADLINE", "20m")];
     let server = ledger.serve_with(&unhurried).await;
@@ -151,28 +151,28 @@ async fn a_server_told_to_stop_fails_its_readiness_first_and_serves_on() {
     server.until_logged("no longer ready").await;
     server.get("/readyz").await.is_problem(503, "not-ready");
     server.operations().get("/readyz").await.is_problem(503, "not-ready");
-    // New connections, and old ones, are served; each is told to go elsewhere next time.
+    // New and old connections are served. Each answer asks the client to reconnect elsewhere.
     let during = server.submit("key-2", job(2)).await;
     assert_eq!((during.status, during.header("connection")), (201, "close"));
     kept_alive.write_head("GET /healthz", &[]).await;
     assert_eq!(kept_alive.answer().await.header("connection"), "close");
 
     let held = ledger.hold_key("key-3").await;
-    let under_way = server.submit_meanwhile("key-3", job(3));
+    let under_way = server.submit_in_background("key-3", job(3));
     ledger.until_waiting(1).await;
     held.roll_back().await;
     assert_eq!(under_way.await.unwrap().status, 201);
-    ledger.is_whole_with(3).await;
+    ledger.assert_consistent(3).await;
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_the_drain_at_once() {
+async fn a_second_signal_ends_the_drain_immediately() {
     let ledger = Ledger::new().await;
     let unhurried = [("HAPAX__SERVER__DRAIN_DELAY", "10m"), ("HAPAX__SERVER__SHUTDOWN_DEADLINE", "20m")];
     let mut server = ledger.serve_with(&unhurried).await;
     server.signal(Signal::TERM);
     server.until_logged("no longer ready").await;
-    // One that follows within a second may be an echo of the first, and is not taken for a second.
+    // A second signal within one second may be an echo of the first, and is ignored.
     while !server.has_ended() {
         server.signal(Signal::TERM);
         tokio::task::yield_now().await;
@@ -181,7 +181,7 @@ async fn a_second_signal_ends_the_drain_at_once() {
 }
 
 #[tokio::test]
-async fn the_deadline_ends_what_does_not_end_by_itself() {
+async fn the_shutdown_deadline_ends_a_hanging_shutdown() {
     let ledger = Ledger::new().await;
     let settings = [("HAPAX__SERVER__SHUTDOWN_DEADLINE", "5s"), ("HAPAX__SERVER__BODY_DEADLINE", "10m")];
     let server = ledger.serve_with(&settings).await;
@@ -191,11 +191,11 @@ async fn the_deadline_ends_what_does_not_end_by_itself() {
     server.until_metric("hapax_http_requests_in_flight", 1.0).await;
     server.signal(Signal::TERM);
     assert!(server.ended().await);
-    ledger.is_whole_with(0).await;
+    ledger.assert_consistent(0).await;
 }
 
 #[tokio::test]
-async fn what_probes_ask_is_not_in_the_log_unless_it_fails() {
+async fn probes_are_logged_only_when_they_fail() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "200ms")]).await;
     server.get("/healthz").await;

@@ -1,4 +1,4 @@
-//! More than one replica can do, and more connections than it can hold.
+//! Overload: more requests than one replica can serve, and more connections than it can hold.
 
 use std::process::Command;
 
@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 
 use crate::harness::{Answer, Client, Ledger, Server, hapax, hapax_through, job, until};
 
-/// A server that the system allows no more open files than these.
+/// A server with this limit on open files.
 fn serve_with_descriptors(limit: u32, ledger: &Ledger) -> Command {
     let mut command = hapax_through("sh");
     let program = hapax().get_program().to_owned();
@@ -19,7 +19,7 @@ fn serve_with_descriptors(limit: u32, ledger: &Ledger) -> Command {
 }
 
 #[tokio::test]
-async fn connections_beyond_the_limit_wait_and_the_probes_answer_all_the_same() {
+async fn connections_beyond_the_limit_wait_and_probes_still_answer() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__SERVER__CONNECTIONS", "4")]).await;
     let operations: Client = server.operations();
@@ -29,7 +29,7 @@ async fn connections_beyond_the_limit_wait_and_the_probes_answer_all_the_same() 
         idle.push(server.raw().await);
     }
     server.until_metric("hapax_http_connections", 4.0).await;
-    let waiting = server.submit_meanwhile("k", job(1));
+    let waiting = server.submit_in_background("k", job(1));
     assert_eq!(operations.get("/healthz").await.status, 200);
     assert_eq!(operations.get("/readyz").await.status, 200);
     assert_eq!(server.metric("hapax_http_connections_limit").await, 4.0);
@@ -39,7 +39,7 @@ async fn connections_beyond_the_limit_wait_and_the_probes_answer_all_the_same() 
 }
 
 #[tokio::test]
-async fn with_few_file_descriptors_the_server_holds_fewer_connections_and_lives() {
+async fn few_file_descriptors_limit_the_connections() {
     let ledger = Ledger::new().await;
     let server = Server::spawn(serve_with_descriptors(200, &ledger), &ledger.token).await;
     let limit = server.metric("hapax_http_connections_limit").await;
@@ -55,7 +55,7 @@ async fn with_few_file_descriptors_the_server_holds_fewer_connections_and_lives(
 }
 
 #[tokio::test]
-async fn a_descriptor_limit_that_leaves_no_room_is_refused_at_the_start() {
+async fn a_too_low_descriptor_limit_prevents_the_start() {
     let ledger = Ledger::new().await;
     let mut command = serve_with_descriptors(100, &ledger);
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
@@ -64,7 +64,7 @@ async fn a_descriptor_limit_that_leaves_no_room_is_refused_at_the_start() {
 }
 
 #[tokio::test]
-async fn a_tenant_whose_requests_take_their_time_leaves_room_for_others() {
+async fn a_tenant_with_slow_requests_leaves_room_for_others() {
     let ledger = Ledger::new().await;
     let share = [("HAPAX__SERVER__REQUESTS_IN_FLIGHT", "4"), ("HAPAX__SERVER__REQUESTS_IN_FLIGHT_PER_TENANT", "2")];
     let server = ledger.serve_with(&share).await;
@@ -83,28 +83,28 @@ async fn a_tenant_whose_requests_take_their_time_leaves_room_for_others() {
     assert_eq!(other.submit("key", job(1)).await.status, 201);
 }
 
-/// Statements wait for a lock for as long as the test holds it, and requests not so long for a connection.
-const PATIENT_STATEMENTS: [(&str, &str); 4] = [
+/// Statements wait for a lock as long as the test holds it. Requests wait less long for a connection.
+const LONG_LOCK_WAIT: [(&str, &str); 4] = [
     ("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "5s"),
     ("HAPAX__INTAKE__LOCK_WAIT", "60s"),
     ("HAPAX__DATABASE__STATEMENT_TIMEOUT", "90s"),
     ("HAPAX__SERVER__REQUEST_DEADLINE", "120s"),
 ];
 
-fn get_meanwhile(client: &Client, path: &'static str) -> JoinHandle<Answer> {
+fn get_in_background(client: &Client, path: &'static str) -> JoinHandle<Answer> {
     let client = client.clone();
     tokio::spawn(async move { client.get(path).await })
 }
 
 #[tokio::test]
-async fn requests_whose_token_is_not_verified_take_no_place() {
+async fn unverified_requests_do_not_count_as_in_flight() {
     let ledger = Ledger::new().await;
     let settings = [("HAPAX__SERVER__REQUESTS_IN_FLIGHT", "2"), ("HAPAX__ACCESS__CACHE_LIFE", "1h")];
     let server = ledger.serve_with(&settings).await;
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
     let locked = ledger.lock_table("access_tokens", "access exclusive").await;
     let strangers: Vec<_> =
-        (0..20).map(|_| get_meanwhile(&server.as_caller(Token::mint().expose()), "/jobs")).collect();
+        (0..20).map(|_| get_in_background(&server.as_caller(Token::mint().expose()), "/jobs")).collect();
     ledger.until_waiting(1).await;
     assert_eq!(server.submit("key-1", job(1)).await.status, 201);
     locked.roll_back().await;
@@ -115,14 +115,14 @@ async fn requests_whose_token_is_not_verified_take_no_place() {
 }
 
 #[tokio::test]
-async fn a_request_whose_unseen_token_is_not_looked_up_in_time_is_shed_and_logs_no_error() {
+async fn a_slow_look_up_of_an_unseen_token_gets_503_and_logs_no_error() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let locked = ledger.lock_table("access_tokens", "access exclusive").await;
     for n in 1..=2 {
         let refused = server.as_caller(Token::mint().expose()).get("/jobs").await;
         refused.is_problem(503, "overloaded");
-        refused.wants_a_retry();
+        refused.assert_retry_after();
         assert_eq!(server.metric(r#"hapax_shed_requests_total{reason="unknown_tokens"}"#).await, f64::from(n));
         assert_eq!(server.warnings_of_requests(&refused).await, [0; 0]);
     }
@@ -131,7 +131,7 @@ async fn a_request_whose_unseen_token_is_not_looked_up_in_time_is_shed_and_logs_
 }
 
 #[tokio::test]
-async fn look_ups_of_unseen_tokens_that_hang_leave_a_connection_to_known_tokens() {
+async fn hanging_look_ups_of_unseen_tokens_leave_connections_for_known_ones() {
     let ledger = Ledger::new().await;
     let url = ledger.url_of_ordinary_user().await;
     let settings = [("HAPAX__ACCESS__CACHE_LIFE", "0s"), ("HAPAX__ACCESS__OUTAGE_LIFE", "0s")];
@@ -157,12 +157,12 @@ async fn look_ups_of_unseen_tokens_that_hang_leave_a_connection_to_known_tokens(
 }
 
 #[tokio::test]
-async fn a_tenant_whose_reads_hang_leaves_connections_to_another() {
+async fn a_tenant_with_hanging_reads_leaves_connections_to_others() {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&[&PATIENT_STATEMENTS[..], &[("HAPAX__DATABASE__CONNECTIONS", "2")]].concat()).await;
+    let server = ledger.serve_with(&[&LONG_LOCK_WAIT[..], &[("HAPAX__DATABASE__CONNECTIONS", "2")]].concat()).await;
     let other = server.as_caller(&ledger.token_for("another-tenant", &Scope::ALL).await);
     let locked = ledger.lock_table("job_queue", "access exclusive").await;
-    let first = get_meanwhile(&server, "/queues");
+    let first = get_in_background(&server, "/queues");
     ledger.until_waiting(1).await;
     server.get("/queues").await.is_problem(503, "overloaded");
     assert_eq!(server.metric(r#"hapax_shed_requests_total{reason="tenant_waited"}"#).await, 1.0);
@@ -172,13 +172,13 @@ async fn a_tenant_whose_reads_hang_leaves_connections_to_another() {
 }
 
 #[tokio::test]
-async fn a_tenant_whose_unique_jobs_hang_leaves_connections_to_another() {
+async fn a_tenant_with_hanging_unique_jobs_leaves_connections_to_others() {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&[&PATIENT_STATEMENTS[..], &[("HAPAX__INTAKE__CONNECTIONS", "2")]].concat()).await;
+    let server = ledger.serve_with(&[&LONG_LOCK_WAIT[..], &[("HAPAX__INTAKE__CONNECTIONS", "2")]].concat()).await;
     let other = server.as_caller(&ledger.token_for("another-tenant", &Scope::ALL).await);
     let unique = |n: u64| json!({ "type": "t", "payload": n, "unique": { "by": ["/payload"] } });
     let locked = ledger.lock_table("job_uniques", "access exclusive").await;
-    let first = server.submit_meanwhile("key-1", unique(1));
+    let first = server.submit_in_background("key-1", unique(1));
     ledger.until_waiting(1).await;
     server.submit("key-2", unique(2)).await.is_problem(503, "overloaded");
     assert_eq!(other.put(uuid::Uuid::now_v7(), job(1)).await.status, 201);
@@ -187,12 +187,12 @@ async fn a_tenant_whose_unique_jobs_hang_leaves_connections_to_another() {
 }
 
 #[tokio::test]
-async fn a_statement_that_is_cancelled_is_told_from_a_database_that_is_away() {
+async fn a_cancelled_statement_is_not_reported_as_an_outage() {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&PATIENT_STATEMENTS).await;
+    let server = ledger.serve_with(&LONG_LOCK_WAIT).await;
     let locked = ledger.lock_table("jobs", "access exclusive").await;
     for _ in 0..3 {
-        let read = get_meanwhile(&server, "/jobs");
+        let read = get_in_background(&server, "/jobs");
         ledger.until_waiting(1).await;
         assert_eq!(ledger.cancel_waiting().await, 1);
         let cancelled = read.await.unwrap();

@@ -2,17 +2,17 @@
 
 use sqlx::Row;
 
-use crate::harness::{Ledger, Pooler, Treatment, job, run_hapax, until};
+use crate::harness::{Fault, Ledger, Pooler, job, run_hapax, until};
 
 #[tokio::test]
 async fn two_replicas_share_a_few_sessions_and_every_key_makes_one_job() {
     let ledger = Ledger::new().await;
-    let pooler = Pooler::before(&ledger, 3).await;
+    let pooler = Pooler::in_front_of(&ledger, 3).await;
     let (one, two) = (pooler.serve(&ledger, &[]).await, pooler.serve(&ledger, &[]).await);
     let mut asked = Vec::new();
     for n in 0..20 {
         for _ in 0..3 {
-            asked.extend([&one, &two].map(|server| server.submit_meanwhile(&format!("key-{n}"), job(n))));
+            asked.extend([&one, &two].map(|server| server.submit_in_background(&format!("key-{n}"), job(n))));
         }
     }
     let mut created = 0;
@@ -24,13 +24,13 @@ async fn two_replicas_share_a_few_sessions_and_every_key_makes_one_job() {
     }
     assert_eq!(created, 20);
     one.submit("key-1", job(7)).await.is_problem(422, "idempotency-key-reused");
-    ledger.is_whole_with(20).await;
+    ledger.assert_consistent(20).await;
 }
 
 #[tokio::test]
-async fn what_a_statement_sets_for_itself_is_not_left_to_the_next_client() {
+async fn a_statements_settings_do_not_leak_to_the_next_client() {
     let ledger = Ledger::new().await;
-    let pooler = Pooler::before(&ledger, 1).await;
+    let pooler = Pooler::in_front_of(&ledger, 1).await;
     let server = pooler.serve(&ledger, &[]).await;
     assert_eq!(server.submit("key-1", job(1)).await.status, 201);
     let mut another = pooler.connect().await;
@@ -39,9 +39,9 @@ async fn what_a_statement_sets_for_itself_is_not_left_to_the_next_client() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_held_is_waited_for_and_no_longer() {
+async fn a_held_key_is_waited_for_up_to_the_lock_wait() {
     let ledger = Ledger::new().await;
-    let pooler = Pooler::before(&ledger, 3).await;
+    let pooler = Pooler::in_front_of(&ledger, 3).await;
     let server = pooler.serve(&ledger, &[("HAPAX__INTAKE__LOCK_WAIT", "200ms")]).await;
     let held = ledger.hold_key("the-key").await;
     server.submit("the-key", job(1)).await.is_problem(409, "request-in-flight");
@@ -50,56 +50,57 @@ async fn a_key_that_is_held_is_waited_for_and_no_longer() {
 }
 
 #[tokio::test]
-async fn a_session_lost_after_the_commit_is_not_seen_by_the_client() {
+async fn a_session_lost_after_the_commit_is_invisible_to_the_client() {
     let ledger = Ledger::new().await;
-    let pooler = Pooler::before(&ledger, 3).await;
+    let pooler = Pooler::in_front_of(&ledger, 3).await;
     let server = pooler.serve(&ledger, &[]).await;
-    for (key, treatment) in [("cut-after", Treatment::CutAfter), ("cut-before", Treatment::CutBefore)] {
-        pooler.proxy.treat_next(key, treatment);
+    for (key, fault) in [("cut-after", Fault::CutAfter), ("cut-before", Fault::CutBefore)] {
+        pooler.proxy.fail_next(key, fault);
         let answer = server.submit(key, job(1)).await;
         assert!(pooler.proxy.is_done());
         assert_eq!((answer.status, answer.header("idempotent-replayed")), (201, "false"), "{key}");
         assert_eq!(server.submit(key, job(1)).await.body, answer.body);
     }
-    ledger.is_whole_with(2).await;
+    ledger.assert_consistent(2).await;
 }
 
 #[tokio::test]
-async fn a_migration_under_a_live_server_is_not_seen_by_its_clients() {
+async fn a_migration_under_a_running_server_is_invisible_to_clients() {
     let ledger = Ledger::new().await;
-    let pooler = Pooler::before(&ledger, 4).await;
+    let pooler = Pooler::in_front_of(&ledger, 4).await;
     let server = pooler.serve(&ledger, &[]).await;
     let location = server.submit("key-1", job(1)).await.header("location").to_owned();
     assert_eq!(server.get(&location).await.status, 200);
     ledger.execute("alter table job_queue alter column queue type varchar(128)").await;
-    // A new connection alone would be lent the same session, which remembers the statement.
+    // A new connection would get the same session, which remembers the prepared statement.
     assert_eq!(server.get(&location).await.status, 200);
     assert_eq!(server.submit("key-2", job(2)).await.status, 201);
     assert!(server.metric(r#"hapax_database_retries_total{reason="stale"}"#).await >= 1.0);
 }
 
 #[tokio::test]
-async fn a_database_that_is_away_is_told_from_a_commit_that_is_unknown() {
+async fn an_outage_is_distinguished_from_an_unknown_outcome() {
     let ledger = Ledger::new().await;
-    let pooler = Pooler::before(&ledger, 3).await;
+    let pooler = Pooler::in_front_of(&ledger, 3).await;
     let quick = [("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "200ms"), ("HAPAX__ACCESS__CACHE_LIFE", "1h")];
     let server = pooler.serve(&ledger, &quick).await;
     assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
     let away = format!("{}_away", ledger.name);
     ledger.rename_to(&away).await;
-    // The first to come may have lost a session; those after them only find the pooler without one, and learn it.
+    // The first requests may lose a session. Later ones find the pooler without a session, which opens the circuit
+    // breaker.
     until("the outage is noticed", async || {
-        server.submit("key-1", job(1)).await.wants_a_retry();
+        server.submit("key-1", job(1)).await.assert_retry_after();
         (server.metric(r#"hapax_shed_requests_total{reason="outage"}"#).await >= 5.0).then_some(())
     })
     .await;
     ledger.rename_back_from(&away).await;
-    assert_eq!(server.submit_until_done("key-1", job(1)).await.status, 201);
-    ledger.is_whole_with(2).await;
+    assert_eq!(server.submit_with_retries("key-1", job(1)).await.status, 201);
+    ledger.assert_consistent(2).await;
 }
 
 #[tokio::test]
-async fn a_pooler_in_pool_mode_session_serves_too() {
+async fn a_pooler_in_session_mode_works() {
     let ledger = Ledger::new().await;
     let pooler = Pooler::with(&ledger, 20, "pool_mode = session").await;
     let server = pooler.serve(&ledger, &[("HAPAX__DATABASE__POOLER", "session")]).await;
@@ -108,7 +109,7 @@ async fn a_pooler_in_pool_mode_session_serves_too() {
     assert!(server.log_text().contains("set statement_timeout"), "{}", server.log_text());
 }
 
-/// What a command says that does not want this pooler.
+/// The error of a command that refuses this pooler.
 async fn refusal(pooler: &str, url: &str, arguments: &[&str]) -> String {
     let settings = [
         ("DATABASE_URL", url),
@@ -122,10 +123,10 @@ async fn refusal(pooler: &str, url: &str, arguments: &[&str]) -> String {
 }
 
 #[tokio::test]
-async fn a_pooler_that_is_not_what_the_setting_says_is_refused_by_the_setting_s_name() {
+async fn a_pooler_that_does_not_match_the_setting_is_refused() {
     const SERVE: [&str; 3] = ["serve", "--bind", "127.0.0.1:0"];
     let ledger = Ledger::new().await;
-    let transaction = Pooler::before(&ledger, 3).await;
+    let transaction = Pooler::in_front_of(&ledger, 3).await;
     let silent = Pooler::with(&ledger, 3, "pool_mode = transaction\nignore_startup_parameters = options").await;
     let session = Pooler::with(&ledger, 3, "pool_mode = session").await;
     let old = Pooler::with(&ledger, 3, "pool_mode = transaction\nmax_prepared_statements = 0").await;
@@ -149,9 +150,9 @@ async fn a_pooler_that_is_not_what_the_setting_says_is_refused_by_the_setting_s_
 }
 
 #[tokio::test]
-async fn other_commands_go_through_the_pooler_and_a_migration_past_it() {
+async fn commands_work_through_the_pooler_except_migrate() {
     let ledger = Ledger::new().await;
-    let pooler = Pooler::before(&ledger, 1).await;
+    let pooler = Pooler::in_front_of(&ledger, 1).await;
     let through = [("DATABASE_URL", pooler.url.as_str()), ("HAPAX__DATABASE__POOLER", "transaction")];
     for command in [&["tenant", "create", "globex"][..], &["token", "list"], &["purge"]] {
         let output = run_hapax(command, &through).await;

@@ -1,4 +1,4 @@
-//! The URLs in answers, for a service that a gateway publishes under another host or below a path.
+//! URLs in answers, if a gateway publishes the service under another host or below a path.
 
 use serde_json::json;
 
@@ -11,7 +11,7 @@ async fn serve(ledger: &Ledger) -> Server {
 }
 
 #[tokio::test]
-async fn every_url_in_an_answer_begins_with_the_public_url() {
+async fn every_url_in_an_answer_starts_with_the_public_url() {
     let ledger = Ledger::new().await;
     let server = serve(&ledger).await;
     let made = server.submit("k", job(1)).await;
@@ -45,7 +45,7 @@ async fn the_contract_names_the_public_url_as_its_server() {
 }
 
 #[tokio::test]
-async fn a_replay_has_the_url_of_the_replica_that_gives_it() {
+async fn a_replay_has_the_public_url_of_the_answering_replica() {
     let ledger = Ledger::new().await;
     let (public, plain) = (serve(&ledger).await, ledger.serve().await);
     let path = |id: &str| format!("/jobs/{id}");

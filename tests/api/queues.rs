@@ -1,4 +1,4 @@
-//! `GET /queues`: what waits, counted within bounds.
+//! `GET /queues`: queue depths, counted up to a limit.
 
 use hapax::access::Scope;
 use serde_json::{Value, json};
@@ -28,7 +28,7 @@ async fn depths(client: &Client) -> Vec<(String, i64, bool)> {
     answer["queues"].as_array().unwrap().iter().map(of).collect()
 }
 
-/// Has so many more jobs wait in a queue.
+/// Adds this many waiting jobs to a queue.
 async fn fill(ledger: &Ledger, queue: &str, count: u32) {
     let sql = format!(
         "insert into job_queue (tenant_id, job_id, queue, priority, run_at, max_attempts) \
@@ -39,7 +39,7 @@ async fn fill(ledger: &Ledger, queue: &str, count: u32) {
 }
 
 #[tokio::test]
-async fn the_queues_in_which_jobs_of_the_tenant_wait_are_shown_by_name() {
+async fn the_tenants_queues_with_waiting_jobs_are_listed_by_name() {
     let (ledger, server) = serve().await;
     let globex = server.as_caller(&ledger.token_for("globex", &Scope::ALL).await);
     assert_eq!(depths(&server).await, []);
@@ -55,7 +55,7 @@ async fn the_queues_in_which_jobs_of_the_tenant_wait_are_shown_by_name() {
 }
 
 #[tokio::test]
-async fn the_age_is_that_of_the_job_that_was_accepted_first() {
+async fn the_age_is_that_of_the_oldest_job() {
     let (ledger, server) = serve().await;
     let ids = [submit(&server, "q").await, submit(&server, "q").await, submit(&server, "q").await];
     let oldest = format!("update job_queue set created_at = now() - interval '1 hour' where job_id = '{}'", ids[1]);
@@ -70,7 +70,7 @@ async fn the_age_is_that_of_the_job_that_was_accepted_first() {
 }
 
 #[tokio::test]
-async fn ten_thousand_are_counted_and_then_it_is_said_that_there_are_more() {
+async fn the_depth_is_capped_at_ten_thousand() {
     let (ledger, server) = serve().await;
     fill(&ledger, "even", 10_000).await;
     fill(&ledger, "more", 10_001).await;
@@ -79,7 +79,7 @@ async fn ten_thousand_are_counted_and_then_it_is_said_that_there_are_more() {
 }
 
 #[tokio::test]
-async fn a_page_ends_once_more_than_ten_thousand_jobs_are_counted() {
+async fn a_page_ends_after_counting_ten_thousand_jobs() {
     let (ledger, server) = serve().await;
     fill(&ledger, "a", 1).await;
     fill(&ledger, "b", 10_001).await;
@@ -126,13 +126,13 @@ async fn names_and_jobs_are_found_through_the_index_of_queues() {
     let ledger = Ledger::new().await;
     let (sql, parameters) = statement();
     let plan = plan(&ledger, &sql, parameters).await;
-    // The first name and the jobs. The step to the next name is shown only once it is executed, as below.
+    // The first name and the jobs. Only an executed plan shows the step to the next name, as below.
     assert_eq!(plan.matches("using job_queue_queue_idx").count(), 2, "{plan}");
     assert!(!plan.contains("Seq Scan") && plan.matches("Index Cond").count() == 2, "{plan}");
 }
 
 #[tokio::test]
-async fn as_many_rows_are_read_as_are_counted() {
+async fn only_counted_rows_are_read() {
     let ledger = Ledger::new().await;
     fill(&ledger, "many", 30_000).await;
     fill(&ledger, "one", 1).await;

@@ -1,8 +1,8 @@
-//! How much each may have, and that nobody else notices.
+//! Quotas: their limits, and that one tenant's quota does not affect others.
 
 use crate::harness::{Answer, Ledger, NO_QUOTAS, job};
 
-/// The value after `name;…;r=` in `RateLimit`.
+/// The remaining units of a policy in `RateLimit`.
 fn remaining(answer: &Answer, policy: &str) -> u64 {
     let item = answer.header("ratelimit").split(", ").find_map(|item| item.strip_prefix(&format!("\"{policy}\";r=")));
     let item = item.unwrap_or_else(|| panic!("no {policy} in {answer:?}"));
@@ -18,12 +18,12 @@ fn is_refused(answer: &Answer, policy: &str) {
     assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
 }
 
-/// Rates at which nothing grows back while a test runs.
+/// Rates at which nothing refills while a test runs.
 const FEW_CREATIONS: [(&str, &str); 2] =
     [("HAPAX__QUOTA__CREATIONS_PER_SECOND", "1"), ("HAPAX__QUOTA__CREATIONS_BURST", "1000")];
 
 #[tokio::test]
-async fn a_hot_key_is_refused_and_nobody_else_notices() {
+async fn a_hot_key_gets_429_and_other_keys_do_not() {
     let ledger = Ledger::new().await;
     let settings = [("HAPAX__QUOTA__REPLAYS_PER_SECOND", "1"), ("HAPAX__QUOTA__REPLAYS_BURST", "5")];
     let server = ledger.serve_with(&settings).await;
@@ -43,22 +43,22 @@ async fn a_hot_key_is_refused_and_nobody_else_notices() {
     let other = server.as_caller(&ledger.token_for("another-tenant", &hapax::access::Scope::ALL).await);
     assert_eq!(other.submit("hot", job(1)).await.status, 201);
     assert!(server.metric(r#"hapax_quota_refusals_total{policy="replays"}"#).await > 25.0);
-    ledger.is_whole_with(12).await;
+    ledger.assert_consistent(12).await;
 }
 
 #[tokio::test]
-async fn the_default_lets_two_hundred_copies_at_once_through() {
+async fn the_default_admits_two_hundred_concurrent_copies() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
-    let copies: Vec<_> = (0..200).map(|_| server.submit_meanwhile("the-key", job(1))).collect();
+    let copies: Vec<_> = (0..200).map(|_| server.submit_in_background("the-key", job(1))).collect();
     for copy in copies {
         assert!([200, 201].contains(&copy.await.unwrap().status));
     }
-    ledger.is_whole_with(1).await;
+    ledger.assert_consistent(1).await;
 }
 
 #[tokio::test]
-async fn a_replay_is_never_refused_because_creations_are_used_up() {
+async fn replays_work_without_creation_quota() {
     let ledger = Ledger::new().await;
     let settings = [("HAPAX__QUOTA__CREATIONS_PER_SECOND", "1"), ("HAPAX__QUOTA__CREATIONS_BURST", "2")];
     let server = ledger.serve_with(&settings).await;
@@ -79,12 +79,12 @@ async fn a_replay_is_never_refused_because_creations_are_used_up() {
         assert_eq!((replay.status, &replay.body), (200, &made.body));
     }
     server.submit("key-1", job(99)).await.is_problem(422, "idempotency-key-reused");
-    // Its key is as it was: the same request makes the job when there is room again.
-    assert_eq!(server.submit_until_done(&format!("key-{refused}"), job(refused)).await.status, 201);
+    // Its key is unused, so the same request creates the job once there is quota.
+    assert_eq!(server.submit_with_retries(&format!("key-{refused}"), job(refused)).await.status, 201);
 }
 
 #[tokio::test]
-async fn only_a_creation_is_charged_as_one() {
+async fn only_creations_use_the_creation_quota() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&FEW_CREATIONS).await;
     let first = remaining(&server.submit("key-1", job(1)).await, "creations");
@@ -115,12 +115,12 @@ async fn an_expired_key_does_not_count_as_a_replay() {
         ledger.expire("key-1").await;
         statuses.push(server.submit("key-1", job(1)).await.status);
     }
-    // One a second grows back; what was used up before is a new job, and not a replay.
+    // One unit a second refills. A request with an expired key creates a new job and is not a replay.
     assert!(statuses.contains(&429) && !statuses.contains(&200), "{statuses:?}");
 }
 
 #[tokio::test]
-async fn a_token_has_so_many_requests_and_another_has_its_own() {
+async fn each_token_has_its_own_request_quota() {
     let ledger = Ledger::new().await;
     let settings = [("HAPAX__QUOTA__REQUESTS_PER_SECOND", "1"), ("HAPAX__QUOTA__REQUESTS_BURST", "3")];
     let server = ledger.serve_with(&settings).await;
@@ -143,7 +143,7 @@ async fn a_token_has_so_many_requests_and_another_has_its_own() {
 }
 
 #[tokio::test]
-async fn an_answer_tells_what_is_left_and_without_quotas_nothing() {
+async fn ratelimit_headers_exist_only_with_quotas() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let answer = server.submit("key-1", job(1)).await;

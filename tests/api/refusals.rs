@@ -1,9 +1,9 @@
-//! What is refused, how it is said, and that it costs nothing.
+//! Invalid requests: they are refused with a clear error and leave nothing behind.
 
 use crate::harness::{Ledger, RawConnection, Server, job};
 
 #[tokio::test]
-async fn a_body_that_is_not_a_job_is_refused_with_its_place_and_the_key_stays_unused() {
+async fn an_invalid_job_is_refused_with_a_pointer_and_its_key_stays_unused() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let deep = |levels: usize| format!(r#"{{"type":"t","payload":{}{}}}"#, "[".repeat(levels), "]".repeat(levels));
@@ -52,7 +52,7 @@ async fn a_body_that_is_not_a_job_is_refused_with_its_place_and_the_key_stays_un
         answer.is_problem(400, "invalid-job");
         assert_eq!(answer.json()["pointers"], serde_json::json!([pointer]), "{body}");
     }
-    ledger.is_whole_with(0).await;
+    ledger.assert_consistent(0).await;
     assert_eq!(server.submit("the-key", deep(63)).await.status, 201);
 }
 
@@ -64,11 +64,11 @@ async fn bytes_that_are_not_utf_8_are_refused() {
     let length = format!("content-length: {}", body.len());
     let headers: [&[u8]; 3] = [b"idempotency-key: k", b"content-type: application/json", length.as_bytes()];
     server.raw().await.post_jobs(&headers, body).await.is_problem(400, "invalid-json");
-    ledger.is_whole_with(0).await;
+    ledger.assert_consistent(0).await;
 }
 
 #[tokio::test]
-async fn a_media_type_or_an_encoding_that_is_not_taken_is_415() {
+async fn an_unsupported_media_type_or_encoding_is_415() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let body = job(1).to_string();
@@ -92,11 +92,11 @@ async fn a_media_type_or_an_encoding_that_is_not_taken_is_415() {
             _ => assert_eq!(answer.header("accept-encoding"), "identity"),
         }
     }
-    ledger.is_whole_with(0).await;
+    ledger.assert_consistent(0).await;
 }
 
 #[tokio::test]
-async fn a_body_that_is_too_large_is_refused_by_its_head_or_while_it_is_read() {
+async fn a_too_large_body_is_refused_early() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__SERVER__BODY_LIMIT_BYTES", "2048")]).await;
     let mut announced = server.raw().await;
@@ -108,7 +108,7 @@ async fn a_body_that_is_too_large_is_refused_by_its_head_or_while_it_is_read() {
     chunked.write_head("POST /jobs", &[&common[..], &[b"transfer-encoding: chunked"]].concat()).await;
     chunked.write(format!("1000\r\n{}\r\n", " ".repeat(0x1000)).as_bytes()).await;
     chunked.answer().await.is_problem(413, "body-too-large");
-    ledger.is_whole_with(0).await;
+    ledger.assert_consistent(0).await;
 }
 
 #[tokio::test]
@@ -123,11 +123,11 @@ async fn a_body_that_does_not_arrive_is_408_and_the_next_client_is_served() {
     answer.is_problem(408, "request-timeout");
     assert_eq!(answer.header("connection"), "close");
     assert_eq!(server.submit("k", job(1)).await.status, 201);
-    ledger.is_whole_with(1).await;
+    ledger.assert_consistent(1).await;
 }
 
 #[tokio::test]
-async fn a_charset_that_names_utf_8_or_a_part_of_it_changes_nothing() {
+async fn charset_utf_8_and_ascii_are_accepted() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let body = r#"{"type":"t","payload":"é"}"#;
@@ -138,11 +138,11 @@ async fn a_charset_that_names_utf_8_or_a_part_of_it_changes_nothing() {
         let answer = server.raw().await.post_jobs(&headers, body.as_bytes()).await;
         assert_eq!(answer.status, if number == 0 { 201 } else { 200 }, "{charset}");
     }
-    ledger.is_whole_with(1).await;
+    ledger.assert_consistent(1).await;
 }
 
 #[tokio::test]
-async fn a_second_60_is_taken_only_where_a_leap_second_can_be() {
+async fn second_60_is_accepted_only_where_utc_may_have_a_leap_second() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let at = |moment: &str| format!(r#"{{"type":"t","payload":1,"run_at":"{moment}"}}"#);
@@ -168,7 +168,7 @@ async fn raw_request(server: &Server, request: &str) -> (RawConnection, crate::h
 }
 
 #[tokio::test]
-async fn an_unknown_path_is_404_and_so_is_another_spelling_of_a_known_one() {
+async fn an_unknown_or_misspelled_path_is_404() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     for path in [
@@ -189,7 +189,7 @@ async fn an_unknown_path_is_404_and_so_is_another_spelling_of_a_known_one() {
 }
 
 #[tokio::test]
-async fn a_method_that_a_path_does_not_take_is_405_with_those_it_does() {
+async fn an_unsupported_method_is_405_with_an_allow_header() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     for (request, allow) in [
@@ -210,7 +210,7 @@ async fn a_method_that_a_path_does_not_take_is_405_with_those_it_does() {
 }
 
 #[tokio::test]
-async fn a_query_parameter_that_nobody_knows_is_refused() {
+async fn an_unknown_query_parameter_is_refused() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let answer = server.send(server.request("POST", "/jobs?dry=1").header("idempotency-key", "k")).await;
@@ -222,7 +222,7 @@ async fn a_query_parameter_that_nobody_knows_is_refused() {
 }
 
 #[tokio::test]
-async fn a_refusal_leaves_the_connection_fit_for_the_next_request() {
+async fn a_refusal_leaves_the_connection_usable() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let body = job(1).to_string();
@@ -237,7 +237,7 @@ async fn a_refusal_leaves_the_connection_fit_for_the_next_request() {
 }
 
 #[tokio::test]
-async fn hostile_texts_in_a_payload_are_only_texts() {
+async fn hostile_payloads_are_stored_as_text() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     for (n, payload) in [
@@ -258,11 +258,11 @@ async fn hostile_texts_in_a_payload_are_only_texts() {
         let shown = server.get(answer.header("location")).await;
         assert!(String::from_utf8_lossy(&shown.body).contains(payload), "{shown:?}");
     }
-    ledger.is_whole_with(7).await;
+    ledger.assert_consistent(7).await;
 }
 
 #[tokio::test]
-async fn a_wish_to_upgrade_is_ignored() {
+async fn an_upgrade_header_is_ignored() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let body = job(1).to_string();
@@ -272,5 +272,5 @@ async fn a_wish_to_upgrade_is_ignored() {
         let answer = server.raw().await.post_jobs(&[&common[..], &[upgrade]].concat(), body.as_bytes()).await;
         assert!([200, 201].contains(&answer.status), "{answer:?}");
     }
-    ledger.is_whole_with(1).await;
+    ledger.assert_consistent(1).await;
 }

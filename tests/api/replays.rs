@@ -1,15 +1,15 @@
-//! What a replica remembers of keys, and of copies that come at once.
+//! The replay cache, and concurrent copies of a request.
 
 use hapax::access::Scope;
 
-use crate::harness::{Ledger, MEMORY, QUICK, job};
+use crate::harness::{Ledger, REPLAY_CACHE_ON, SHORT_DEADLINES, job};
 
 const REMEMBERED: &str = r#"hapax_replay_cache_lookups_total{result="remembered"}"#;
 
 #[tokio::test]
-async fn a_replay_touches_no_database() {
+async fn a_cached_replay_does_not_touch_the_database() {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&MEMORY).await;
+    let server = ledger.serve_with(&REPLAY_CACHE_ON).await;
     let first = server.submit("key-1", job(1)).await;
     let held = ledger.hold("lock table idempotency_keys, jobs in access exclusive mode").await;
     for _ in 0..3 {
@@ -26,9 +26,9 @@ async fn a_replay_touches_no_database() {
 }
 
 #[tokio::test]
-async fn what_another_replica_has_done_is_remembered_once_it_was_read() {
+async fn another_replicas_outcome_is_cached_once_read() {
     let ledger = Ledger::new().await;
-    let (one, two) = (ledger.serve().await, ledger.serve_with(&MEMORY).await);
+    let (one, two) = (ledger.serve().await, ledger.serve_with(&REPLAY_CACHE_ON).await);
     let first = one.submit("key-1", job(1)).await;
     for _ in 0..2 {
         let again = two.submit("key-1", job(1)).await;
@@ -38,9 +38,9 @@ async fn what_another_replica_has_done_is_remembered_once_it_was_read() {
 }
 
 #[tokio::test]
-async fn what_is_remembered_stands_for_one_request_only() {
+async fn a_cached_outcome_answers_only_the_same_request() {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&MEMORY).await;
+    let server = ledger.serve_with(&REPLAY_CACHE_ON).await;
     let first = server.submit("key-1", job(1)).await;
     let other = server.submit("key-1", job(2)).await;
     other.is_problem(422, "idempotency-key-reused");
@@ -50,9 +50,9 @@ async fn what_is_remembered_stands_for_one_request_only() {
 }
 
 #[tokio::test]
-async fn what_is_remembered_is_shown_to_nobody_else() {
+async fn a_cached_outcome_is_not_shown_to_another_tenant() {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&MEMORY).await;
+    let server = ledger.serve_with(&REPLAY_CACHE_ON).await;
     let first = server.submit("key-1", job(1)).await;
     let reader = server.as_caller(&ledger.token_for("acme", &[Scope::Read]).await);
     reader.submit("key-1", job(1)).await.is_problem(403, "missing-scope");
@@ -63,9 +63,9 @@ async fn what_is_remembered_is_shown_to_nobody_else() {
 }
 
 #[tokio::test]
-async fn nothing_is_remembered_beyond_its_expiry() {
+async fn no_outcome_is_cached_beyond_its_expiry() {
     let ledger = Ledger::new().await;
-    let settings = [&MEMORY[..], &[("HAPAX__IDEMPOTENCY__TIME_TO_LIVE", "1s")]].concat();
+    let settings = [&REPLAY_CACHE_ON[..], &[("HAPAX__IDEMPOTENCY__TIME_TO_LIVE", "1s")]].concat();
     let server = ledger.serve_with(&settings).await;
     let first = server.submit("key-1", job(1)).await;
     let alive = "select count(*) from idempotency_keys where expires_at > clock_timestamp()";
@@ -74,7 +74,7 @@ async fn nothing_is_remembered_beyond_its_expiry() {
         let again = server.submit("key-1", job(1)).await;
         match again.status {
             201 => break assert_ne!(again.body, first.body),
-            200 => assert!(alive, "replayed after it had expired"),
+            200 => assert!(alive, "replayed after the key had expired"),
             status => panic!("{status}"),
         }
     }
@@ -82,11 +82,11 @@ async fn nothing_is_remembered_beyond_its_expiry() {
 }
 
 #[tokio::test]
-async fn of_copies_that_come_at_once_one_asks_the_database() {
+async fn of_concurrent_copies_one_asks_the_database() {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&MEMORY).await;
+    let server = ledger.serve_with(&REPLAY_CACHE_ON).await;
     let held = ledger.hold_key("key-1").await;
-    let copies: Vec<_> = (0..20).map(|_| server.submit_meanwhile("key-1", job(1))).collect();
+    let copies: Vec<_> = (0..20).map(|_| server.submit_in_background("key-1", job(1))).collect();
     server.until_metric("hapax_http_requests_in_flight", 20.0).await;
     ledger.until_waiting(1).await;
     held.roll_back().await;
@@ -97,19 +97,19 @@ async fn of_copies_that_come_at_once_one_asks_the_database() {
     statuses.sort_unstable();
     assert_eq!(statuses, [vec![200; 19], vec![201]].concat());
     assert_eq!(server.metric(REMEMBERED).await, 19.0);
-    ledger.is_whole_with(1).await;
+    ledger.assert_consistent(1).await;
 }
 
 #[tokio::test]
-async fn copies_wait_no_longer_for_one_of_ours_than_for_anothers() {
+async fn copies_wait_as_long_for_a_local_request_as_for_another_replicas() {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&[&QUICK[..], &MEMORY].concat()).await;
+    let server = ledger.serve_with(&[&SHORT_DEADLINES[..], &REPLAY_CACHE_ON].concat()).await;
     let held = ledger.hold_key("key-1").await;
-    let copies: Vec<_> = (0..5).map(|_| server.submit_meanwhile("key-1", job(1))).collect();
+    let copies: Vec<_> = (0..5).map(|_| server.submit_in_background("key-1", job(1))).collect();
     for copy in copies {
         let answer = copy.await.unwrap();
         answer.is_problem(409, "request-in-flight");
-        answer.wants_a_retry();
+        answer.assert_retry_after();
     }
     held.roll_back().await;
     assert_eq!(server.submit("key-1", job(1)).await.status, 201);

@@ -1,12 +1,14 @@
-//! Three replicas behind the load balancer of `deploy/`, as operators run them.
+//! Three replicas behind the load balancer of `deploy/`, as in production.
 
 use std::net::SocketAddr;
 
 use rustix::process::Signal;
 
-use crate::harness::{Answer, Balancer, Ledger, Load, NO_QUOTAS, Persistence, QUICK, Server, free_address, job, until};
+use crate::harness::{
+    Answer, Balancer, Ledger, Load, NO_QUOTAS, OnFailure, SHORT_DEADLINES, Server, free_address, job, until,
+};
 
-/// With a drain that is longer than the load balancer's two checks, half a second apart, take on the slowest machine.
+/// With a drain delay that is longer than two checks of the load balancer, half a second apart, on the slowest machine.
 async fn serve(ledger: &Ledger, address: SocketAddr) -> Server {
     let settings = [("HAPAX__SERVER__DRAIN_DELAY", "10s")];
     ledger.serve_at(address, &[&settings[..], &NO_QUOTAS].concat()).await
@@ -30,10 +32,10 @@ async fn replicas(ledger: &Ledger) -> Replicas {
 }
 
 #[tokio::test]
-async fn copies_that_meet_on_three_replicas_make_one_job() {
+async fn copies_on_three_replicas_create_one_job() {
     let ledger = Ledger::new().await;
     let replicas = replicas(&ledger).await;
-    let copies: Vec<_> = (0..60).map(|_| replicas.balancer.submit_meanwhile("the-key", job(1))).collect();
+    let copies: Vec<_> = (0..60).map(|_| replicas.balancer.submit_in_background("the-key", job(1))).collect();
     let mut answers = Vec::new();
     for copy in copies {
         answers.push(copy.await.unwrap());
@@ -41,7 +43,7 @@ async fn copies_that_meet_on_three_replicas_make_one_job() {
     answers.sort_by_key(|answer| std::cmp::Reverse(answer.status));
     assert_eq!(answers[0].status, 201);
     assert!(answers[1..].iter().all(|answer| answer.status == 200 && answer.body == answers[0].body));
-    // The balancer may have left one out meanwhile; a later copy gets the same from it.
+    // The load balancer may have skipped a replica; a later copy gets the same answer from it.
     let replayed = r#"hapax_http_requests_total{method="POST",route="/jobs",status="200"}"#;
     for server in &replicas.servers {
         until("every replica has answered a copy", async || {
@@ -51,14 +53,14 @@ async fn copies_that_meet_on_three_replicas_make_one_job() {
         })
         .await;
     }
-    ledger.is_whole_with(1).await;
+    ledger.assert_consistent(1).await;
 }
 
 #[tokio::test]
 async fn a_rolling_restart_under_load_fails_no_request() {
     let ledger = Ledger::new().await;
     let Replicas { balancer, mut servers, addresses } = replicas(&ledger).await;
-    let load = Load::start(&balancer, 8, Persistence::GivesUp);
+    let load = Load::start(&balancer, 8, OnFailure::NextJob);
     load.until_more(201, 50).await;
     for (number, address) in addresses.into_iter().enumerate() {
         let old = servers.remove(0);
@@ -74,28 +76,28 @@ async fn a_rolling_restart_under_load_fails_no_request() {
     let tally = load.stop().await;
     assert_eq!(tally.failed(), 0, "{:?}", tally.answers);
     assert_eq!(balancer.hidden_failures().await, 0);
-    ledger.is_whole_with(tally.created().try_into().unwrap()).await;
+    ledger.assert_consistent(tally.created().try_into().unwrap()).await;
 }
 
 #[tokio::test]
-async fn a_replica_killed_under_load_loses_nothing_and_doubles_nothing() {
+async fn a_replica_killed_under_load_loses_and_duplicates_no_job() {
     let ledger = Ledger::new().await;
     let Replicas { balancer, mut servers, .. } = replicas(&ledger).await;
-    let load = Load::start(&balancer, 8, Persistence::Retries);
+    let load = Load::start(&balancer, 8, OnFailure::Retry);
     load.until_more(201, 50).await;
     servers.remove(0).signal(Signal::KILL);
     load.until_more(201, 200).await;
     let mut tally = load.stop().await;
     tally.jobs.sort_unstable();
     tally.jobs.dedup();
-    // Each client went on until its job was done, so there is one for each.
+    // Each client retried until its job was accepted, so there is one job for each.
     let done = tally.created() + tally.answers.get(&200).copied().unwrap_or_default();
     assert_eq!(tally.jobs.len(), done);
-    ledger.is_whole_with(done.try_into().unwrap()).await;
+    ledger.assert_consistent(done.try_into().unwrap()).await;
 }
 
 #[tokio::test]
-async fn the_load_balancer_says_who_calls_and_hides_what_is_not_for_clients() {
+async fn the_load_balancer_forwards_the_client_address_and_hides_metrics() {
     let ledger = Ledger::new().await;
     let replicas = replicas(&ledger).await;
     let spoofed = replicas.balancer.post_jobs("k", job(1)).header("x-forwarded-for", "192.0.2.1, 192.0.2.2");
@@ -113,22 +115,22 @@ async fn the_load_balancer_says_who_calls_and_hides_what_is_not_for_clients() {
 }
 
 #[tokio::test]
-async fn without_any_replica_the_load_balancer_speaks_as_the_service_does() {
+async fn without_replicas_the_load_balancer_returns_problem_documents() {
     let ledger = Ledger::new().await;
     let balancer = Balancer::start([free_address(), free_address(), free_address()], &ledger.token).await;
-    // Not an answer of the service, so not one of its contract.
+    // The load balancer's own answer, which is not part of the contract.
     let answer = Answer::of(balancer.post_jobs("k", job(1)).send().await.unwrap()).await;
     answer.is_problem(503, "not-ready");
-    answer.wants_a_retry();
+    answer.assert_retry_after();
 }
 
 #[tokio::test]
-async fn with_the_database_away_the_replicas_answer_themselves_and_are_back_at_once() {
+async fn during_an_outage_the_replicas_answer_and_recover_immediately() {
     let ledger = Ledger::new().await;
     let addresses = [free_address(), free_address(), free_address()];
     let mut servers = Vec::new();
     for address in addresses {
-        servers.push(ledger.serve_at(address, &QUICK).await);
+        servers.push(ledger.serve_at(address, &SHORT_DEADLINES).await);
     }
     let balancer = Balancer::start(addresses, &ledger.token).await;
     balancer.until_ready(3).await;
@@ -137,11 +139,11 @@ async fn with_the_database_away_the_replicas_answer_themselves_and_are_back_at_o
     ledger.rename_to(&away).await;
     balancer.until_ready(0).await;
     let refused = balancer.submit("key-2", job(2)).await;
-    // A connection that was lost while idle leaves it open whether the statement arrived.
+    // After losing an idle connection it is unknown whether the statement arrived.
     assert!(["database-unavailable", "outcome-unknown"].contains(&refused.problem().as_str()), "{refused:?}");
-    refused.wants_a_retry();
+    refused.assert_retry_after();
     ledger.rename_back_from(&away).await;
-    let answer = balancer.submit_until_done("key-2", job(2)).await;
+    let answer = balancer.submit_with_retries("key-2", job(2)).await;
     assert_eq!(answer.status, 201);
-    ledger.is_whole_with(2).await;
+    ledger.assert_consistent(2).await;
 }

@@ -1,4 +1,4 @@
-//! The one table that a client's author reads: what a retry of each call is answered. It is made by asking.
+//! Generates docs/retries.md from real answers: what a retry of each call returns.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -10,7 +10,7 @@ use tokio::sync::Barrier;
 
 use crate::harness::{Answer, Client, Ledger, Server, job};
 
-/// A call, as the table names it, and why a retry of it is safe.
+/// A call, its name in the table, and why a retry of it is safe.
 #[derive(Clone, Copy)]
 struct Call {
     name: &'static str,
@@ -73,7 +73,7 @@ key expires.
 ";
 
 impl Call {
-    /// The job that it is about, where it needs one.
+    /// The job that the call refers to, if it needs one.
     async fn target(self, client: &Client) -> String {
         let id = uuid::Uuid::new_v4().to_string();
         if !matches!(self.kind, Kind::Submission | Kind::Unique | Kind::BatchItem | Kind::Put) {
@@ -82,7 +82,7 @@ impl Call {
         id
     }
 
-    /// Sends it; `n` is what other content differs in. The target names whatever else it needs a name for.
+    /// Sends the call. `n` makes contents different. `target` provides every name that the call needs.
     async fn send(self, client: &Client, target: &str, n: u64) -> Answer {
         let change = json!({ "priority": n });
         match self.kind {
@@ -170,14 +170,14 @@ fn status(answer: &Answer) -> String {
     }
 }
 
-/// With a word on the body, where there is one.
+/// The status, and whether the body has the same bytes.
 fn said(answer: &Answer, first: &Answer) -> String {
     let same = answer.status < 300 && !answer.body.is_empty() && answer.body == first.body;
     format!("{}{}", status(answer), if same { ", same bytes" } else { "" })
 }
 
 #[tokio::test]
-async fn the_page_says_what_the_servers_answer() {
+async fn the_retries_page_matches_real_answers() {
     let ledger = Ledger::new().await;
     let (one, two) = (ledger.serve().await, ledger.serve().await);
     let mut page = HEAD.to_owned();

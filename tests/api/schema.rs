@@ -1,4 +1,4 @@
-//! Migrations, what a server demands of its database, and that an index serves every query.
+//! Migrations, the checks at startup, and query plans.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::process::{Output, Stdio};
 use rustix::process::Signal;
 use sqlx::{AssertSqlSafe, Row};
 
-use crate::harness::{Held, Ledger, QUICK, hapax, in_time, job, run_hapax};
+use crate::harness::{Ledger, OpenTransaction, SHORT_DEADLINES, hapax, in_time, job, run_hapax};
 
 const LOSSY: (&str, &str) = ("HAPAX__DATABASE__ALLOW_LOSING_ACKNOWLEDGED_JOBS", "true");
 
@@ -33,8 +33,8 @@ async fn sqlx_cli(ledger: &Ledger, arguments: &[&str], environment: &[(&str, &st
     tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
 }
 
-/// A ledger of an older release, and a transaction that has read its jobs and is left open.
-async fn older_and_in_use() -> (Ledger, Held) {
+/// A database with the schema of an older release, and an open transaction that has read its jobs.
+async fn older_and_in_use() -> (Ledger, OpenTransaction) {
     let ledger = Ledger::empty().await;
     let older = sqlx_cli(&ledger, &["--target-version", "20261122000001"], &[]).await;
     assert!(older.status.success(), "{older:?}");
@@ -43,7 +43,7 @@ async fn older_and_in_use() -> (Ledger, Held) {
 }
 
 #[tokio::test]
-async fn a_migration_that_meets_a_lock_lets_others_pass_says_who_holds_it_and_is_done_in_the_end() {
+async fn a_blocked_migration_lets_others_pass_names_the_blocker_and_succeeds_later() {
     let (ledger, held) = older_and_in_use().await;
     let holder = "select pid::bigint from pg_stat_activity \
                   where datname = current_database() and state = 'idle in transaction'";
@@ -60,7 +60,7 @@ async fn a_migration_that_meets_a_lock_lets_others_pass_says_who_holds_it_and_is
     let line = in_time("it says that it waits", reading).await.unwrap();
     assert!(line.contains(&holder) && line.contains("idle in transaction"), "{line}");
     assert!(!line.contains("secret"), "{line}");
-    // It is not in line for the lock, so nobody waits behind it.
+    // It does not wait for the lock, so no statement waits behind it.
     let in_line = "select count(*) from pg_locks where not granted and database = \
                    (select oid from pg_database where datname = current_database())";
     ledger.until(in_line, |waiting| waiting == 0).await;
@@ -70,7 +70,7 @@ async fn a_migration_that_meets_a_lock_lets_others_pass_says_who_holds_it_and_is
 }
 
 #[tokio::test]
-async fn sqlx_cli_gives_up_a_lock_as_soon_where_it_is_told_to_as_the_readme_says() {
+async fn sqlx_cli_respects_the_lock_timeout_that_the_readme_sets() {
     let (ledger, held) = older_and_in_use().await;
     let output = sqlx_cli(&ledger, &[], &[("PGOPTIONS", "-c lock_timeout=2s")]).await;
     assert!(!output.status.success(), "{output:?}");
@@ -94,7 +94,7 @@ async fn sqlx_cli_finds_nothing_to_do_after_hapax() {
 }
 
 #[tokio::test]
-async fn several_that_migrate_at_once_do_not_collide() {
+async fn concurrent_migrations_do_not_collide() {
     let ledger = Ledger::empty().await;
     tokio::join!(migrate_with_hapax(&ledger), migrate_with_hapax(&ledger), migrate_with_hapax(&ledger));
     assert_eq!(migrate_with_hapax(&ledger).await, "nothing to do: the schema is up to date\n");
@@ -134,11 +134,11 @@ async fn a_server_on_a_newer_schema_serves_and_warns() {
 }
 
 #[tokio::test]
-async fn a_server_that_may_lose_acknowledged_jobs_is_refused_unless_told_so_in_so_many_words() {
+async fn a_lossy_postgresql_is_refused_unless_explicitly_allowed() {
     let ledger = Ledger::new().await;
     ledger.set("synchronous_commit", "off").await;
     let words = refusal_to_serve(&ledger, &[]).await;
-    // A server for tests may have fsync off besides, which is found first.
+    // A server for tests may also have fsync off, which is checked first.
     assert!(words.contains("synchronous_commit is off") || words.contains("fsync is off"), "{words}");
     assert!(words.contains("database.allow_losing_acknowledged_jobs"), "{words}");
     let server = ledger.serve().await;
@@ -156,43 +156,43 @@ async fn readiness_follows_the_schema_and_liveness_does_not() {
 }
 
 #[tokio::test]
-async fn a_database_that_takes_no_writes_is_not_ready_and_its_return_is_noticed() {
+async fn a_read_only_database_is_not_ready_and_its_recovery_is_noticed() {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&QUICK).await;
+    let server = ledger.serve_with(&SHORT_DEADLINES).await;
     let location = server.submit("key-1", job(1)).await.header("location").to_owned();
     let nobody = uuid::Uuid::new_v4().to_string();
     server.delete(&nobody).await;
     ledger.until_idle().await;
-    // As after a failover that left us on the old primary, now a standby.
+    // As after a failover, when we are still connected to the old primary, now a standby.
     ledger.set("default_transaction_read_only", "on").await;
-    // The sessions had ended before a statement was sent on them, so nothing is unknown.
+    // The sessions ended before a statement was sent on them, so no outcome is unknown.
     server.submit("key-2", job(2)).await.is_problem(503, "database-unavailable");
     server.delete(&nobody).await.is_problem(503, "database-unavailable");
     assert_eq!(server.get(&location).await.status, 200);
     server.until_status("/readyz", 503).await;
     ledger.set("default_transaction_read_only", "off").await;
-    // A connection that is read-only for good is not used a second time.
-    assert_eq!(server.submit_until_done("key-2", job(2)).await.status, 201);
-    ledger.is_whole_with(2).await;
+    // A read-only connection is not used a second time.
+    assert_eq!(server.submit_with_retries("key-2", job(2)).await.status, 201);
+    ledger.assert_consistent(2).await;
 }
 
 #[tokio::test]
-async fn a_request_that_is_under_way_when_the_server_is_told_to_stop_is_answered() {
+async fn a_request_in_flight_at_shutdown_is_answered() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let held = ledger.hold_key("key-1").await;
-    let asked = server.submit_meanwhile("key-1", job(1));
+    let asked = server.submit_in_background("key-1", job(1));
     ledger.until_waiting(1).await;
     server.signal(Signal::TERM);
     server.until_logged("stopping").await;
     held.roll_back().await;
     assert_eq!(asked.await.unwrap().status, 201);
     assert!(server.ended().await);
-    ledger.is_whole_with(1).await;
+    ledger.assert_consistent(1).await;
 }
 
 #[tokio::test]
-async fn a_server_told_to_stop_ends_well() {
+async fn a_stopped_server_exits_with_success() {
     let ledger = Ledger::new().await;
     for signal in [Signal::TERM, Signal::INT] {
         let server = ledger.serve().await;
@@ -205,7 +205,7 @@ async fn a_server_told_to_stop_ends_well() {
     ledger.until(left, |connections| connections == 0).await;
 }
 
-/// The statements as they are sent, from the folder that sqlx checks them against.
+/// The checked statements, from the folder `.sqlx`.
 pub fn statements() -> Vec<(String, usize)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(".sqlx");
     let files = std::fs::read_dir(folder).unwrap().map(|entry| std::fs::read(entry.unwrap().path()).unwrap());
@@ -219,7 +219,7 @@ pub fn statements() -> Vec<(String, usize)> {
 
 pub async fn plan(ledger: &Ledger, sql: &str, parameters: usize) -> String {
     let mut connection = ledger.connect().await;
-    // Forbidden to scan a table, the planner does so only where no index can serve.
+    // With sequential scans disabled, the planner uses one only where no index can serve.
     let prepare = format!("set enable_seqscan = off; set plan_cache_mode = force_generic_plan; prepare s as {sql}");
     sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut connection).await.unwrap();
     let arguments = vec!["null"; parameters].join(", ");
@@ -230,7 +230,7 @@ pub async fn plan(ledger: &Ledger, sql: &str, parameters: usize) -> String {
 }
 
 #[tokio::test]
-async fn an_index_serves_every_statement_on_a_table_that_grows() {
+async fn every_statement_on_a_growing_table_uses_an_index() {
     let ledger = Ledger::new().await;
     let mut looked_at = 0;
     for (sql, parameters) in statements() {
@@ -242,9 +242,9 @@ async fn an_index_serves_every_statement_on_a_table_that_grows() {
         }
         let plan = plan(&ledger, &sql, parameters).await;
         assert!(!plan.contains("Seq Scan"), "{sql}\n{plan}");
-        // A scan of a whole index is no better than one of the table.
+        // A scan of a whole index is no better than a scan of the table.
         let (scans, conditions) = (plan.matches(" Scan using ").count(), plan.matches("Index Cond").count());
-        // A minimum is the index's first entry, and needs none.
+        // A minimum is the first entry of the index and needs no condition.
         assert!(scans == conditions || plan.contains("Limit"), "{sql}\n{plan}");
         looked_at += 1;
     }
@@ -252,9 +252,9 @@ async fn an_index_serves_every_statement_on_a_table_that_grows() {
 }
 
 #[tokio::test]
-async fn what_is_planned_while_a_table_is_small_still_serves_when_it_has_grown() {
+async fn plans_made_for_a_small_table_still_work_for_a_large_one() {
     let ledger = Ledger::new().await;
-    // A session tells what it has done at its end at the latest; so did the one that migrated.
+    // A session reports its statistics when it ends, at the latest. This includes the session that migrated.
     let others = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()";
     ledger.until(others, |sessions| sessions == 0).await;
     let scans = "select sum(seq_scan)::bigint from pg_stat_user_tables where relname in ('idempotency_keys', 'jobs')";
@@ -262,7 +262,7 @@ async fn what_is_planned_while_a_table_is_small_still_serves_when_it_has_grown()
     let server = ledger.serve().await;
     assert_eq!(server.submit("key-1", job(1)).await.status, 201);
     ledger.execute("analyze").await;
-    // From the sixth time on the plan is one that is kept.
+    // From the sixth execution on, PostgreSQL may reuse a generic plan.
     for _ in 0..8 {
         assert_eq!(server.submit("key-1", job(1)).await.status, 200);
         server.submit("key-1", job(2)).await.is_problem(422, "idempotency-key-reused");
@@ -274,16 +274,17 @@ async fn what_is_planned_while_a_table_is_small_still_serves_when_it_has_grown()
 }
 
 #[tokio::test]
-async fn the_purger_finds_by_expiry_and_deletes_by_place() {
+async fn the_purger_selects_by_expiry_index_and_deletes_by_ctid() {
     let ledger = Ledger::new().await;
     let (sql, parameters) = statements().into_iter().find(|(sql, _)| sql.contains("delete from")).unwrap();
     let plan = plan(&ledger, &sql, parameters).await;
     assert!(plan.contains("Tid Scan") && plan.contains("idempotency_keys_expires_at_idx"), "{plan}");
 }
 
-/// With a join, the planner would compare each row with each as soon as it plans without knowing how many there are.
+/// With a join, a generic plan would compare every row with every other, because the planner does not know their
+/// number.
 #[tokio::test]
-async fn a_batch_is_written_without_comparing_each_with_each() {
+async fn the_plan_of_a_batch_has_no_quadratic_join() {
     let ledger = Ledger::new().await;
     let of_many = |(sql, _): &(String, usize)| sql.contains("insert into jobs") && sql.contains("unnest");
     let (sql, parameters) = statements().into_iter().find(of_many).unwrap();
@@ -296,7 +297,7 @@ async fn a_batch_is_written_without_comparing_each_with_each() {
 }
 
 #[tokio::test]
-async fn every_table_and_every_less_than_obvious_column_is_explained() {
+async fn every_table_and_every_non_obvious_column_has_a_comment() {
     let ledger = Ledger::new().await;
     let bare = "select count(*) from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace \
                 and relname not like '\\_sqlx%' and obj_description(oid) is null";

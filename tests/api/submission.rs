@@ -1,11 +1,11 @@
-//! `POST /jobs` and `GET /jobs/{id}` when nothing is in the way.
+//! `POST /jobs` and `GET /jobs/{id}` without failures.
 
 use serde_json::json;
 
 use crate::harness::{Ledger, job};
 
 #[tokio::test]
-async fn the_first_answer_is_201_and_every_later_one_is_200_with_the_same_bytes() {
+async fn the_first_answer_is_201_and_replays_are_200_with_the_same_bytes() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let first = server.submit("key-1", job(1)).await;
@@ -24,11 +24,11 @@ async fn the_first_answer_is_201_and_every_later_one_is_200_with_the_same_bytes(
         }
         assert_ne!(again.header("x-request-id"), first.header("x-request-id"));
     }
-    ledger.is_whole_with(1).await;
+    ledger.assert_consistent(1).await;
 }
 
 #[tokio::test]
-async fn an_answer_fills_in_what_the_request_left_out_but_leaves_the_payload_out() {
+async fn an_answer_has_the_defaults_but_not_the_payload() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let answer = server.submit("key-1", r#"{"type":"mail.send","payload":{"secret":"x"}}"#).await.json();
@@ -44,7 +44,7 @@ async fn an_answer_fills_in_what_the_request_left_out_but_leaves_the_payload_out
 }
 
 #[tokio::test]
-async fn every_member_that_is_asked_for_is_kept() {
+async fn every_submitted_member_is_stored() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let body = json!({
@@ -68,7 +68,7 @@ async fn every_member_that_is_asked_for_is_kept() {
 }
 
 #[tokio::test]
-async fn a_job_is_shown_with_its_payload_to_the_byte() {
+async fn a_job_is_shown_with_its_payload_byte_for_byte() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let payload = "{ \"b\" : 9007199254740993, \"a\":1.0,\t\"a\" : 1e400000, \"é\\u00e9\\/\": [ ] }";
@@ -77,13 +77,13 @@ async fn a_job_is_shown_with_its_payload_to_the_byte() {
     assert_eq!(shown.status, 200);
     let text = String::from_utf8(shown.body.to_vec()).unwrap();
     assert!(text.contains(payload), "{text}");
-    // All else is as it was answered when the job was made.
+    // All other members are as they were when the job was created.
     let made = String::from_utf8(answer.body.to_vec()).unwrap();
     assert!(text.starts_with(made.trim_end_matches("}\n")), "{text} does not begin with {made}");
 }
 
 #[tokio::test]
-async fn a_job_that_is_not_there_is_404_whatever_the_id_looks_like() {
+async fn a_missing_job_is_404_whatever_its_id_looks_like() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let id = server.submit("key-1", job(1)).await.job_id();
@@ -96,7 +96,7 @@ async fn a_job_that_is_not_there_is_404_whatever_the_id_looks_like() {
 }
 
 #[tokio::test]
-async fn the_largest_body_is_taken_and_one_byte_more_is_not() {
+async fn a_body_of_the_limit_is_accepted_and_a_larger_one_is_not() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__SERVER__BODY_LIMIT_BYTES", "4096")]).await;
     let body = |length: usize| {
@@ -105,11 +105,11 @@ async fn the_largest_body_is_taken_and_one_byte_more_is_not() {
     };
     assert_eq!(server.submit("key-1", body(4096)).await.status, 201);
     server.submit("key-2", body(4097)).await.is_problem(413, "body-too-large");
-    ledger.is_whole_with(1).await;
+    ledger.assert_consistent(1).await;
 }
 
 #[tokio::test]
-async fn a_server_killed_after_its_answer_has_lost_nothing() {
+async fn a_server_killed_after_its_answer_loses_no_job() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let first = server.submit("key-1", job(1)).await;

@@ -1,4 +1,4 @@
-//! What an operator can see.
+//! Logs and metrics.
 
 use hapax::access::Token;
 use rustix::process::Signal;
@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use crate::harness::{Answer, Ledger, Server, job};
 
-/// The one line that tells how a request was answered.
-async fn line_of(server: &Server, answer: &Answer) -> Value {
+/// The log line of a request.
+async fn log_line_of(server: &Server, answer: &Answer) -> Value {
     let id = answer.header("x-request-id");
     let lines = server.log_until(id).await;
     let answered = |line: &&Value| line["message"] == "answered" && line["span"]["request_id"] == id;
@@ -17,34 +17,34 @@ async fn line_of(server: &Server, answer: &Answer) -> Value {
 }
 
 #[tokio::test]
-async fn one_log_line_answers_whether_it_was_a_replay() {
+async fn one_log_line_says_whether_a_request_was_a_replay() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let first = server.submit("the-secret-key", job(1)).await;
-    let made = line_of(&server, &first).await;
+    let made = log_line_of(&server, &first).await;
     assert_eq!(made["span"]["idempotency.outcome"], "created");
     assert_eq!((&made["span"]["tenant"], &made["span"]["route"]), (&"acme".into(), &"/jobs".into()));
     assert_eq!(made["status"], 201);
     assert_eq!(made["span"]["job_id"], first.json()["id"]);
     assert!(made["span"].get("first.request_id").is_none());
 
-    let replay = line_of(&server, &server.submit("the-secret-key", job(1)).await).await;
+    let replay = log_line_of(&server, &server.submit("the-secret-key", job(1)).await).await;
     assert_eq!(replay["span"]["idempotency.outcome"], "replayed");
     assert_eq!(replay["span"]["first.request_id"], first.header("x-request-id"));
     assert_eq!(replay["span"]["first.at"], first.json()["created_at"]);
     assert_eq!(replay["span"]["job_id"], first.json()["id"]);
     assert_eq!(replay["span"]["idempotency.key_digest"], made["span"]["idempotency.key_digest"]);
 
-    let mismatch = line_of(&server, &server.submit("the-secret-key", job(2)).await).await;
+    let mismatch = log_line_of(&server, &server.submit("the-secret-key", job(2)).await).await;
     assert_eq!(mismatch["span"]["idempotency.outcome"], "mismatch");
     assert_eq!((&mismatch["status"], &mismatch["code"]), (&422.into(), &"idempotency-key-reused".into()));
 
-    let refused = line_of(&server, &server.submit("the-secret-key", "{").await).await;
+    let refused = log_line_of(&server, &server.submit("the-secret-key", "{").await).await;
     assert_eq!(refused["span"]["idempotency.outcome"], "refused");
 
     let held = ledger.hold_key("another-secret-key").await;
     let impatient = ledger.serve_with(&[("HAPAX__INTAKE__LOCK_WAIT", "50ms")]).await;
-    let in_flight = line_of(&impatient, &impatient.submit("another-secret-key", job(1)).await).await;
+    let in_flight = log_line_of(&impatient, &impatient.submit("another-secret-key", job(1)).await).await;
     assert_eq!(in_flight["span"]["idempotency.outcome"], "in_flight");
     held.roll_back().await;
 
@@ -54,7 +54,7 @@ async fn one_log_line_answers_whether_it_was_a_replay() {
 }
 
 #[tokio::test]
-async fn a_request_id_is_kept_if_it_is_sane_and_made_if_not() {
+async fn a_valid_request_id_is_kept_and_an_invalid_one_replaced() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let with = async |id: &str| server.send(server.request("GET", "/healthz").header("x-request-id", id)).await;
@@ -66,12 +66,12 @@ async fn a_request_id_is_kept_if_it_is_sane_and_made_if_not() {
     }
     let answered = server.send(server.post_jobs("k", job(1)).header("x-request-id", "first-one")).await;
     assert_eq!(answered.header("x-request-id"), "first-one");
-    let replay = line_of(&server, &server.submit("k", job(1)).await).await;
+    let replay = log_line_of(&server, &server.submit("k", job(1)).await).await;
     assert_eq!(replay["span"]["first.request_id"], "first-one");
 }
 
 #[tokio::test]
-async fn the_log_is_whole_when_the_process_has_ended() {
+async fn the_log_is_complete_when_the_process_has_ended() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     server.submit("k", job(1)).await;
@@ -92,7 +92,7 @@ async fn every_answer_has_a_request_id() {
 }
 
 #[tokio::test]
-async fn requests_and_outcomes_are_counted_under_labels_that_no_client_chooses() {
+async fn metric_labels_contain_no_client_input() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     server.submit("k", job(1)).await;
@@ -120,7 +120,7 @@ async fn requests_and_outcomes_are_counted_under_labels_that_no_client_chooses()
 }
 
 #[tokio::test]
-async fn look_ups_of_tokens_that_fail_are_not_logged_by_each_request() {
+async fn failed_token_look_ups_are_not_logged_per_request() {
     let ledger = Ledger::new().await;
     let url = ledger.url_of_ordinary_user().await;
     let server = Server::start(&url, &ledger.token, &[]).await;
@@ -138,7 +138,7 @@ async fn look_ups_of_tokens_that_fail_are_not_logged_by_each_request() {
 }
 
 #[tokio::test]
-async fn why_a_replica_is_not_ready_is_not_logged_by_each_probe() {
+async fn failed_readiness_is_not_logged_per_probe() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "200ms")]).await;
     let away = format!("{}_away", ledger.name);

@@ -4,14 +4,14 @@ use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Ledger, Proxy, Treatment};
+use crate::harness::{Fault, Ledger, Proxy};
 
 fn unique(size: u64, note: &str) -> Value {
     json!({ "type": "render", "payload": { "size": size, "note": note }, "unique": { "by": ["/payload/size"] } })
 }
 
 #[tokio::test]
-async fn the_same_content_under_another_key_is_answered_with_the_job_that_is_there() {
+async fn the_same_content_with_another_key_gets_the_existing_job() {
     let ledger = Ledger::new().await;
     let (one, two) = (ledger.serve().await, ledger.serve().await);
     let first = one.submit("key-1", unique(1, "first")).await;
@@ -19,14 +19,14 @@ async fn the_same_content_under_another_key_is_answered_with_the_job_that_is_the
     assert_eq!((second.status, &second.body), (200, &first.body));
     assert_eq!((second.header("deduplicated-by"), second.header("idempotent-replayed")), ("content", "false"));
     assert_eq!(second.header("location"), first.header("location"));
-    // Its key stands for that answer from now on, whatever becomes of the job.
+    // The key keeps this answer, whatever happens to the job.
     one.cancel(&first.job_id()).await;
     let replay = one.submit("key-2", unique(1, "second")).await;
     assert_eq!((replay.status, &replay.body), (200, &first.body));
     assert_eq!((replay.header("deduplicated-by"), replay.header("idempotent-replayed")), ("content", "true"));
     let reused = one.submit("key-2", unique(1, "third")).await;
     reused.is_problem(422, "idempotency-key-reused");
-    assert_eq!(reused.json().get("pointers"), None, "the job that it was answered with is not what was asked for");
+    assert_eq!(reused.json().get("pointers"), None, "the job in the stored answer was not created by this key");
     let of_the_first = one.submit("key-1", unique(1, "first")).await;
     assert_eq!((of_the_first.status, of_the_first.headers.get("deduplicated-by")), (200, None));
     assert_eq!((ledger.jobs().await, ledger.keys().await), (1, 2));
@@ -35,7 +35,7 @@ async fn the_same_content_under_another_key_is_answered_with_the_job_that_is_the
 }
 
 #[tokio::test]
-async fn other_content_another_queue_type_or_tenant_is_another_job() {
+async fn different_content_queue_type_or_tenant_is_another_job() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let another = server.as_caller(&ledger.token_for("another", &hapax::access::Scope::ALL).await);
@@ -56,7 +56,7 @@ async fn other_content_another_queue_type_or_tenant_is_another_job() {
 }
 
 #[tokio::test]
-async fn content_is_free_again_once_its_job_is_over_or_deleted() {
+async fn content_is_free_once_its_job_is_finished_or_deleted() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let first = server.submit("key-1", unique(1, "")).await;
@@ -70,14 +70,14 @@ async fn content_is_free_again_once_its_job_is_over_or_deleted() {
 }
 
 #[tokio::test]
-async fn of_many_keys_with_one_content_one_makes_the_job_and_each_has_its_answer() {
+async fn of_many_keys_with_one_content_one_creates_the_job_and_all_get_it() {
     let ledger = Ledger::new().await;
     let (one, two) = (ledger.serve().await, ledger.serve().await);
     for round in 0..10 {
         let tasks: Vec<_> = (0..24)
             .map(|n| {
                 let client = (*[&one, &two][n % 2]).clone();
-                // Each key comes twice.
+                // Each key occurs twice.
                 let key = format!("key-{round}-{}", n / 2);
                 tokio::spawn(async move { client.submit(&key, unique(round, "")).await })
             })
@@ -100,7 +100,7 @@ async fn a_submission_that_waits_for_one_of_the_same_content_adopts_its_job() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let first = server.submit("key-1", unique(1, "")).await;
-    // As if the first were still being committed: the content is taken, and nobody else can see by whom.
+    // As if the first submission were not committed yet: the content is taken, but the holder is not visible.
     let digest = "update job_uniques set digest = digest";
     let held = ledger
         .hold(&format!(
@@ -108,7 +108,7 @@ async fn a_submission_that_waits_for_one_of_the_same_content_adopts_its_job() {
         sha256('moved'), id from jobs"
         ))
         .await;
-    let waiting = server.submit_meanwhile("key-2", unique(1, ""));
+    let waiting = server.submit_in_background("key-2", unique(1, ""));
     ledger.until_waiting(1).await;
     held.roll_back().await;
     let second = waiting.await.unwrap();
@@ -117,12 +117,12 @@ async fn a_submission_that_waits_for_one_of_the_same_content_adopts_its_job() {
 }
 
 #[tokio::test]
-async fn a_submission_that_waits_for_the_end_of_the_job_with_its_content_makes_another() {
+async fn a_submission_that_waits_for_the_end_of_the_existing_job_creates_another() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     let first = server.submit("key-1", unique(1, "")).await;
     let ending = ledger.hold("delete from job_uniques").await;
-    let waiting = server.submit_meanwhile("key-2", unique(1, ""));
+    let waiting = server.submit_in_background("key-2", unique(1, ""));
     ledger.until_waiting(1).await;
     ending.commit().await;
     let second = waiting.await.unwrap();
@@ -131,15 +131,15 @@ async fn a_submission_that_waits_for_the_end_of_the_job_with_its_content_makes_a
 }
 
 #[tokio::test]
-async fn a_lost_acknowledgement_of_a_unique_submission_is_not_seen() {
-    for treatment in [Treatment::CutBefore, Treatment::CutAfter] {
+async fn a_lost_acknowledgement_of_a_unique_submission_is_invisible_to_the_client() {
+    for fault in [Fault::CutBefore, Fault::CutAfter] {
         let ledger = Ledger::new().await;
-        let proxy = Proxy::before(&ledger).await;
+        let proxy = Proxy::in_front_of(&ledger).await;
         let server = ledger.serve_through(&proxy, &[]).await;
-        proxy.treat_next("the-key", treatment);
+        proxy.fail_next("the-key", fault);
         let first = server.submit("the-key", unique(1, "")).await;
         assert_eq!(first.status, 201);
-        proxy.treat_next("another", treatment);
+        proxy.fail_next("another", fault);
         let second = server.submit("another", unique(1, "")).await;
         assert!(proxy.is_done());
         assert_eq!((second.status, second.header("deduplicated-by")), (200, "content"));
@@ -148,9 +148,9 @@ async fn a_lost_acknowledgement_of_a_unique_submission_is_not_seen() {
     }
 }
 
-/// With a typing error in the pointer, all jobs of a type would be one job.
+/// With a typing error in the pointer, all jobs of a type would count as equal.
 #[tokio::test]
-async fn pointers_of_which_none_leads_to_a_value_are_refused_and_make_nothing() {
+async fn pointers_without_any_value_are_refused_and_create_nothing() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     for (number, by) in [json!(["/payload/sise"]), json!(["/payload/sise", "/payload/size/x"])].iter().enumerate() {
@@ -160,14 +160,14 @@ async fn pointers_of_which_none_leads_to_a_value_are_refused_and_make_nothing() 
         refused.is_problem(400, "invalid-job");
         assert_eq!(refused.json()["pointers"], json!(["/unique/by/0"]));
     }
-    ledger.is_whole_with(0).await;
+    ledger.assert_consistent(0).await;
     let mut one_of_two = unique(1, "");
     one_of_two["unique"] = json!({ "by": ["/payload/sise", "/payload/size"] });
     assert_eq!(server.submit("key-0", one_of_two).await.status, 201);
 }
 
 #[tokio::test]
-async fn what_it_is_unique_by_is_part_of_what_a_key_stands_for() {
+async fn the_unique_member_is_part_of_the_fingerprint() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     server.submit("key-1", unique(1, "")).await;
@@ -178,11 +178,11 @@ async fn what_it_is_unique_by_is_part_of_what_a_key_stands_for() {
     assert_eq!(refused.json()["pointers"], json!(["/unique/by"]));
 }
 
-/// The attempt after one that was lost meets content that somebody else has taken in between.
+/// A lost attempt is retried after another client has taken the same content.
 #[tokio::test]
-async fn a_lost_attempt_that_meets_another_s_content_adopts_it() {
+async fn a_lost_attempt_adopts_content_that_another_client_took() {
     let ledger = Ledger::new().await;
-    let proxy = Proxy::before(&ledger).await;
+    let proxy = Proxy::in_front_of(&ledger).await;
     let server = ledger.serve_through(&proxy, &[]).await;
     let prepared = server.submit("prepared", unique(1, "")).await.job_id();
     ledger.execute("create table taken as select * from job_uniques").await;
@@ -191,8 +191,8 @@ async fn a_lost_attempt_that_meets_another_s_content_adopts_it() {
     let taking =
         format!("update job_uniques set digest = taken.digest from taken where job_uniques.job_id = '{holder}'");
     let held = ledger.hold(&taking).await;
-    proxy.treat_next("the-key", Treatment::CutBefore);
-    let waiting = server.submit_meanwhile("the-key", unique(1, ""));
+    proxy.fail_next("the-key", Fault::CutBefore);
+    let waiting = server.submit_in_background("the-key", unique(1, ""));
     ledger.until_waiting(1).await;
     assert!(proxy.is_done());
     held.commit().await;
@@ -201,7 +201,7 @@ async fn a_lost_attempt_that_meets_another_s_content_adopts_it() {
 }
 
 #[tokio::test]
-async fn what_is_there_already_costs_no_creation_and_is_found_when_none_is_left() {
+async fn existing_content_costs_no_creation_quota() {
     let ledger = Ledger::new().await;
     let settings = [("HAPAX__QUOTA__CREATIONS_PER_SECOND", "1"), ("HAPAX__QUOTA__CREATIONS_BURST", "3")];
     let server = ledger.serve_with(&settings).await;
@@ -219,7 +219,7 @@ async fn what_is_there_already_costs_no_creation_and_is_found_when_none_is_left(
 }
 
 #[tokio::test]
-async fn content_that_is_taken_by_no_job_is_an_error_of_ours_and_not_a_wait() {
+async fn content_held_by_a_missing_job_is_an_internal_error() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     server.submit("first", unique(1, "")).await;

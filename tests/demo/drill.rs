@@ -1,4 +1,4 @@
-//! What goes wrong, with figures.
+//! `make drill`: failures under load, with figures.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::verdict;
-use crate::harness::{Client, Ledger, Load, NO_QUOTAS, OwnPostgres, Persistence, Proxy, Server, job};
+use crate::harness::{Client, Ledger, Load, NO_QUOTAS, OnFailure, OwnPostgres, Proxy, Server, job};
 
 const CLIENTS: usize = 64;
-/// The default, which the drills leave as it is.
+/// The default; the drills do not change it.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_millis(100);
 
@@ -21,7 +21,7 @@ pub async fn show(postgres: &OwnPostgres) -> bool {
     kept & overloaded(postgres).await
 }
 
-/// No quotas: it is not a caller that is drilled here.
+/// No quotas: all load comes from one token.
 async fn serve(ledger: &Ledger, url: &str) -> Server {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     Server::start_with_default_deadlines(any, url, &ledger.token, &NO_QUOTAS).await
@@ -31,7 +31,7 @@ async fn killed(postgres: &OwnPostgres) -> bool {
     println!("PostgreSQL stopped immediately (as in a crash) for 5 s, {CLIENTS} clients retrying all the while:");
     let ledger = postgres.ledger().await;
     let server = serve(&ledger, &ledger.url).await;
-    let load = Load::start(&server, CLIENTS, Persistence::Retries);
+    let load = Load::start(&server, CLIENTS, OnFailure::Retry);
     load.until_more(201, 500).await;
     postgres.stop_immediately().await;
     sleep(Duration::from_secs(5)).await;
@@ -57,14 +57,14 @@ async fn killed(postgres: &OwnPostgres) -> bool {
 async fn silenced(postgres: &OwnPostgres) -> bool {
     println!("\nA network to PostgreSQL that swallows everything, {CLIENTS} clients, for 12 s:");
     let ledger = postgres.ledger().await;
-    let proxy = Proxy::before(&ledger).await;
+    let proxy = Proxy::in_front_of(&ledger).await;
     let server = serve(&ledger, &proxy.url(&ledger)).await;
-    let load = Load::start(&server, CLIENTS, Persistence::GivesUp);
+    let load = Load::start(&server, CLIENTS, OnFailure::NextJob);
     load.until_more(201, 500).await;
-    proxy.swallow_everything();
+    proxy.start_black_hole();
     sleep(Duration::from_secs(12)).await;
     let alive = server.get("/healthz").await.status;
-    proxy.pass_everything();
+    proxy.end_black_hole();
     let back = Instant::now();
     load.until_more(201, 1).await;
     let first = back.elapsed();
@@ -76,7 +76,7 @@ async fn silenced(postgres: &OwnPostgres) -> bool {
     verdict(tally.slowest < REQUEST_DEADLINE + GRACE && alive == 200, &slowest)
 }
 
-/// With a database that is slow rather than busy, so that the clients, on the same cores, are not what is measured.
+/// The database is slow, not busy. Otherwise the clients, which run on the same cores, would be the bottleneck.
 async fn overloaded(postgres: &OwnPostgres) -> bool {
     const MEASURED: Duration = Duration::from_secs(6);
     const TIMES: f64 = 10.0;
@@ -91,7 +91,7 @@ async fn overloaded(postgres: &OwnPostgres) -> bool {
         )
         .await;
     let server = serve(&ledger, &ledger.url).await;
-    let load = Load::start(&server, CLIENTS, Persistence::GivesUp);
+    let load = Load::start(&server, CLIENTS, OnFailure::NextJob);
     load.until_more(201, 100).await;
     let (began, before) = (Instant::now(), load.tally().created());
     sleep(MEASURED).await;
@@ -120,7 +120,7 @@ struct Flood {
     other: usize,
 }
 
-/// Sends so many requests a second, each by itself, whatever becomes of those before.
+/// Sends requests at a fixed rate, whatever the answers are.
 async fn flood(client: &Client, per_second: f64, duration: Duration) -> Flood {
     const TICK: Duration = Duration::from_millis(2);
     let counts = Arc::new([const { AtomicUsize::new(0) }; 3]);

@@ -1,5 +1,4 @@
-//! `make demo` and `make drill`: what Hapax promises, before your eyes, with the release binary on a PostgreSQL that
-//! writes to the disk.
+//! `make demo` and `make drill`: demonstrate what Hapax guarantees, with the release binary and a durable PostgreSQL.
 
 #![expect(clippy::unwrap_used, reason = "a demonstration that cannot go on has failed")]
 
@@ -21,7 +20,7 @@ async fn main() -> ExitCode {
         None => replicas::show(&postgres).await,
         Some("drill") => drill::show(&postgres).await,
         Some(other) => {
-            eprintln!("there is no {other}; say drill, or nothing");
+            eprintln!("unknown argument {other}; expected drill or nothing");
             return ExitCode::FAILURE;
         }
     };
@@ -29,7 +28,7 @@ async fn main() -> ExitCode {
     if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Prints a line with its verdict, and passes that on.
+/// Prints a line with its verdict and returns the verdict.
 fn verdict(holds: bool, what: &str) -> bool {
     println!("  {} {what}", if holds { "ok    " } else { "BROKEN" });
     holds

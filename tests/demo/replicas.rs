@@ -1,4 +1,4 @@
-//! Three replicas behind the load balancer.
+//! `make demo`: three replicas behind the load balancer.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -6,7 +6,7 @@ use std::time::Instant;
 use rustix::process::Signal;
 
 use super::verdict;
-use crate::harness::{Answer, Balancer, Ledger, Load, NO_QUOTAS, OwnPostgres, Persistence, Server, free_address, job};
+use crate::harness::{Answer, Balancer, Ledger, Load, NO_QUOTAS, OnFailure, OwnPostgres, Server, free_address, job};
 
 const REQUESTS: u64 = 200;
 const CLIENTS: usize = 16;
@@ -29,13 +29,13 @@ pub async fn show(postgres: &OwnPostgres) -> bool {
 
     println!("\nA rolling restart of all three, {CLIENTS} clients submitting all the while, none of them retrying:");
     let before = ledger.jobs().await;
-    let load = Load::start(&balancer, CLIENTS, Persistence::GivesUp);
+    let load = Load::start(&balancer, CLIENTS, OnFailure::NextJob);
     load.until_more(201, 200).await;
     for (number, address) in addresses.into_iter().enumerate() {
         let began = Instant::now();
         let old = servers.remove(0);
         old.signal(Signal::TERM);
-        assert!(old.ended().await, "it ends well");
+        assert!(old.ended().await, "the replica exits with success");
         let drained = began.elapsed();
         servers.push(start(&ledger, address).await);
         balancer.until_ready(3).await;
@@ -61,15 +61,14 @@ pub async fn show(postgres: &OwnPostgres) -> bool {
 }
 
 async fn start(ledger: &Ledger, address: std::net::SocketAddr) -> Server {
-    // As operators run it, but for what a demonstration would have to wait for, and for what stops one caller alone from
-    // being the whole load.
+    // As in production, except for a short drain delay and no quotas, because all load comes from one token.
     let settings = [&[("HAPAX__SERVER__DRAIN_DELAY", "2s")][..], &NO_QUOTAS].concat();
     Server::start_with_default_deadlines(address, &ledger.url, &ledger.token, &settings).await
 }
 
 async fn copies(balancer: &Balancer, ledger: &Ledger) -> bool {
     println!("\n{REQUESTS} copies of one request, at once:");
-    let sent: Vec<_> = (0..REQUESTS).map(|_| balancer.submit_meanwhile("the-key", job(0))).collect();
+    let sent: Vec<_> = (0..REQUESTS).map(|_| balancer.submit_in_background("the-key", job(0))).collect();
     let answers = collect(sent).await;
     let same = answers.iter().all(|answer| answer.body == answers[0].body);
     let tally = by_status(&answers);
@@ -81,7 +80,7 @@ async fn copies(balancer: &Balancer, ledger: &Ledger) -> bool {
 
 async fn different(balancer: &Balancer, ledger: &Ledger) -> bool {
     println!("\n{REQUESTS} different requests, at once:");
-    let sent: Vec<_> = (0..REQUESTS).map(|n| balancer.submit_meanwhile(&format!("key-{n}"), job(n))).collect();
+    let sent: Vec<_> = (0..REQUESTS).map(|n| balancer.submit_in_background(&format!("key-{n}"), job(n))).collect();
     let answers = collect(sent).await;
     let tally = by_status(&answers);
     let kept = verdict(tally == BTreeMap::from([(201, 200)]), &format!("answers by status: {tally:?}"));

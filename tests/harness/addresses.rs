@@ -1,8 +1,8 @@
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// An address for what cannot listen on port 0 and say where: on loopback, below the ports that the system gives to
-/// everybody else.
+/// A free loopback address for a program that cannot listen on port 0 and report its port. Below the system's ephemeral
+/// ports.
 pub fn free_address() -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     const FIRST: u16 = 16_000;

@@ -5,7 +5,7 @@ use reqwest::header::HeaderMap;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-/// A whole HTTP answer.
+/// A complete HTTP response.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub status: u16,
@@ -19,17 +19,17 @@ impl Answer {
         Self { status, headers, body: response.bytes().await.unwrap() }
     }
 
-    /// The value of a header that is there once.
+    /// The value of a header. Fails unless it occurs exactly once.
     pub fn header(&self, name: &str) -> &str {
         let mut values = self.headers.get_all(name).iter();
         let value = values.next().unwrap_or_else(|| panic!("no header {name} in {self:?}"));
-        assert!(values.next().is_none(), "header {name} is there twice");
+        assert!(values.next().is_none(), "header {name} occurs twice");
         value.to_str().unwrap()
     }
 
-    /// Demands that it says when to come again, soon and not to the second.
+    /// Asserts that the answer is retryable after 1 to 3 s.
     #[track_caller]
-    pub fn wants_a_retry(&self) {
+    pub fn assert_retry_after(&self) {
         let seconds: u64 = self.header("retry-after").parse().unwrap();
         assert!((1..=3).contains(&seconds) && self.json()["retryable"] == true, "{self:?}");
     }
@@ -38,7 +38,7 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {self:?}"))
     }
 
-    /// What the items of a batch were answered, each as if it had been a request of its own.
+    /// The answers to the items of a batch, each as if it had been a request of its own.
     pub fn items(&self) -> Vec<Self> {
         assert_eq!((self.status, self.header("content-type")), (200, "application/x-ndjson"), "{self:?}");
         self.body
@@ -69,7 +69,7 @@ impl Answer {
         self.json()["id"].as_str().unwrap().to_owned()
     }
 
-    /// Demands a whole and consistent problem document, and gives its code.
+    /// Asserts that the answer is a consistent problem document, and returns its code.
     pub fn problem(&self) -> String {
         assert_eq!(self.header("content-type"), "application/problem+json", "{self:?}");
         let document = self.json();
@@ -91,7 +91,7 @@ impl Answer {
         code
     }
 
-    /// Demands a problem of this status and code.
+    /// Asserts a problem with this status and code.
     #[track_caller]
     pub fn is_problem(&self, status: u16, code: &str) {
         assert_eq!((self.status, self.problem().as_str()), (status, code), "{self:?}");

@@ -4,7 +4,7 @@ use std::process::{Child, Command, Stdio};
 
 use super::{Client, free_address, until};
 
-/// The load balancer of `deploy/haproxy.cfg`, in front of three addresses. Killed with the test.
+/// HAProxy with `deploy/haproxy.cfg` in front of three addresses. Killed with the test.
 pub struct Balancer {
     child: Child,
     client: Client,
@@ -29,7 +29,7 @@ impl Balancer {
         balancer
     }
 
-    /// Returns once it sends requests to as many replicas.
+    /// Returns once it sends requests to this many replicas.
     pub async fn until_ready(&self, replicas: usize) {
         until(format!("{replicas} replicas are ready"), async || {
             let ready = self.sum(r#"haproxy_server_status{proxy="ready","#, r#"state="UP"}"#).await;
@@ -38,13 +38,13 @@ impl Balancer {
         .await;
     }
 
-    /// How often it has hidden a failure from a client: an attempt to connect that was made again.
+    /// How often it retried a connection attempt, which hides a failure from the client.
     pub async fn hidden_failures(&self) -> usize {
         let retries = self.sum("haproxy_server_retry_warnings_total", "").await;
         retries + self.sum("haproxy_server_redispatch_warnings_total", "").await
     }
 
-    /// The sum over all series that begin and end so.
+    /// The sum of all series with this prefix and suffix.
     async fn sum(&self, beginning: &str, end: &str) -> usize {
         let text = self.metrics_text().await.unwrap_or_default();
         let series = text.lines().filter_map(|line| line.rsplit_once(' '));

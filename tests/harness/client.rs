@@ -2,9 +2,9 @@ use std::net::SocketAddr;
 
 use tokio::task::JoinHandle;
 
-use super::{Answer, Contract, ENOUGH, RawConnection, until};
+use super::{Answer, Contract, HANG_TIMEOUT, RawConnection, until};
 
-/// Somebody with a token who calls one server.
+/// A client with a token, for one server.
 #[derive(Clone)]
 pub struct Client {
     pub address: SocketAddr,
@@ -14,21 +14,21 @@ pub struct Client {
 
 impl Client {
     pub fn new(address: SocketAddr, token: &str) -> Self {
-        let http = reqwest::Client::builder().http1_only().timeout(ENOUGH).build().unwrap();
+        let http = reqwest::Client::builder().http1_only().timeout(HANG_TIMEOUT).build().unwrap();
         Self { address, token: token.to_owned(), http }
     }
 
-    /// The same server as somebody else calls it.
+    /// The same server with another token.
     pub fn as_caller(&self, token: &str) -> Self {
         Self { token: token.to_owned(), ..self.clone() }
     }
 
-    /// The same caller at another address.
+    /// The same token at another address.
     pub fn at(&self, address: SocketAddr) -> Self {
         Self { address, ..self.clone() }
     }
 
-    /// A request as every well-behaved client sends it, for the test to change.
+    /// A valid `POST /jobs`, which a test may change.
     pub fn post_jobs(&self, key: &str, body: impl ToString) -> reqwest::RequestBuilder {
         self.request("POST", "/jobs")
             .header("idempotency-key", key)
@@ -45,8 +45,8 @@ impl Client {
         self.send(self.post_jobs(key, body)).await
     }
 
-    /// Submits as a client does that does not give up, without the pauses.
-    pub async fn submit_until_done(&self, key: &str, body: impl ToString) -> Answer {
+    /// Submits and retries without pauses, until the answer is neither 429 nor 503.
+    pub async fn submit_with_retries(&self, key: &str, body: impl ToString) -> Answer {
         let body = body.to_string();
         until(format!("{key} is done"), async || {
             let answer = self.submit(key, &body).await;
@@ -55,8 +55,8 @@ impl Client {
         .await
     }
 
-    /// Submits while the test goes on.
-    pub fn submit_meanwhile(&self, key: &str, body: impl ToString) -> JoinHandle<Answer> {
+    /// Submits in a background task.
+    pub fn submit_in_background(&self, key: &str, body: impl ToString) -> JoinHandle<Answer> {
         let (client, key, body) = (self.clone(), key.to_owned(), body.to_string());
         tokio::spawn(async move { client.submit(&key, body).await })
     }
@@ -67,7 +67,7 @@ impl Client {
         self.send(request.header("content-type", "application/json").body(body.to_string())).await
     }
 
-    /// A change as every well-behaved client sends it, for the test to change.
+    /// A valid PATCH, which a test may change.
     pub fn patch_job(&self, id: &str, if_match: &str, body: impl ToString) -> reqwest::RequestBuilder {
         let request = self.request("PATCH", &format!("/jobs/{id}")).header("if-match", if_match);
         request.header("content-type", "application/merge-patch+json").body(body.to_string())
@@ -77,7 +77,7 @@ impl Client {
         self.send(self.patch_job(id, if_match, body)).await
     }
 
-    /// `POST /jobs/batch`, lines as they stand.
+    /// `POST /jobs/batch` with these lines.
     pub async fn submit_batch(&self, lines: impl ToString) -> Answer {
         let request = self.request("POST", "/jobs/batch").header("content-type", "application/x-ndjson");
         self.send(request.body(lines.to_string())).await
@@ -95,16 +95,16 @@ impl Client {
         self.send(self.request("GET", path)).await
     }
 
-    /// Sends a request, and holds the answer against the contract.
+    /// Sends a request and checks the answer against the contract.
     pub async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
         let request = request.build().unwrap();
         let (method, path) = (request.method().to_string(), request.url().path().to_owned());
         let answer = Answer::of(self.http.execute(request).await.unwrap()).await;
-        Contract::get().holds(&method, &path, &answer);
+        Contract::get().check(&method, &path, &answer);
         answer
     }
 
-    /// A connection to write bytes on that no client library would.
+    /// A connection for bytes that no client library would send.
     pub async fn raw(&self) -> RawConnection {
         RawConnection::open(self.address, &self.token).await
     }

@@ -7,15 +7,15 @@ use serde_json::{Map, Value, json};
 
 use super::Answer;
 
-/// The contract, against which every answer that a test's client gets is held.
+/// The OpenAPI contract. Every answer to a test's client is checked against it.
 pub struct Contract {
     document: Value,
-    /// By the text of their schema.
+    /// Keyed by the schema's text.
     validators: Mutex<HashMap<String, Arc<Validator>>>,
 }
 
-/// What HTTP itself puts on an answer, of which the contract says nothing.
-const UNSAID: [&str; 5] = ["content-length", "content-type", "date", "connection", "transfer-encoding"];
+/// Headers that HTTP itself adds. The contract does not list them.
+const UNDOCUMENTED_HEADERS: [&str; 5] = ["content-length", "content-type", "date", "connection", "transfer-encoding"];
 
 impl Contract {
     pub const TEXT: &str = include_str!("../../api-design/jobs-api.yaml");
@@ -26,8 +26,8 @@ impl Contract {
             .get_or_init(|| Self { document: yaml_serde::from_str(Self::TEXT).unwrap(), validators: Mutex::default() })
     }
 
-    /// Demands that the contract has this answer: its status, its header fields, its body.
-    pub fn holds(&self, method: &str, path: &str, answer: &Answer) {
+    /// Asserts that the contract documents this answer: its status, its headers and its body.
+    pub fn check(&self, method: &str, path: &str, answer: &Answer) {
         let Some((template, operations)) = self.operations(path) else {
             answer.is_problem(404, "route-not-found");
             return;
@@ -36,7 +36,7 @@ impl Contract {
         let method = method.to_lowercase();
         let documented = |method: &&str| operations.contains_key(*method);
         let operation = [method.as_str()].into_iter().find(documented).or_else(|| {
-            // A method that the path does not take stands with the one that it does.
+            // An unsupported method is documented with a supported one.
             answer.is_problem(405, "method-not-allowed");
             ["get", "post"].into_iter().find(documented)
         });
@@ -48,7 +48,7 @@ impl Contract {
         self.body(pointer, response, answer, &case);
     }
 
-    /// The codes that a problem may have.
+    /// All problem codes.
     pub fn codes(&self) -> BTreeSet<String> {
         let codes = self.document.pointer("/components/schemas/Problem/properties/code/enum").unwrap();
         codes.as_array().unwrap().iter().map(|code| code.as_str().unwrap().to_owned()).collect()
@@ -62,7 +62,7 @@ impl Contract {
             asked.len() == known.len() && asked.iter().zip(&known).all(same)
         };
         let paths = self.document["paths"].as_object().unwrap();
-        // A template that has no placeholder there is the better fit.
+        // The template with fewer placeholders matches better.
         let fitting = paths.iter().filter(|(template, _)| fits(template));
         let (template, operations) = fitting.min_by_key(|(template, _)| template.matches('{').count())?;
         Some((template, operations.as_object().unwrap()))
@@ -70,7 +70,7 @@ impl Contract {
 
     fn header_fields(&self, response: &Value, answer: &Answer, case: &str) {
         let documented = response["headers"].as_object().cloned().unwrap_or_default();
-        let mut known: BTreeSet<String> = UNSAID.map(str::to_owned).into();
+        let mut known: BTreeSet<String> = UNDOCUMENTED_HEADERS.map(str::to_owned).into();
         for (name, header) in documented {
             let header = header["$ref"].as_str().map_or(&header, |to| self.document.pointer(&to[1..]).unwrap());
             let value = answer.headers.get(&name).map(|value| value.to_str().unwrap());
@@ -104,7 +104,7 @@ impl Contract {
             let place = format!("{pointer}/content/{}/schema", media_type.replace('/', "~1"));
             let place = place.replace('{', "%7B").replace('}', "%7D");
             let body: &RawValue = serde_json::from_slice(&answer.body).unwrap();
-            // A payload may hold numbers that no parser of numbers takes.
+            // A payload may hold numbers that no parser can represent.
             if let Ok(body) = serde_json::from_str(body.get()) {
                 self.validate(json!({ "$ref": format!("{CONTRACT}#{place}") }), &body, case);
             }
@@ -117,7 +117,7 @@ impl Contract {
         assert!(errors.is_empty(), "{errors:?}: {case}");
     }
 
-    /// Compiled once for all tests: that takes longer than most requests do.
+    /// Compiled once for all tests, because compiling takes longer than most requests.
     fn validator(&self, schema: Value) -> Arc<Validator> {
         let mut validators = self.validators.lock().unwrap_or_else(PoisonError::into_inner);
         let compile = || {
@@ -128,7 +128,7 @@ impl Contract {
         Arc::clone(validators.entry(schema.to_string()).or_insert_with(compile))
     }
 
-    /// What stands at a place, or where a reference there leads to, and where that is.
+    /// The value at a place, with a reference resolved, and the resulting place.
     fn resolve(&self, place: String) -> (String, &Value) {
         let value = self.document.pointer(&place).unwrap_or(&Value::Null);
         match value["$ref"].as_str().and_then(|reference| reference.strip_prefix('#')) {

@@ -5,7 +5,7 @@ use yaml_serde::{Mapping, Value};
 
 use super::{Answer, Contract};
 
-/// What the contract lists under one status of one operation.
+/// What the contract lists for one status of one operation.
 pub struct Response {
     /// Such as `submitJob 400`.
     pub name: String,
@@ -13,33 +13,33 @@ pub struct Response {
     /// The path template.
     pub path: String,
     pub status: u16,
-    /// The problems that its schema lists.
+    /// The problem codes that its schema lists.
     pub codes: BTreeSet<String>,
     pub examples: Vec<Example>,
 }
 
-/// Something that the contract shows, with its members in the order in which they stand there.
+/// An example of the contract, with its members in the original order.
 pub struct Example {
-    /// Such as `submitJob 400 invalid-job`, or `submitJob 409` where it is the only one.
+    /// Such as `submitJob 400 invalid-job`, or `submitJob 409` if it is the only one.
     pub name: String,
     value: Value,
 }
 
-/// A path of the contract, with the methods that it takes: HEAD goes with GET and is not listed by itself.
+/// A path of the contract and its methods. HEAD is added where GET is listed.
 pub struct Path {
     pub template: String,
     pub methods: BTreeSet<String>,
 }
 
 impl Path {
-    /// With this in the place of what the template leaves open.
+    /// The path with `id` in place of each placeholder.
     pub fn concrete(&self, id: &str) -> String {
         let segments = self.template.split('/').map(|segment| if segment.starts_with('{') { id } else { segment });
         segments.collect::<Vec<_>>().join("/")
     }
 }
 
-/// All of the contract's paths.
+/// All paths of the contract.
 pub fn paths() -> Vec<Path> {
     let document = document();
     let mut paths: Vec<Path> = Vec::new();
@@ -77,28 +77,28 @@ pub fn responses() -> Vec<Response> {
     responses
 }
 
-/// The bodies that the contract shows for an operation's request.
+/// The request bodies that the contract shows for an operation.
 pub fn request_examples(operation_id: &str) -> Vec<Example> {
     let document = document();
     let (_, _, operation) =
         operations(&document).into_iter().find(|(.., operation)| operation["operationId"] == *operation_id).unwrap();
-    // Where several media types are taken, the first is what they all mean, and has the examples.
+    // If there are several media types, the first one has the examples.
     examples("", operation["requestBody"]["content"].as_mapping().unwrap().values().next().unwrap())
 }
 
-/// What is said of the one media type.
+/// The only media type's content.
 fn only_content(content: &Value) -> &Value {
     let content = content.as_mapping().unwrap();
     assert_eq!(content.len(), 1, "one media type");
     content.values().next().unwrap()
 }
 
-/// The one example of an answer without a body.
+/// The example of an answer without a body.
 fn nothing(name: &str) -> Vec<Example> {
     vec![Example { name: name.to_owned(), value: Value::Null }]
 }
 
-/// The keys that the contract shows, as they are sent.
+/// The idempotency keys that the contract shows, as sent.
 pub fn key_examples() -> Vec<String> {
     let document = document();
     let keys = examples("", &document["components"]["parameters"]["IdempotencyKey"]);
@@ -106,22 +106,22 @@ pub fn key_examples() -> Vec<String> {
 }
 
 impl Example {
-    /// As a client or the server would send it.
+    /// The example's JSON text.
     pub fn text(&self) -> String {
         serde_json::to_string(&self.value).unwrap()
     }
 
-    /// The code, if it is a problem.
+    /// The problem code, if it is a problem.
     pub fn code(&self) -> Option<&str> {
         self.value["code"].as_str()
     }
 
-    /// The code, if it is the answer to an item of a batch and a problem.
+    /// The problem code, if it is the answer to a failed item of a batch.
     pub fn code_of_item(&self) -> Option<&str> {
         self.value.get("problem")?["code"].as_str()
     }
 
-    /// In what an answer's body is another, but for what is another in each run.
+    /// How an answer's body differs from this example, apart from values that differ in each run.
     pub fn difference(&self, answer: &Answer) -> Option<String> {
         if self.value.is_null() {
             return (!answer.body.is_empty()).then(|| format!("{} has a body: {answer:?}", self.name));
@@ -138,7 +138,7 @@ impl Example {
             }
             _ => body,
         };
-        let (shown, answered) = (of_any_run(&self.text()), of_any_run(&body));
+        let (shown, answered) = (without_generated_values(&self.text()), without_generated_values(&body));
         (shown != answered).then(|| format!("{}\n  is shown as {shown}\n  and answered {answered}", self.name))
     }
 }
@@ -181,7 +181,7 @@ fn examples(name: &str, content: &Value) -> Vec<Example> {
     only.into_iter().chain(named).collect()
 }
 
-/// The members of a document that another has; an empty one stands for any.
+/// The members of `whole` that `like` has. An empty value in `like` matches anything.
 fn excerpt(whole: &Value, like: &Value) -> Value {
     match like.as_mapping() {
         None => whole.clone(),
@@ -195,20 +195,19 @@ fn excerpt(whole: &Value, like: &Value) -> Value {
     }
 }
 
-/// A JSON text with the ids, the times and the ages that the server made up replaced by the names of their members,
-/// wherever else they occur in it.
-fn of_any_run(text: &str) -> String {
-    const MADE_UP: [&str; 8] =
+/// A JSON text whose generated ids, times and ages are replaced by the names of their members, everywhere in the text.
+fn without_generated_values(text: &str) -> String {
+    const GENERATED: [&str; 8] =
         ["id", "job_id", "created_at", "finished_at", "instance", "at", "expires_at", "idempotency_expires"];
     const AGE: &str = "oldest_age_seconds";
-    let mut made_up = Vec::new();
-    members(&serde_json::from_str(text).unwrap(), &mut made_up);
-    made_up.into_iter().fold(text.trim_end().to_owned(), |text, (name, value)| match &value {
-        Json::String(value) if MADE_UP.contains(&name.as_str()) => {
+    let mut generated = Vec::new();
+    members(&serde_json::from_str(text).unwrap(), &mut generated);
+    generated.into_iter().fold(text.trim_end().to_owned(), |text, (name, value)| match &value {
+        Json::String(value) if GENERATED.contains(&name.as_str()) => {
             let value = value.strip_prefix("urn:hapax:request:").unwrap_or(value);
             text.replace(value, &format!("<{name}>"))
         }
-        // A number by itself may occur anywhere.
+        // A bare number may occur anywhere.
         Json::Number(value) if name == AGE => {
             text.replace(&format!("\"{AGE}\":{value}"), &format!("\"{AGE}\":<{name}>"))
         }
@@ -216,7 +215,7 @@ fn of_any_run(text: &str) -> String {
     })
 }
 
-/// The members of all the objects in a value.
+/// The members of all objects in a value.
 fn members(value: &Json, found: &mut Vec<(String, Json)>) {
     for (name, value) in value.as_object().into_iter().flatten() {
         found.push((name.clone(), value.clone()));

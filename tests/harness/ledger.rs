@@ -10,13 +10,12 @@ use url::Url;
 
 use super::{Proxy, Server, until};
 
-/// A database of the test's own, migrated, with a tenant `acme` and a token of it that permits everything. Dropped
-/// with the test.
+/// A migrated database for one test, with a tenant `acme` and a token of it with all scopes. Dropped with the test.
 pub struct Ledger {
     pub name: String,
     pub url: String,
     pub token: String,
-    /// Where it was made, and is dropped.
+    /// The server that the database is on.
     server: String,
 }
 
@@ -25,7 +24,7 @@ impl Ledger {
         Self::on(&base_url()).await
     }
 
-    /// On another server than the tests' common one.
+    /// Creates the database on another server.
     pub async fn on(server: &str) -> Self {
         let mut ledger = Self::empty_on(server).await;
         hapax::database::migrate_at_once(&mut ledger.connect().await).await.unwrap();
@@ -33,7 +32,7 @@ impl Ledger {
         ledger
     }
 
-    /// A database without any table.
+    /// A database without tables.
     pub async fn empty() -> Self {
         Self::empty_on(&base_url()).await
     }
@@ -51,20 +50,20 @@ impl Ledger {
         PgConnectOptions::from_str(&self.url).unwrap().connect().await.unwrap()
     }
 
-    /// Runs SQL that is part of a test's story.
+    /// Runs SQL on the test's database.
     pub async fn execute(&self, sql: &str) -> u64 {
         let mut connection = self.connect().await;
         sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await.unwrap().rows_affected()
     }
 
-    /// Runs SQL as somebody else.
+    /// Runs SQL with the connection of another role.
     pub async fn execute_as(&self, url: &str, sql: &str) -> sqlx::Result<()> {
         let mut connection = PgConnection::connect(url).await?;
         sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await?;
         connection.close().await
     }
 
-    /// The one number that a query answers.
+    /// The single number that a query returns.
     pub async fn number(&self, sql: &str) -> i64 {
         let mut connection = self.connect().await;
         sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).fetch_one(&mut connection).await.unwrap().get(0)
@@ -78,8 +77,9 @@ impl Ledger {
         self.number("select count(*) from idempotency_keys").await
     }
 
-    /// Demands that every key has its job, every job its place in the queue, and nothing else is there.
-    pub async fn is_whole_with(&self, jobs: i64) {
+    /// Asserts that there are this many jobs, each with its idempotency key and its place in the queue, and nothing
+    /// else.
+    pub async fn assert_consistent(&self, jobs: i64) {
         let joined = "select count(*) from idempotency_keys k \
             join jobs j on j.tenant_id = k.tenant_id and j.id = k.job_id \
             join job_queue q on q.tenant_id = j.tenant_id and q.job_id = j.id";
@@ -87,7 +87,7 @@ impl Ledger {
         assert_eq!([self.number(joined).await, self.keys().await, self.jobs().await, queued], [jobs; 4]);
     }
 
-    /// A new token of a tenant, which is made if need be.
+    /// A new token. Creates the tenant if it does not exist.
     pub async fn token_for(&self, tenant: &str, scopes: &[Scope]) -> String {
         let mut connection = self.connect().await;
         let (name, token): (TenantName, _) = (tenant.parse().unwrap(), Token::mint());
@@ -98,7 +98,7 @@ impl Ledger {
         token.expose().to_owned()
     }
 
-    /// Moves a key's expiry into the past.
+    /// Moves an idempotency key's expiry into the past.
     pub async fn expire(&self, key: &str) {
         let sql = format!(
             "update idempotency_keys set expires_at = clock_timestamp() - interval '1 second' where key = '{key}'"
@@ -106,30 +106,30 @@ impl Ledger {
         assert_eq!(self.execute(&sql).await, 1);
     }
 
-    /// Holds a key as another transaction would that is in the middle of a submission. An expired row it takes over.
-    pub async fn hold_key(&self, key: &str) -> Held {
+    /// Holds an idempotency key, as another replica's uncommitted submission would. Takes over an expired row.
+    pub async fn hold_key(&self, key: &str) -> OpenTransaction {
         self.hold_key_of("POST /jobs", key).await
     }
 
     /// The same for a key of another route.
-    pub async fn hold_key_of(&self, route: &str, key: &str) -> Held {
+    pub async fn hold_key_of(&self, route: &str, key: &str) -> OpenTransaction {
         self.hold_rows(1, &holding(route, &format!("'{key}'"), "tenants")).await
     }
 
     /// The same for many keys, whose names end in numbers.
-    pub async fn hold_keys(&self, name: &str, numbers: Range<u64>) -> Held {
+    pub async fn hold_keys(&self, name: &str, numbers: Range<u64>) -> OpenTransaction {
         let numbered = format!("tenants, generate_series({}, {} - 1) as number", numbers.start, numbers.end);
         let keys = numbers.end - numbers.start;
         self.hold_rows(keys, &holding("POST /jobs", &format!("'{name}' || number"), &numbered)).await
     }
 
-    /// Holds every job as another transaction would that is in the middle of moving them.
-    pub async fn hold_jobs(&self) -> Held {
+    /// Locks all jobs, as a transaction that moves them would.
+    pub async fn hold_jobs(&self) -> OpenTransaction {
         self.hold("select from jobs for update; select from job_queue for update").await
     }
 
-    /// Holds an id as another transaction would that is in the middle of making a job of it.
-    pub async fn hold_new_job(&self, id: &str) -> Held {
+    /// Holds a job id, as another replica's uncommitted PUT would.
+    pub async fn hold_new_job(&self, id: &str) -> OpenTransaction {
         let sql = format!(
             "insert into jobs (tenant_id, id, type, payload, created_at, named) \
              select id, '{id}', 't', '1', now(), true from tenants where name = 'acme'"
@@ -137,15 +137,15 @@ impl Ledger {
         self.hold(&sql).await
     }
 
-    /// Leaves a transaction open that has done this.
-    pub async fn hold(&self, sql: &str) -> Held {
+    /// Runs SQL in a transaction and leaves it open.
+    pub async fn hold(&self, sql: &str) -> OpenTransaction {
         let mut connection = self.connect().await;
         sqlx::raw_sql(AssertSqlSafe(format!("begin; {sql}"))).execute(&mut connection).await.unwrap();
-        Held { connection }
+        OpenTransaction { connection }
     }
 
-    /// The same, and demands that it has written this many rows for each tenant.
-    async fn hold_rows(&self, rows: u64, sql: &str) -> Held {
+    /// The same. Asserts that it has written this many rows for each tenant.
+    async fn hold_rows(&self, rows: u64, sql: &str) -> OpenTransaction {
         let rows = rows * self.number("select count(*) from tenants").await.unsigned_abs();
         let mut held = self.hold("").await;
         let written = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut held.connection).await.unwrap();
@@ -160,7 +160,7 @@ impl Ledger {
         self.until(sql, |waiting| waiting >= statements).await;
     }
 
-    /// Returns once the number that `sql` answers is as wanted.
+    /// Returns once the query's number satisfies `wanted`.
     pub async fn until(&self, sql: &str, wanted: impl Fn(i64) -> bool) {
         let mut connection = self.connect().await;
         until(sql, async || {
@@ -170,15 +170,15 @@ impl Ledger {
         .await;
     }
 
-    /// Changes a setting of PostgreSQL for all sessions to come on this database, and ends those of the servers.
+    /// Changes a PostgreSQL setting for new sessions on this database, and ends the servers' sessions.
     pub async fn set(&self, setting: &str, value: &str) {
-        // Even where the setting forbids writes.
+        // Works even if the setting forbids writes.
         let sql = format!("set transaction read write; alter database {} set {setting} = {value}", self.name);
         self.execute(&sql).await;
         self.end_sessions().await;
     }
 
-    /// The URL for an ordinary user of the database's own, whose connections can be limited, as a superuser's cannot.
+    /// The URL of an ordinary role. Its connections can be limited, unlike a superuser's.
     pub async fn url_of_ordinary_user(&self) -> String {
         let (name, password) = (&self.name, uuid::Uuid::new_v4().simple());
         let sql = format!(
@@ -192,13 +192,13 @@ impl Ledger {
         url.into()
     }
 
-    /// How many connections the ordinary user may have at once; -1: no limit. Those that are open stay.
+    /// Limits the ordinary role's connections; -1: no limit. Open connections stay.
     pub async fn limit_connections(&self, limit: i32) {
         self.execute(&format!("alter role {} connection limit {limit}", self.name)).await;
     }
 
-    /// Locks a table, in one of PostgreSQL's modes, until it is rolled back.
-    pub async fn lock_table(&self, table: &str, mode: &str) -> Held {
+    /// Locks a table, in one of PostgreSQL's lock modes.
+    pub async fn lock_table(&self, table: &str, mode: &str) -> OpenTransaction {
         self.hold(&format!("lock table {table} in {mode} mode")).await
     }
 
@@ -209,7 +209,7 @@ impl Ledger {
         self.number(sql).await
     }
 
-    /// New tokens of one tenant, which exists, made in one statement.
+    /// New tokens of an existing tenant, created in one statement.
     pub async fn tokens_for(&self, tenant: &str, count: usize) -> Vec<String> {
         let tokens: Vec<Token> = (0..count).map(|_| Token::mint()).collect();
         let digests: Vec<Vec<u8>> = tokens.iter().map(|token| token.digest().as_bytes().to_vec()).collect();
@@ -221,7 +221,7 @@ impl Ledger {
         tokens.iter().map(|token| token.expose().to_owned()).collect()
     }
 
-    /// Ends the servers' sessions, and says how many there were.
+    /// Ends the servers' sessions and returns their number.
     pub async fn end_sessions(&self) -> i64 {
         let sql = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
                    where datname = current_database() and application_name = 'hapax'";
@@ -236,14 +236,14 @@ impl Ledger {
         self.until(busy, |sessions| sessions == 0).await;
     }
 
-    /// The servers' sessions, by when each began.
+    /// A checksum of the servers' sessions, which changes with every new session.
     pub async fn sessions(&self) -> i64 {
         let sql = "select coalesce(sum(hashtextextended(pid::text || backend_start::text, 0) / 1000), 0)::bigint \
                    from pg_stat_activity where datname = current_database() and application_name = 'hapax'";
         self.number(sql).await
     }
 
-    /// Takes the database away from the servers on it, as a failover would.
+    /// Makes the database unreachable for its servers, as a failover would.
     pub async fn rename_to(&self, name: &str) {
         rename(&self.name, name).await;
     }
@@ -260,7 +260,7 @@ impl Ledger {
         Server::start(&self.url, &self.token, settings).await
     }
 
-    /// A server at an address of the test's choice.
+    /// A server at this address.
     pub async fn serve_at(&self, address: SocketAddr, settings: &[(&str, &str)]) -> Server {
         Server::start_at(address, &self.url, &self.token, settings).await
     }
@@ -288,11 +288,11 @@ impl Drop for Ledger {
     }
 }
 
-/// Ends all sessions on a database and gives it another name.
+/// Ends all sessions on a database and renames it.
 async fn rename(from: &str, to: &str) {
     let mut server = PgConnection::connect(&base_url()).await.unwrap();
     for sql in [
-        // Or a server would have connected again in between.
+        // Prevents servers from reconnecting in between.
         format!("alter database {from} with allow_connections false"),
         format!("select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = '{from}'"),
         format!("alter database {from} rename to {to}"),
@@ -302,7 +302,7 @@ async fn rename(from: &str, to: &str) {
     }
 }
 
-/// What another replica would write for a key.
+/// The statement by which another replica would write an idempotency key.
 fn holding(route: &str, key: &str, from: &str) -> String {
     format!(
         "insert into idempotency_keys (tenant_id, route, key, fingerprint, job_id, status, body, \
@@ -315,12 +315,12 @@ fn holding(route: &str, key: &str, from: &str) -> String {
     )
 }
 
-/// Another's uncommitted transaction.
-pub struct Held {
+/// An uncommitted transaction of another session.
+pub struct OpenTransaction {
     connection: PgConnection,
 }
 
-impl Held {
+impl OpenTransaction {
     pub async fn commit(mut self) {
         sqlx::raw_sql("commit").execute(&mut self.connection).await.unwrap();
     }
@@ -331,5 +331,5 @@ impl Held {
 }
 
 fn base_url() -> String {
-    std::env::var("DATABASE_URL").expect("DATABASE_URL names a server to test on; `make test` starts one")
+    std::env::var("DATABASE_URL").expect("DATABASE_URL must name a PostgreSQL to test on; `make test` starts one")
 }

@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 
 use super::{Client, job, until};
 
-/// Clients that submit one job after the other, each under a key of its own, while the test goes on.
+/// Clients in the background. Each submits one job after the other, each job with a new idempotency key.
 pub struct Load {
     clients: Vec<JoinHandle<()>>,
     shared: Arc<Shared>,
@@ -19,30 +19,30 @@ struct Shared {
     tally: Mutex<Tally>,
 }
 
-/// What became of the attempts under load.
+/// The outcomes of all attempts.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
-    /// By status; 0 stands for no answer at all.
+    /// By status; 0: no answer.
     pub answers: BTreeMap<u16, usize>,
-    /// The ids in the 2xx.
+    /// The job ids in 2xx answers.
     pub jobs: Vec<String>,
     pub slowest: Duration,
 }
 
-/// What a client does with an answer that is not 2xx.
+/// What a client does after an answer that is not 2xx.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Persistence {
-    /// Goes on to the next job, so that every failure shows.
-    GivesUp,
-    /// Sends the same again until it is done, as a client should.
-    Retries,
+pub enum OnFailure {
+    /// Continues with the next job, so that every failure is counted.
+    NextJob,
+    /// Retries until the job is accepted, as a client should.
+    Retry,
 }
 
 impl Load {
-    pub fn start(client: &Client, clients: usize, persistence: Persistence) -> Self {
+    pub fn start(client: &Client, clients: usize, on_failure: OnFailure) -> Self {
         let shared =
             Arc::new(Shared { stop: AtomicBool::new(false), next: AtomicU64::new(0), tally: Mutex::default() });
-        let run = |_| tokio::spawn(submit_until_stopped(client.clone(), Arc::clone(&shared), persistence));
+        let run = |_| tokio::spawn(submit_until_stopped(client.clone(), Arc::clone(&shared), on_failure));
         Self { clients: (0..clients).map(run).collect(), shared }
     }
 
@@ -50,7 +50,7 @@ impl Load {
         self.shared.tally.lock().unwrap().clone()
     }
 
-    /// Returns once so many more attempts have been answered with this status.
+    /// Returns once this many more attempts have got this status.
     pub async fn until_more(&self, status: u16, more: usize) {
         let count = || self.shared.tally.lock().unwrap().answers.get(&status).copied().unwrap_or_default();
         let reached = count() + more;
@@ -58,7 +58,7 @@ impl Load {
         until(what, async || (count() >= reached).then_some(())).await;
     }
 
-    /// Lets every client finish what it has begun.
+    /// Lets every client finish its current job.
     pub async fn stop(self) -> Tally {
         self.shared.stop.store(true, Ordering::Relaxed);
         for client in self.clients {
@@ -68,15 +68,15 @@ impl Load {
     }
 }
 
-async fn submit_until_stopped(client: Client, shared: Arc<Shared>, persistence: Persistence) {
+async fn submit_until_stopped(client: Client, shared: Arc<Shared>, on_failure: OnFailure) {
     while !shared.stop.load(Ordering::Relaxed) {
         let n = shared.next.fetch_add(1, Ordering::Relaxed);
-        while !shared.attempt(&client, n).await && persistence == Persistence::Retries {}
+        while !shared.attempt(&client, n).await && on_failure == OnFailure::Retry {}
     }
 }
 
 impl Shared {
-    /// Whether it was answered 2xx.
+    /// Returns whether the answer was 2xx.
     async fn attempt(&self, client: &Client, n: u64) -> bool {
         let began = Instant::now();
         let sent = client.post_jobs(&format!("load-{n}"), job(n)).send().await;
@@ -101,7 +101,7 @@ impl Tally {
         self.answers.get(&201).copied().unwrap_or_default()
     }
 
-    /// Attempts that were not answered 2xx.
+    /// Attempts without a 2xx answer.
     pub fn failed(&self) -> usize {
         self.answers.iter().filter(|(status, _)| ![200, 201].contains(*status)).map(|(_, count)| count).sum()
     }

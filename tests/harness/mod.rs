@@ -1,4 +1,4 @@
-//! What the tests speak: a ledger (a database of its own), servers on it, and answers.
+//! The test harness: ledgers (one database per test), servers, clients and answers.
 
 mod addresses;
 mod answer;
@@ -21,18 +21,18 @@ pub use balancer::Balancer;
 pub use client::Client;
 pub use contract::Contract;
 pub use examples::{Response, key_examples, paths, request_examples, responses};
-pub use ledger::{Held, Ledger};
-pub use load::{Load, Persistence};
+pub use ledger::{Ledger, OpenTransaction};
+pub use load::{Load, OnFailure};
 pub use pooler::Pooler;
 pub use postgres::OwnPostgres;
-pub use proxy::{Proxy, Treatment};
+pub use proxy::{Fault, Proxy};
 pub use raw::RawConnection;
-pub use server::{MEMORY, NO_QUOTAS, QUICK, Server, hapax, hapax_through, run_hapax};
-pub use waiting::{ENOUGH, in_time, until};
+pub use server::{NO_QUOTAS, REPLAY_CACHE_ON, SHORT_DEADLINES, Server, hapax, hapax_through, run_hapax};
+pub use waiting::{HANG_TIMEOUT, in_time, until};
 
 use serde_json::{Value, json};
 
-/// A body that `POST /jobs` takes; `n` tells one from another.
+/// A valid body for `POST /jobs`. `n` makes bodies different.
 pub fn job(n: u64) -> Value {
     json!({ "type": "demo.count", "payload": { "n": n } })
 }

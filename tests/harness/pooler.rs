@@ -7,29 +7,29 @@ use url::Url;
 
 use super::{Ledger, Proxy, Server, free_address, until};
 
-/// A PgBouncer in front of a ledger, killed with the test.
+/// A PgBouncer in front of a ledger. Killed with the test.
 pub struct Pooler {
     child: Child,
-    /// What servers are given.
+    /// The URL for servers.
     pub url: String,
-    /// Between the pooler and PostgreSQL.
+    /// The proxy between the pooler and PostgreSQL.
     pub proxy: Proxy,
     _folder: tempfile::TempDir,
 }
 
 impl Pooler {
-    /// In pool_mode transaction, with as many sessions at the most. Returns once it answers.
-    pub async fn before(ledger: &Ledger, sessions: usize) -> Self {
+    /// In pool_mode transaction, with at most this many sessions. Returns once it answers.
+    pub async fn in_front_of(ledger: &Ledger, sessions: usize) -> Self {
         Self::with(ledger, sessions, "pool_mode = transaction").await
     }
 
-    /// With lines of one's own in its configuration.
+    /// With additional configuration lines.
     pub async fn with(ledger: &Ledger, sessions: usize, lines: &str) -> Self {
         let program = std::env::var("HAPAX_PGBOUNCER").unwrap_or_else(|_| "pgbouncer".to_owned());
-        let (bind, proxy, folder) = (free_address(), Proxy::before(ledger).await, tempfile::tempdir().unwrap());
+        let (bind, proxy, folder) = (free_address(), Proxy::in_front_of(ledger).await, tempfile::tempdir().unwrap());
         let file = folder.path().join("pgbouncer.ini");
         std::fs::write(&file, configuration(ledger, &proxy, bind, sessions, lines)).unwrap();
-        // It refuses to run as root, and takes the other user by itself.
+        // PgBouncer refuses to run as root. With `-u` it switches to another user.
         let user = if rustix::process::getuid().is_root() { &["-u", "nobody"][..] } else { &[] };
         let child = Command::new(program).arg("-q").args(user).arg(file).stderr(Stdio::null()).spawn();
         let child = child.expect("PgBouncer, or HAPAX_PGBOUNCER naming it; `make test` fetches it");
@@ -38,13 +38,13 @@ impl Pooler {
         Self { child, url, proxy, _folder: folder }
     }
 
-    /// A server that is told of the pooler.
+    /// A server that is configured for the pooler.
     pub async fn serve(&self, ledger: &Ledger, settings: &[(&str, &str)]) -> Server {
         let settings = [&[("HAPAX__DATABASE__POOLER", "transaction")], settings].concat();
         Server::start(&self.url, &ledger.token, &settings).await
     }
 
-    /// As another client of it.
+    /// Another client's connection to the pooler.
     pub async fn connect(&self) -> PgConnection {
         let url = self.url.replace("sslmode=disable", "sslmode=disable&application_name=another");
         let options: sqlx::postgres::PgConnectOptions = url.parse().unwrap();

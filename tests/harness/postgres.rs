@@ -6,16 +6,16 @@ use hapax::cli::private_postgres::{Durability, Place, PrivatePostgres};
 
 use super::Ledger;
 
-/// A PostgreSQL that a test may stop and start.
+/// A PostgreSQL of the test's own, which it may stop and start.
 pub struct OwnPostgres {
-    /// For the thread that it was started on, which it does not outlive.
+    /// Commands for the thread that started PostgreSQL. PostgreSQL ends with that thread.
     orders: Sender<Order>,
     pub url: String,
     _folder: tempfile::TempDir,
 }
 
 enum Order {
-    /// `pg_ctl stop -m immediate`: nothing is finished, as in a crash.
+    /// `pg_ctl stop -m immediate`: an abrupt stop, as in a crash.
     StopImmediately(Sender<()>),
     Start(Sender<()>),
 }
@@ -23,7 +23,7 @@ enum Order {
 impl OwnPostgres {
     pub async fn start() -> Self {
         let folder = tempfile::Builder::new().prefix("hapax-").tempdir().unwrap();
-        // As root, PostgreSQL's user must be able to pass.
+        // As root, PostgreSQL's user must be able to enter the folder.
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
         let place = folder.path().to_owned();
         let (orders, received) = channel();

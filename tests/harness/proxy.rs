@@ -12,85 +12,85 @@ use url::Url;
 
 use super::Ledger;
 
-/// What happens to a statement whose parameters hold the marker.
+/// What happens to a statement that contains the marker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Treatment {
-    /// The connection is cut before the database sees it.
+pub enum Fault {
+    /// Cut the connection before the database sees the statement.
     CutBefore,
-    /// The database answers; the answer is thrown away and the connection cut.
+    /// Let the database execute the statement, drop its answer and cut the connection.
     CutAfter,
-    /// The database answers; nothing is ever heard of it, nor of anything after it.
-    Swallow,
+    /// Let the database execute the statement, then drop everything that follows.
+    BlackHole,
 }
 
-/// Stands between a server and its database and does harm, once, where it is told to.
+/// A TCP proxy between a server and its database that injects faults.
 pub struct Proxy {
     address: SocketAddr,
     plan: Arc<Mutex<VecDeque<Plan>>>,
-    swallowing: Arc<AtomicBool>,
+    black_hole: Arc<AtomicBool>,
     /// In milliseconds.
     delay: Arc<AtomicU64>,
 }
 
 struct Plan {
     marker: String,
-    /// How many statements with the marker pass before.
+    /// How many statements with the marker pass first.
     spared: usize,
-    treatment: Treatment,
+    fault: Fault,
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 impl Proxy {
-    pub async fn before(ledger: &Ledger) -> Self {
+    pub async fn in_front_of(ledger: &Ledger) -> Self {
         let options = PgConnectOptions::from_str(&ledger.url).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let plan = Arc::<Mutex<VecDeque<Plan>>>::default();
-        let (swallowing, delay) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-        let (shared, hole, slowness) = (Arc::clone(&plan), Arc::clone(&swallowing), Arc::clone(&delay));
+        let (black_hole, delay) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let (shared, hole, slowness) = (Arc::clone(&plan), Arc::clone(&black_hole), Arc::clone(&delay));
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let database = connect(&options).await;
                 tokio::spawn(pump(client, database, Arc::clone(&shared), Arc::clone(&hole), Arc::clone(&slowness)));
             }
         });
-        Self { address, plan, swallowing, delay }
+        Self { address, plan, black_hole, delay }
     }
 
-    /// Treats the next statement that carries `marker` so; those after it pass.
-    pub fn treat_next(&self, marker: &str, treatment: Treatment) {
-        self.treat_after(0, marker, treatment);
+    /// Applies a fault to the next statement that contains `marker`. Later statements pass.
+    pub fn fail_next(&self, marker: &str, fault: Fault) {
+        self.fail_after(0, marker, fault);
     }
 
-    /// Lets some statements with the marker pass before.
-    pub fn treat_after(&self, spared: usize, marker: &str, treatment: Treatment) {
+    /// The same after `spared` statements with the marker.
+    pub fn fail_after(&self, spared: usize, marker: &str, fault: Fault) {
         *self.plan.lock().unwrap() = VecDeque::new();
-        self.then_after(spared, marker, treatment);
+        self.then_fail_after(spared, marker, fault);
     }
 
-    /// The same, once what was planned before has been done.
-    pub fn then_after(&self, spared: usize, marker: &str, treatment: Treatment) {
-        self.plan.lock().unwrap().push_back(Plan { marker: marker.to_owned(), spared, treatment });
+    /// Adds a fault that follows the ones already planned.
+    pub fn then_fail_after(&self, spared: usize, marker: &str, fault: Fault) {
+        self.plan.lock().unwrap().push_back(Plan { marker: marker.to_owned(), spared, fault });
     }
 
-    /// From now on nothing comes through, in either direction, and nobody is told: a network that drops packets.
-    pub fn swallow_everything(&self) {
-        self.swallowing.store(true, Ordering::Relaxed);
+    /// Drops all packets in both directions from now on, without closing connections.
+    pub fn start_black_hole(&self) {
+        self.black_hole.store(true, Ordering::Relaxed);
     }
 
-    /// New connections come through again.
-    pub fn pass_everything(&self) {
-        self.swallowing.store(false, Ordering::Relaxed);
+    /// Lets new connections through again.
+    pub fn end_black_hole(&self) {
+        self.black_hole.store(false, Ordering::Relaxed);
     }
 
-    /// From now on every answer takes so much longer, as over a link that is slow.
+    /// Delays every answer, as a slow network would.
     pub fn delay_answers(&self, by: Duration) {
         self.delay.store(by.as_millis().try_into().unwrap(), Ordering::Relaxed);
     }
 
-    /// Whether the plan has been carried out.
+    /// Whether all planned faults have occurred.
     pub fn is_done(&self) -> bool {
         self.plan.lock().unwrap().is_empty()
     }
@@ -120,7 +120,7 @@ async fn pump(
     mut client: TcpStream,
     mut database: Box<dyn Stream>,
     plan: Arc<Mutex<VecDeque<Plan>>>,
-    swallowing: Arc<AtomicBool>,
+    black_hole: Arc<AtomicBool>,
     delay: Arc<AtomicU64>,
 ) {
     let (mut asked, mut answered) = (vec![0; 65536], vec![0; 65536]);
@@ -128,24 +128,24 @@ async fn pump(
         tokio::select! {
             read = client.read(&mut asked) => {
                 let Ok(length @ 1..) = read else { return };
-                if swallowing.load(Ordering::Relaxed) {
+                if black_hole.load(Ordering::Relaxed) {
                     while let Ok(1..) = client.read(&mut asked).await {}
                     return;
                 }
                 let due = take_if_marked(&plan, &asked[..length]);
-                if due == Some(Treatment::CutBefore) {
+                if due == Some(Fault::CutBefore) {
                     return;
                 }
                 if database.write_all(&asked[..length]).await.is_err() {
                     return;
                 }
                 match due {
-                    None | Some(Treatment::CutBefore) => {}
-                    Some(Treatment::CutAfter) => {
+                    None | Some(Fault::CutBefore) => {}
+                    Some(Fault::CutAfter) => {
                         let _answer = database.read(&mut answered).await;
                         return;
                     }
-                    Some(Treatment::Swallow) => {
+                    Some(Fault::BlackHole) => {
                         while let Ok(1..) = client.read(&mut asked).await {}
                         return;
                     }
@@ -162,7 +162,7 @@ async fn pump(
     }
 }
 
-fn take_if_marked(plan: &Mutex<VecDeque<Plan>>, bytes: &[u8]) -> Option<Treatment> {
+fn take_if_marked(plan: &Mutex<VecDeque<Plan>>, bytes: &[u8]) -> Option<Fault> {
     let mut plan = plan.lock().unwrap();
     let current = plan.front_mut()?;
     if !bytes.windows(current.marker.len()).any(|window| window == current.marker.as_bytes()) {
@@ -172,5 +172,5 @@ fn take_if_marked(plan: &Mutex<VecDeque<Plan>>, bytes: &[u8]) -> Option<Treatmen
         current.spared -= 1;
         return None;
     }
-    plan.pop_front().map(|plan| plan.treatment)
+    plan.pop_front().map(|plan| plan.fault)
 }

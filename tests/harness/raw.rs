@@ -7,7 +7,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use super::{Answer, in_time};
 
-/// HTTP/1.1 to the letter: what is written is what is sent.
+/// An HTTP/1.1 connection that sends exactly the bytes that are written.
 pub struct RawConnection {
     stream: TcpStream,
     token: String,
@@ -25,7 +25,7 @@ impl RawConnection {
         }
     }
 
-    /// `POST /jobs` with these header lines and this body; the token and the host go with it.
+    /// `POST /jobs` with these header lines and this body. Adds the host and the token.
     pub async fn post_jobs(&mut self, headers: &[&[u8]], body: &[u8]) -> Answer {
         self.write_head("POST /jobs", headers).await;
         self.write(body).await;
@@ -44,11 +44,11 @@ impl RawConnection {
     }
 
     pub async fn write(&mut self, bytes: &[u8]) {
-        // A server that has answered already may have closed its side.
+        // A server that has already answered may have closed its side.
         let _closed = self.stream.write_all(bytes).await;
     }
 
-    /// Writes as much as is taken without waiting for the server to take more.
+    /// Writes as much as the socket accepts without waiting.
     pub async fn write_some(&mut self, mut bytes: &[u8]) {
         self.stream.writable().await.unwrap();
         while !bytes.is_empty()
@@ -58,23 +58,23 @@ impl RawConnection {
         }
     }
 
-    /// Has these bytes written while answers are read: either side may have to wait for the other.
+    /// Writes these bytes while answers are read, because either side may have to wait for the other.
     pub fn write_while_reading(&mut self, bytes: Vec<u8>) {
         self.unwritten = bytes;
     }
 
-    /// Reads one answer with a Content-Length.
+    /// Reads an answer with a Content-Length.
     pub async fn answer(&mut self) -> Answer {
         in_time("an answer", self.read_answer()).await
     }
 
-    /// Reads one answer to HEAD, whose Content-Length is that of a body that does not come.
+    /// Reads an answer to HEAD, whose Content-Length announces a body that is not sent.
     pub async fn answer_to_head(&mut self) -> Answer {
         let (status, headers) = in_time("an answer", self.read_head()).await;
         Answer { status, headers, body: Bytes::new() }
     }
 
-    /// A client that takes little at a time: its system holds no more than a few kilobytes that it has not read.
+    /// A connection with a small receive buffer, for a client that reads slowly.
     pub async fn open_with_small_buffer(address: SocketAddr, token: &str) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
@@ -86,12 +86,12 @@ impl RawConnection {
         }
     }
 
-    /// Whether the server has reset the connection, even if there are bytes to read before that.
+    /// Whether the server has reset the connection, even if there are unread bytes.
     pub fn is_reset(&self) -> bool {
         self.stream.take_error().unwrap().is_some()
     }
 
-    /// Reads until the server closes the connection, and says how many bytes came before that.
+    /// Reads until the server closes the connection. Returns the number of bytes.
     pub async fn until_closed(&mut self) -> usize {
         let mut bytes = self.unread.len();
         let reading = async {

@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::{Answer, Client, ENOUGH, until};
+use super::{Answer, Client, HANG_TIMEOUT, until};
 
-/// For tests that send more than one caller should, which is not what they are about.
+/// For tests that send more than the quotas allow.
 pub const NO_QUOTAS: [(&str, &str); 3] = [
     ("HAPAX__QUOTA__REQUESTS_PER_SECOND", "0"),
     ("HAPAX__QUOTA__CREATIONS_PER_SECOND", "0"),
@@ -19,12 +19,11 @@ pub const NO_QUOTAS: [(&str, &str); 3] = [
 
 const REPLAY_CACHE: &str = "HAPAX__IDEMPOTENCY__REPLAY_CACHE_BYTES";
 
-/// For tests of what a replica remembers.
-pub const MEMORY: [(&str, &str); 1] = [(REPLAY_CACHE, "1000000")];
+/// For tests of the replay cache.
+pub const REPLAY_CACHE_ON: [(&str, &str); 1] = [(REPLAY_CACHE, "1000000")];
 
-/// What every server of a test has, unless the test says otherwise: deadlines that no request runs into, however slow the
-/// machine is.
-const UNHURRIED: [(&str, &str); 8] = [
+/// The default for all tests: deadlines that no request reaches, even on a slow machine.
+const LONG_DEADLINES: [(&str, &str); 8] = [
     ("HAPAX__SERVER__BODY_DEADLINE", "10m"),
     ("HAPAX__SERVER__WRITE_DEADLINE", "10m"),
     ("HAPAX__SERVER__REQUEST_DEADLINE", "10m"),
@@ -35,8 +34,8 @@ const UNHURRIED: [(&str, &str); 8] = [
     ("HAPAX__INTAKE__LOCK_WAIT", "8m"),
 ];
 
-/// Deadlines for tests that run into them: an attempt is given up after one and a half seconds, a request after two.
-pub const QUICK: [(&str, &str); 6] = [
+/// For tests that reach deadlines: 1.5 s for an attempt, 2 s for a request.
+pub const SHORT_DEADLINES: [(&str, &str); 6] = [
     ("HAPAX__SERVER__REQUEST_DEADLINE", "2s"),
     ("HAPAX__DATABASE__STATEMENT_TIMEOUT", "1s"),
     ("HAPAX__INTAKE__LOCK_WAIT", "500ms"),
@@ -45,7 +44,7 @@ pub const QUICK: [(&str, &str); 6] = [
     ("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "1s"),
 ];
 
-/// A `hapax` process that serves, killed with the test.
+/// A `hapax serve` process. Killed with the test.
 pub struct Server {
     child: Child,
     client: Client,
@@ -60,10 +59,10 @@ impl Server {
     }
 
     pub async fn start_at(address: SocketAddr, url: &str, token: &str, settings: &[(&str, &str)]) -> Self {
-        Self::start_with_default_deadlines(address, url, token, &[&UNHURRIED, settings].concat()).await
+        Self::start_with_default_deadlines(address, url, token, &[&LONG_DEADLINES, settings].concat()).await
     }
 
-    /// For a program that shows what the service's own deadlines do.
+    /// With the service's default deadlines, for programs that demonstrate them.
     pub async fn start_with_default_deadlines(
         address: SocketAddr,
         url: &str,
@@ -74,19 +73,19 @@ impl Server {
         command.args(["serve", "--bind", &address.to_string()]).env("DATABASE_URL", url);
         command.env("HAPAX__DATABASE__ALLOW_LOSING_ACKNOWLEDGED_JOBS", "true");
         command.env("HAPAX__METRICS__BIND", "127.0.0.1:0").env("HAPAX__SERVER__DRAIN_DELAY", "0s");
-        // What a test is answered is what is stored, unless it is about what is remembered.
+        // Without the replay cache, so that answers come from the database, unless a test enables it.
         command.env(REPLAY_CACHE, "0");
         command.envs(settings.iter().copied());
         Self::spawn(command, token).await
     }
 
-    /// Starts a command that serves, and returns when it does.
+    /// Starts a command that serves. Returns once it serves.
     pub async fn spawn(mut command: Command, token: &str) -> Self {
         command.env("HAPAX__SERVER__WORKERS", "1");
         Self::spawn_with_defaults(command, token).await
     }
 
-    /// The same, but with as many workers as the machine has cores.
+    /// The same with one worker per core.
     pub async fn spawn_with_defaults(mut command: Command, token: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         command.current_dir(folder.path()).env("HAPAX__LOG__FORMAT", "json");
@@ -102,19 +101,20 @@ impl Server {
                 collected.lock().unwrap().push(line);
             }
         });
-        let serving = tokio::task::spawn_blocking(move || told.recv_timeout(ENOUGH));
-        let serving = serving.await.unwrap().unwrap_or_else(|_| panic!("it does not serve: {:?}", log.lock().unwrap()));
+        let serving = tokio::task::spawn_blocking(move || told.recv_timeout(HANG_TIMEOUT));
+        let serving =
+            serving.await.unwrap().unwrap_or_else(|_| panic!("the server did not start: {:?}", log.lock().unwrap()));
         let address = |name: &str| serving[name].as_str().unwrap().parse().unwrap();
         Self { child, client: Client::new(address("api"), token), operations: address("metrics"), log, _folder: folder }
     }
 
-    /// The same process, called with a token that it made itself.
+    /// The same process, called with another token.
     pub fn with_token(mut self, token: &str) -> Self {
         self.client = self.client.as_caller(token);
         self
     }
 
-    /// The value of one metric, labels as Prometheus shows them; 0 if it has not been counted yet.
+    /// The value of a metric, with labels as in Prometheus' text; 0 if it does not exist yet.
     pub async fn metric(&self, name: &str) -> f64 {
         let text = self.metrics_text().await;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -126,18 +126,18 @@ impl Server {
         until(format!("{name} reaches {reached}"), async || (self.metric(name).await >= reached).then_some(())).await;
     }
 
-    /// Returns once a metric has a value.
+    /// Returns once a metric has exactly this value.
     pub async fn until_metric_is(&self, name: &str, value: f64) {
         until(format!("{name} is {value}"), async || (self.metric(name).await == value).then_some(())).await;
     }
 
-    /// The memory that the process holds.
+    /// The resident memory of the process.
     pub fn resident_bytes(&self) -> usize {
         let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.child.id())).unwrap();
         statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * rustix::param::page_size()
     }
 
-    /// Asks until it is answered so.
+    /// Polls a path until it returns this status.
     pub async fn until_status(&self, path: &str, status: u16) -> Answer {
         until(format!("{path} answers {status}"), async || {
             let answer = self.client.get(path).await;
@@ -146,7 +146,7 @@ impl Server {
         .await
     }
 
-    /// The server as operators reach it.
+    /// A client for the operations address.
     pub fn operations(&self) -> Client {
         self.client.at(self.operations)
     }
@@ -155,7 +155,7 @@ impl Server {
         reqwest::get(format!("http://{}/metrics", self.operations)).await.unwrap().text().await.unwrap()
     }
 
-    /// The log lines so far, up to and including that of this request.
+    /// The log lines up to and including the one of this request.
     pub async fn log_until(&self, request_id: &str) -> Vec<Value> {
         let written = || {
             let lines = self.log.lock().unwrap();
@@ -166,19 +166,19 @@ impl Server {
         until(format!("the log has request {request_id}"), async || written()).await
     }
 
-    /// The warnings and errors that requests have logged as their own, up to this one.
+    /// The warnings and errors of all requests up to this one.
     pub async fn warnings_of_requests(&self, last: &Answer) -> Vec<Value> {
         let mut lines = self.log_until(last.header("x-request-id")).await;
         lines.retain(|line| line["level"] != "INFO" && line["span"]["request_id"].is_string());
         lines
     }
 
-    /// Returns once a line with these words has been written.
+    /// Returns once the log contains these words.
     pub async fn until_logged(&self, words: &str) {
         until(format!("the log says: {words}"), async || self.log_text().contains(words).then_some(())).await;
     }
 
-    /// Asks until it is not ready for this reason. On a busy machine it may first be for another.
+    /// Polls `/readyz` until it fails for this reason. On a busy machine it may first fail for another.
     pub async fn until_not_ready(&self, reason: &str) -> Answer {
         until(format!("not ready: {reason}"), async || {
             let answer = self.client.get("/readyz").await;
@@ -187,7 +187,7 @@ impl Server {
         .await
     }
 
-    /// All that was written so far, to the letter.
+    /// The raw log so far.
     pub fn log_text(&self) -> String {
         self.log.lock().unwrap().join("\n")
     }
@@ -204,7 +204,7 @@ impl Server {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// Waits for the process to end and says whether it ended well.
+    /// Waits for the process to end. Returns whether it succeeded.
     pub async fn ended(mut self) -> bool {
         tokio::task::spawn_blocking(move || self.child.wait().unwrap().success()).await.unwrap()
     }
@@ -223,13 +223,14 @@ impl Drop for Server {
         let _gone = self.child.kill();
         let _gone = self.child.wait();
         if !std::thread::panicking() {
-            self.log.lock().unwrap().iter().for_each(|line| has_each_member_once(line));
+            self.log.lock().unwrap().iter().for_each(|line| assert_no_repeated_member(line));
         }
     }
 }
 
-/// A log line that gives a member twice means different things to different readers. `serde_json` takes it.
-fn has_each_member_once(line: &str) {
+/// Asserts that no member is repeated in a log line, because readers differ in which one they use. `serde_json` accepts
+/// them.
+fn assert_no_repeated_member(line: &str) {
     fn check(value: hapax::json::Value<'_, '_>, line: &str) {
         let mut names = std::collections::HashSet::new();
         for (name, value) in value.members() {
@@ -238,7 +239,7 @@ fn has_each_member_once(line: &str) {
         }
         value.elements().for_each(|element| check(element, line));
     }
-    // The last line may have been cut off by the kill.
+    // The kill may have cut off the last line.
     if let Ok(document) = hapax::json::Document::parse(line.as_bytes()) {
         check(document.root(), line);
     }
@@ -252,17 +253,17 @@ pub async fn run_hapax(arguments: &[&str], environment: &[(&str, &str)]) -> Outp
     tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
 }
 
-/// The binary, with nothing of the tester's own settings.
+/// The binary, without the environment of the person who tests.
 pub fn hapax() -> Command {
-    // `make demo` shows the release.
+    // `make demo` uses the release binary.
     let named = std::env::var("HAPAX_BINARY");
     hapax_through(named.as_deref().unwrap_or(env!("CARGO_BIN_EXE_hapax")))
 }
 
-/// A program that will run the binary, likewise.
+/// A program that runs the binary, also without that environment.
 pub fn hapax_through(program: &str) -> Command {
     let mut command = Command::new(program);
-    // But where PostgreSQL's programs are is the machine's business.
+    // The location of PostgreSQL's programs depends on the machine.
     let kept = ["PATH", "HAPAX_POSTGRES_BIN"].map(|name| (name, std::env::var_os(name).unwrap_or_default()));
     command.env_clear().envs(kept);
     command

@@ -9,19 +9,19 @@ use tokio::sync::Barrier;
 use tokio::time::{sleep, timeout};
 
 use crate::Row;
-use crate::field::Field;
 use crate::memory::Memory;
 use crate::neighbour::{self, Call, statuses};
+use crate::target::Target;
 
-/// `POST /jobs` without a token whose chunked body stops in its first chunk.
-pub async fn chunked(field: &Field) -> Row {
+/// `POST /jobs` without a token, with a chunked body that stops in its first chunk.
+pub async fn chunked(target: &Target) -> Row {
     const OPEN_AFTER: Duration = Duration::from_secs(15);
-    let count = field.count(50, 10);
+    let count = target.count(50, 10);
     let head = "POST /jobs HTTP/1.1\r\nhost: siege\r\ncontent-type: application/json\r\nidempotency-key: k\r\n\
                 transfer-encoding: chunked\r\n\r\n32\r\nabc";
     let mut connections = Vec::new();
     for _ in 0..count {
-        let address = field.server.address;
+        let address = target.server.address;
         connections.push(tokio::spawn(async move {
             let mut stream = TcpStream::connect(address).await.unwrap();
             stream.write_all(head.as_bytes()).await.unwrap();
@@ -43,18 +43,18 @@ pub async fn chunked(field: &Field) -> Row {
     }
 }
 
-/// Batches of 1000 lines of 16 kB. Each is sent but for its last byte, and ended when all are there or 6 s are over.
-pub async fn large_batches(field: &Field) -> Row {
+/// Batches of 1000 lines of 16 kB. Each sends all but its last byte, waits for the others (at most 6 s), then ends.
+pub async fn large_batches(target: &Target) -> Row {
     const AFTER: Duration = Duration::from_secs(10);
-    let count = field.count(46, 6);
-    let before = neighbour::before(&field.neighbour, &Call::SmallPost).await;
-    let memory = Memory::of(field.server.process());
-    let all_are_there = Arc::new(Barrier::new(count));
+    let count = target.count(46, 6);
+    let before = neighbour::before(&target.neighbour, &Call::SmallPost).await;
+    let memory = Memory::of(target.server.process());
+    let all_arrived = Arc::new(Barrier::new(count));
     let attack = async {
         let batches: Vec<_> = (0..count)
             .map(|n| {
-                let token = field.ledger.token.clone();
-                tokio::spawn(send_batch(field.server.address, token, n, Arc::clone(&all_are_there)))
+                let token = target.ledger.token.clone();
+                tokio::spawn(send_batch(target.server.address, token, n, Arc::clone(&all_arrived)))
             })
             .collect();
         let mut answers = BTreeMap::new();
@@ -63,7 +63,7 @@ pub async fn large_batches(field: &Field) -> Row {
         }
         answers
     };
-    let (during, answers) = neighbour::during(&field.neighbour, &Call::SmallPost, attack).await;
+    let (during, answers) = neighbour::during(&target.neighbour, &Call::SmallPost, attack).await;
     let growth = memory.growth();
     sleep(AFTER).await;
     Row {
@@ -81,11 +81,11 @@ pub async fn large_batches(field: &Field) -> Row {
 
 const LINES: usize = 1000;
 const PAYLOAD_BYTES: usize = 16_000;
-const ALL_ARE_THERE: Duration = Duration::from_secs(6);
+const ALL_ARRIVED_WITHIN: Duration = Duration::from_secs(6);
 const ANSWERED: Duration = Duration::from_secs(40);
 
-/// The status of its answer, or 0.
-async fn send_batch(address: SocketAddr, token: String, number: usize, all_are_there: Arc<Barrier>) -> u16 {
+/// The status of the answer, or 0.
+async fn send_batch(address: SocketAddr, token: String, number: usize, all_arrived: Arc<Barrier>) -> u16 {
     let payload = "x".repeat(PAYLOAD_BYTES);
     let line = move |n: usize| {
         format!("{{\"idempotency_key\":\"{number:04}-{n:04}\",\"job\":{{\"type\":\"t\",\"payload\":\"{payload}\"}}}}\n")
@@ -104,21 +104,21 @@ async fn send_batch(address: SocketAddr, token: String, number: usize, all_are_t
         }
         let last = line(LINES - 1);
         to.write_all(&last.as_bytes()[..last.len() - 1]).await?;
-        let _not_all = timeout(ALL_ARE_THERE, all_are_there.wait()).await;
+        let _not_all = timeout(ALL_ARRIVED_WITHIN, all_arrived.wait()).await;
         to.write_all(b"\n").await?;
-        // Kept open until the answer has come.
+        // Keeps the connection open until the answer has come.
         Ok::<_, std::io::Error>(to)
     };
     let writing = tokio::spawn(write);
     let status = timeout(ANSWERED, read_status(&mut from)).await.unwrap_or(0);
-    // The rest of the answer, as long as it comes.
+    // Reads the rest of the answer.
     let mut rest = vec![0; 65536];
     while let Ok(Ok(1..)) = timeout(Duration::from_secs(5), from.read(&mut rest)).await {}
     writing.abort();
     status
 }
 
-/// The status of the answer that comes, or 0.
+/// The status of the next answer, or 0.
 pub async fn read_status(stream: &mut (impl AsyncRead + Unpin)) -> u16 {
     let (mut answer, mut part) = (Vec::new(), vec![0; 4096]);
     while answer.len() < 16 {

@@ -4,16 +4,16 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::Row;
-use crate::field::Field;
 use crate::neighbour::{self, Call, Sample, statuses};
+use crate::target::Target;
 
-const LASTS: Duration = Duration::from_secs(5);
+const DURATION: Duration = Duration::from_secs(5);
 const CLIENTS: usize = 4;
 /// 1000 lines in 2 kB.
 const LINES: usize = 1000;
 const LOST: &str = "hapax_log_lines_lost_total";
 
-/// What one client sent and was answered.
+/// What one client sent and received.
 #[derive(Default)]
 struct Sent {
     answers: BTreeMap<u16, usize>,
@@ -21,14 +21,14 @@ struct Sent {
     answered_bytes: usize,
 }
 
-/// Batches of lines that are no items.
-pub async fn lines(field: &Field) -> Row {
-    let before = neighbour::before(&field.neighbour, &Call::SmallPost).await;
-    quiet(field).await;
-    let (lines_before, lost_before) = (lines_of(field), field.server.metric(LOST).await);
+/// Batches of invalid lines.
+pub async fn lines(target: &Target) -> Row {
+    let before = neighbour::before(&target.neighbour, &Call::SmallPost).await;
+    quiet(target).await;
+    let (lines_before, lost_before) = (lines_of(target), target.server.metric(LOST).await);
     let attack = async {
-        let until = Instant::now() + LASTS;
-        let clients: Vec<_> = (0..CLIENTS).map(|_| tokio::spawn(send((*field.server).clone(), until))).collect();
+        let until = Instant::now() + DURATION;
+        let clients: Vec<_> = (0..CLIENTS).map(|_| tokio::spawn(send((*target.server).clone(), until))).collect();
         let mut all = Sent::default();
         for client in clients {
             let sent = client.await.unwrap();
@@ -40,14 +40,14 @@ pub async fn lines(field: &Field) -> Row {
         }
         all
     };
-    let (during, sent) = neighbour::during(&field.neighbour, &Call::SmallPost, attack).await;
-    quiet(field).await;
-    let (written, lost) = (lines_of(field) - lines_before, field.server.metric(LOST).await - lost_before);
+    let (during, sent) = neighbour::during(&target.neighbour, &Call::SmallPost, attack).await;
+    quiet(target).await;
+    let (written, lost) = (lines_of(target) - lines_before, target.server.metric(LOST).await - lost_before);
     Row {
-        attack: format!("{CLIENTS} clients, {} s", LASTS.as_secs()),
+        attack: format!("{CLIENTS} clients, {} s", DURATION.as_secs()),
         result: format!(
             "{written} log lines written, {lost:.0} lost, {} of the neighbour's; {:.1} bytes answered per byte sent; batches: {}",
-            missing(field, &during),
+            missing(target, &during),
             sent.answered_bytes as f64 / sent.sent_bytes.max(1) as f64,
             statuses(&sent.answers)
         ),
@@ -77,25 +77,25 @@ async fn send(client: crate::harness::Client, until: Instant) -> Sent {
     sent
 }
 
-fn lines_of(field: &Field) -> usize {
-    field.server.log_text().lines().count()
+fn lines_of(target: &Target) -> usize {
+    target.server.log_text().lines().count()
 }
 
-/// Returns once nothing more is written to the log.
-async fn quiet(field: &Field) {
+/// Returns once the log stops growing.
+async fn quiet(target: &Target) {
     const QUIET: Duration = Duration::from_secs(1);
     loop {
-        let lines = lines_of(field);
+        let lines = lines_of(target);
         sleep(QUIET).await;
-        if lines_of(field) == lines {
+        if lines_of(target) == lines {
             return;
         }
     }
 }
 
-/// How many of these requests have no line in the log.
-fn missing(field: &Field, sample: &Sample) -> String {
-    let log = field.server.log_text();
+/// How many of these requests have no log line.
+fn missing(target: &Target, sample: &Sample) -> String {
+    let log = target.server.log_text();
     let logged: HashSet<&str> = log.lines().filter_map(request_id).collect();
     let missing = sample.request_ids.iter().filter(|id| !logged.contains(id.as_str())).count();
     format!("{missing} of {}", sample.request_ids.len())

@@ -1,7 +1,7 @@
-//! `make siege`: attacks by one caller on the service, each bounded in count and in time, over loopback. For each it
-//! measures what the attack takes from the service and from another tenant, before and during the attack.
+//! `make siege`: attacks by one client, bounded in number and time, over loopback. Measures what each attack costs the
+//! service and another tenant, before and during the attack.
 //!
-//! Servers run with the defaults of `hapax serve`, on a PostgreSQL that writes to the disk.
+//! Servers run with the defaults of `hapax serve`, on a durable PostgreSQL.
 
 #![expect(clippy::unwrap_used, reason = "a siege that cannot go on has failed")]
 
@@ -11,25 +11,25 @@ mod harness;
 
 mod bodies;
 mod fairness;
-mod field;
 mod logs;
 mod memory;
 mod neighbour;
 mod readers;
+mod target;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use field::{Field, Size};
 use harness::OwnPostgres;
+use target::{Size, Target};
 
-/// One line of the table.
+/// A row of the printed table.
 pub struct Row {
     /// What was sent.
     pub attack: String,
-    /// What came of it.
+    /// The outcome.
     pub result: String,
-    /// The other tenant before the attack, and during it.
+    /// The other tenant's figures before and during the attack.
     pub neighbour: Option<[String; 2]>,
 }
 
@@ -44,7 +44,7 @@ const ATTACKS: [(&str, &str); 9] = [
     ("taken-keys", "small batches whose keys stand for jobs of 1 MB"),
     ("log-lines", "batches of invalid lines"),
 ];
-/// Longer than any attack lasts; only a defect takes as long.
+/// Longer than any attack lasts unless there is a defect.
 const ATTACK_ENDS: Duration = Duration::from_secs(180);
 
 #[tokio::main]
@@ -58,7 +58,7 @@ async fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let size = if flags.is_empty() { Size::Full } else { Size::Small };
-    let descriptors = field::raise_descriptor_limit();
+    let descriptors = target::raise_descriptor_limit();
     let postgres = OwnPostgres::start().await;
     println!("{descriptors} file descriptors, {} cores", std::thread::available_parallelism().unwrap());
     println!("\n| attack | result | neighbour before | neighbour during |\n|---|---|---|---|");
@@ -78,17 +78,17 @@ async fn main() -> ExitCode {
 }
 
 async fn attack(name: &str, postgres: &OwnPostgres, size: Size) -> Vec<Row> {
-    let field = Field::prepare(postgres, size).await;
+    let target = Target::prepare(postgres, size).await;
     match name {
-        "slow-readers" => vec![readers::slow(&field).await],
-        "chunked-bodies" => vec![bodies::chunked(&field).await],
-        "large-batches" => vec![bodies::large_batches(&field).await],
-        "unknown-tokens" => fairness::unknown_tokens(&field).await,
-        "queues" => fairness::queues(&field).await,
-        "parsing" => vec![fairness::parsing(&field).await],
-        "empty-lines" => vec![fairness::empty_lines(&field).await],
-        "taken-keys" => vec![fairness::taken_keys(&field).await],
-        _ => vec![logs::lines(&field).await],
+        "slow-readers" => vec![readers::slow(&target).await],
+        "chunked-bodies" => vec![bodies::chunked(&target).await],
+        "large-batches" => vec![bodies::large_batches(&target).await],
+        "unknown-tokens" => fairness::unknown_tokens(&target).await,
+        "queues" => fairness::queues(&target).await,
+        "parsing" => vec![fairness::parsing(&target).await],
+        "empty-lines" => vec![fairness::empty_lines(&target).await],
+        "taken-keys" => vec![fairness::taken_keys(&target).await],
+        _ => vec![logs::lines(&target).await],
     }
 }
 

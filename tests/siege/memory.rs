@@ -3,7 +3,7 @@ use std::fs;
 
 use rustix::process::Pid;
 
-/// The resident memory of a process, as Linux tells it.
+/// The resident memory of a process, as reported by Linux.
 pub struct Memory {
     process: Pid,
     before: Mebibytes,
@@ -13,9 +13,9 @@ pub struct Memory {
 pub struct Mebibytes(f64);
 
 impl Memory {
-    /// From now on, the peak is that of what follows.
+    /// Starts a new measurement of the peak.
     pub fn of(process: Pid) -> Self {
-        // "5" sets the peak back to the present size; see proc_pid_clear_refs(5).
+        // "5" resets the peak to the current size; see proc_pid_clear_refs(5).
         fs::write(path(process, "clear_refs"), "5").unwrap();
         Self { process, before: read(process, "VmRSS:") }
     }
@@ -24,12 +24,12 @@ impl Memory {
         self.before
     }
 
-    /// How much more it had at its peak.
+    /// Growth at the peak.
     pub fn growth(&self) -> Mebibytes {
         Mebibytes(read(self.process, "VmHWM:").0 - self.before.0)
     }
 
-    /// How much more it has now.
+    /// Growth now.
     pub fn kept(&self) -> Mebibytes {
         Mebibytes(read(self.process, "VmRSS:").0 - self.before.0)
     }
@@ -40,7 +40,7 @@ fn path(process: Pid, name: &str) -> String {
 }
 
 fn read(process: Pid, name: &str) -> Mebibytes {
-    // A process that was killed has none.
+    // A killed process has no status file.
     let status = fs::read_to_string(path(process, "status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(name));
     let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());

@@ -8,14 +8,14 @@ use tokio::time::sleep;
 
 use crate::harness::{Client, job};
 
-/// What the neighbour asks for, again and again.
+/// The request that the neighbour repeats.
 #[derive(Clone)]
 pub enum Call {
     SmallPost,
     Get(String),
 }
 
-/// The neighbour's requests while something else goes on: a few clients that pause between two requests.
+/// The neighbour's requests during an attack: a few clients that pause between requests.
 pub struct Requests {
     clients: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
@@ -24,7 +24,7 @@ pub struct Requests {
 
 #[derive(Clone, Default)]
 pub struct Sample {
-    /// By status; 0 stands for no answer at all.
+    /// By status; 0: no answer.
     answers: BTreeMap<u16, usize>,
     latencies: Vec<Duration>,
     pub request_ids: Vec<String>,
@@ -33,9 +33,9 @@ pub struct Sample {
 const CLIENTS: usize = 16;
 /// Far below every quota.
 const PAUSE: Duration = Duration::from_millis(30);
-/// No answer after this is no answer.
-const GIVEN_UP: Duration = Duration::from_secs(15);
-/// For how long the neighbour is measured before an attack.
+/// Timeout of a request.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long the neighbour is measured before an attack.
 const BEFORE: Duration = Duration::from_secs(3);
 
 impl Requests {
@@ -53,7 +53,7 @@ impl Requests {
         Self { clients: (0..CLIENTS).map(run).collect(), stop: Arc::clone(&stop), sample: Arc::clone(&sample) }
     }
 
-    /// Lets every client finish the request that it has begun.
+    /// Lets every client finish its current request.
     pub async fn stop(self) -> Sample {
         self.stop.store(true, Ordering::Relaxed);
         for client in self.clients {
@@ -63,12 +63,12 @@ impl Requests {
     }
 }
 
-/// The neighbour alone.
+/// Measures the neighbour without an attack.
 pub async fn before(client: &Client, call: &Call) -> Sample {
     during(client, call, sleep(BEFORE)).await.0
 }
 
-/// The neighbour while something else goes on.
+/// Measures the neighbour during an attack.
 pub async fn during<T>(client: &Client, call: &Call, attack: impl Future<Output = T>) -> (Sample, T) {
     let requests = Requests::start(client, call);
     let result = attack.await;
@@ -86,7 +86,7 @@ async fn send(client: &Client, call: &Call, sample: &Mutex<Sample>) {
     };
     let began = Instant::now();
     let answered = async {
-        let response = request.timeout(GIVEN_UP).send().await.ok()?;
+        let response = request.timeout(ANSWER_TIMEOUT).send().await.ok()?;
         let id = response.headers().get("x-request-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
         let status = response.status().as_u16();
         response.bytes().await.ok()?;
@@ -117,7 +117,7 @@ impl Sample {
     }
 }
 
-/// Answers by status, in words.
+/// Answers by status, as text.
 pub fn statuses(answers: &BTreeMap<u16, usize>) -> String {
     let word = |(status, count): (&u16, &usize)| match status {
         0 => format!("{count} × no answer"),

@@ -7,27 +7,27 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::Row;
-use crate::field::Field;
 use crate::memory::Memory;
+use crate::target::Target;
 
 const LARGE_FILE: &str = "/docs/swagger-ui-bundle.js";
-/// Longer than the server waits for a client that accepts no byte.
+/// Longer than the server's write deadline.
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(40);
 const READ_INTERVAL: Duration = Duration::from_millis(500);
-/// So small that almost everything stays with the server.
+/// Small, so that almost all of the answer stays on the server.
 const RECEIVE_BUFFER: usize = 4096;
-/// As on a network. On loopback a segment has 64 KiB, and so Linux takes a whole file into the socket's own buffer.
+/// As on a real network. On loopback a segment has 64 KiB, so Linux would take a whole file into the socket's buffer.
 const SEGMENT: u32 = 1400;
 
-/// Half of the connections read a byte now and then, half read nothing.
-pub async fn slow(field: &Field) -> Row {
-    let count = field.count(1000, 50);
-    let _warm_up = field.server.request("GET", LARGE_FILE).send().await.unwrap().bytes().await;
-    let memory = Memory::of(field.server.process());
+/// Half of the connections read a byte now and then, the other half reads nothing.
+pub async fn slow(target: &Target) -> Row {
+    let count = target.count(1000, 50);
+    let _warm_up = target.server.request("GET", LARGE_FILE).send().await.unwrap().bytes().await;
+    let memory = Memory::of(target.server.process());
     let until = Instant::now() + GIVEN_UP_AFTER;
     let mut readers = Vec::new();
     for n in 0..count {
-        readers.push(tokio::spawn(read(field.server.address, n % 2 == 0, until)));
+        readers.push(tokio::spawn(read(target.server.address, n % 2 == 0, until)));
     }
     let mut open = [0, 0];
     for (n, reader) in readers.into_iter().enumerate() {
@@ -64,7 +64,7 @@ async fn read(address: SocketAddr, reads: bool, until: Instant) -> bool {
     if tokio::time::timeout_at(until, reading).await.is_ok() {
         return false;
     }
-    // Bytes are waiting; whether the server has closed its side besides is in the same event.
+    // There are unread bytes. The same event says whether the server has closed its side.
     let ready = timeout(Duration::from_secs(1), stream.ready(Interest::READABLE | Interest::ERROR)).await;
     !matches!(ready, Ok(Ok(ready)) if ready.is_read_closed() || ready.is_error())
 }

@@ -1,13 +1,13 @@
-//! Answers that depend on how a server is set up, or on what happens around it.
+//! Answers that depend on a server's configuration or on failures around it.
 
 use hapax::access::Scope;
 use rustix::process::Signal;
 
 use super::examples::Answers;
 use super::operations::{READS_OF_A_TENANT, WRITES, no_job, wholes};
-use crate::harness::{Answer, Ledger, OwnPostgres, Proxy, QUICK, Treatment, job};
+use crate::harness::{Answer, Fault, Ledger, OwnPostgres, Proxy, SHORT_DEADLINES, job};
 
-/// Limits, each set so low that it is reached.
+/// Limits that are set so low that they are reached.
 pub async fn limits() -> Answers {
     let ledger = Ledger::new().await;
     let mut answers = Answers::default();
@@ -17,7 +17,7 @@ pub async fn limits() -> Answers {
     answers
 }
 
-/// What is wrong with the database, or with the server.
+/// Failures of the database or the server.
 pub async fn troubles() -> Answers {
     let mut answers = Answers::default();
     database_away(&mut answers).await;
@@ -35,14 +35,14 @@ async fn quotas(ledger: &Ledger, answers: &mut Answers) {
     let settings = rates.iter().map(|name| (name.as_str(), "1"));
     let settings: Vec<_> = settings.chain(bursts.iter().map(String::as_str).zip(["60", "40", "20"])).collect();
     let server = ledger.serve_with(&settings).await;
-    // Each in a tenant of its own, so that one quota is used up and no other.
+    // A separate tenant for each case, so that only one quota is used up.
     let caller = async |tenant| server.as_caller(&ledger.token_for(tenant, &Scope::ALL).await);
     let (one, two, three) = (caller("one").await, caller("two").await, caller("three").await);
     let of_a_key = until_refused(async |_| one.submit("the-key", job(0)).await).await;
     answers.got("submitJob 429 replays", of_a_key);
     let of_creations = until_refused(async |n| two.submit(&format!("key-{n}"), job(n)).await).await;
     answers.got("submitJob 429 creations", of_creations);
-    // A body that is none is charged to no other quota.
+    // An invalid body uses up no other quota.
     answers.got("submitJob 429 requests", until_refused(async |_| three.submit("k", "").await).await);
     for (operation, path) in READS_OF_A_TENANT {
         answers.got(format!("{operation} 429"), until_refused(async |_| three.get(path).await).await);
@@ -59,7 +59,7 @@ async fn quotas(ledger: &Ledger, answers: &mut Answers) {
     answers.got("changeJob 429 replays", until_refused(keyed).await);
 }
 
-/// A second lets one more through and has time for far more, so a refusal comes.
+/// The quota refills once a second, and far more requests fit into a second, so one is refused.
 async fn until_refused(request: impl AsyncFn(u64) -> Answer) -> Answer {
     let mut n = 0;
     loop {
@@ -85,7 +85,7 @@ async fn crowd(ledger: &Ledger, answers: &mut Answers) {
     }
 }
 
-/// Header fields of a body that does not come.
+/// Headers of a request whose body does not arrive.
 const UNFINISHED: [&[u8]; 3] = [b"idempotency-key: k", b"content-type: application/json", b"content-length: 100"];
 
 async fn slowness(answers: &mut Answers) {
@@ -113,15 +113,15 @@ async fn slowness(answers: &mut Answers) {
 
 async fn database_away(answers: &mut Answers) {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&QUICK).await;
-    // The token is known from now on, and no connection that could be lost under a submission is open.
+    let server = ledger.serve_with(&SHORT_DEADLINES).await;
+    // The token is cached from now on, and no connection is open that could be lost during a submission.
     server.get("/jobs/x").await.is_problem(404, "job-not-found");
     let away = format!("{}_away", ledger.name);
     ledger.rename_to(&away).await;
     for write in wholes() {
         answers.got(format!("{} 503 database-unavailable", write.name), write.send(&server, &no_job()).await);
     }
-    // A token that is not known yet cannot be looked up.
+    // An unseen token cannot be looked up.
     let batch = WRITES.iter().find(|write| write.by_item).unwrap();
     let another = server.as_caller(hapax::access::Token::mint().expose());
     answers.got("submitBatch 503 database-unavailable", batch.send(&another, "").await);
@@ -132,14 +132,14 @@ async fn database_away(answers: &mut Answers) {
     ledger.rename_back_from(&away).await;
 }
 
-/// As by `statement_timeout`: each statement waits for a lock and is cancelled.
+/// Each statement waits for a lock and is cancelled, as by `statement_timeout`.
 async fn statements_cancelled(answers: &mut Answers) {
     let ledger = Ledger::new().await;
     let unhurried = [
         ("HAPAX__INTAKE__LOCK_WAIT", "60s"),
         ("HAPAX__DATABASE__STATEMENT_TIMEOUT", "90s"),
         ("HAPAX__SERVER__REQUEST_DEADLINE", "120s"),
-        QUICK[3],
+        SHORT_DEADLINES[3],
     ];
     let server = ledger.serve_with(&unhurried).await;
     server.get("/jobs/x").await.is_problem(404, "job-not-found");
@@ -164,15 +164,15 @@ async fn statements_cancelled(answers: &mut Answers) {
 
 async fn outcome_unknown(answers: &mut Answers) {
     let ledger = Ledger::new().await;
-    let proxy = Proxy::before(&ledger).await;
-    let server = ledger.serve_through(&proxy, &QUICK).await;
+    let proxy = Proxy::in_front_of(&ledger).await;
+    let server = ledger.serve_through(&proxy, &SHORT_DEADLINES).await;
     for write in wholes() {
         let id = no_job();
         if write.name == "changeJob" {
             assert_eq!(server.put(&id, job(1)).await.status, 201);
         }
-        proxy.treat_next(write.marker, Treatment::Swallow);
-        proxy.then_after(0, write.marker, Treatment::Swallow);
+        proxy.fail_next(write.marker, Fault::BlackHole);
+        proxy.then_fail_after(0, write.marker, Fault::BlackHole);
         answers.got(format!("{} 503 outcome-unknown", write.name), write.send(&server, &id).await);
     }
 }
@@ -180,7 +180,7 @@ async fn outcome_unknown(answers: &mut Answers) {
 async fn database_unfit(answers: &mut Answers) {
     let ledger = Ledger::new().await;
     let (server, other) = (ledger.serve().await, ledger.serve().await);
-    // Behind each name is what fails, whatever is asked of it.
+    // Each table is replaced by a view that fails.
     for table in ["job_queue", "idempotency_keys"] {
         let failing = format!(
             "alter table {table} rename to real_{table}; \
@@ -197,7 +197,7 @@ async fn database_unfit(answers: &mut Answers) {
     ledger.execute("alter table _sqlx_migrations rename to gone").await;
     answers.got("readiness 503 schema", server.until_not_ready("schema").await);
     ledger.execute("alter table gone rename to _sqlx_migrations").await;
-    // As after a failover that left us on the old primary, now a standby.
+    // As after a failover, when we are still connected to the old primary, now a standby.
     ledger.set("default_transaction_read_only", "on").await;
     answers.got("readiness 503 read-only", other.until_not_ready("takes no writes").await);
 }

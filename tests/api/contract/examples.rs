@@ -1,15 +1,15 @@
-//! Every example of the document is what a server answers, and everything that a server answers has one.
+//! Every example of the contract matches a real answer, and every kind of answer has an example.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{circumstances, requests};
 use crate::harness::{Answer, Contract, Response, request_examples, responses};
 
-/// Codes that are documented and that no request is known to provoke. `bad-request` is what the framework would answer
-/// by itself if it refused something before any code of ours saw it.
-const UNPROVOKED: [&str; 1] = ["bad-request"];
+/// Documented codes that no request is known to cause. `bad-request` is the framework's answer if it refused a request
+/// before our code saw it.
+const NOT_PROVOKED: [&str; 1] = ["bad-request"];
 
-/// Real answers, each under the name of the example that it should be like.
+/// Real answers, by the name of the matching example.
 #[derive(Default)]
 pub struct Answers(BTreeMap<String, Answer>);
 
@@ -32,7 +32,7 @@ impl Answers {
 }
 
 #[tokio::test]
-async fn every_example_is_what_a_server_answers() {
+async fn every_example_matches_a_real_answer() {
     let Answers(answers) = Answers::to_everything().await;
     let responses = responses();
     let shown = responses.iter().flat_map(|response| &response.examples).map(|example| &example.name);
@@ -45,7 +45,7 @@ async fn every_example_is_what_a_server_answers() {
         for example in &response.examples {
             let answer = &answers[&example.name];
             assert_eq!(answer.status, response.status, "{}: {answer:?}", example.name);
-            Contract::get().holds(&response.method, &response.path, answer);
+            Contract::get().check(&response.method, &response.path, answer);
             differences.extend(example.difference(answer));
         }
     }
@@ -53,20 +53,20 @@ async fn every_example_is_what_a_server_answers() {
 }
 
 #[test]
-fn every_status_and_every_code_that_is_documented_has_an_example() {
-    let mut codes: BTreeSet<String> = UNPROVOKED.map(str::to_owned).into();
+fn every_documented_status_and_code_has_an_example() {
+    let mut codes: BTreeSet<String> = NOT_PROVOKED.map(str::to_owned).into();
     for Response { name, codes: listed, examples, .. } in responses() {
         let shown: BTreeSet<String> = examples.iter().filter_map(|example| example.code()).map(str::to_owned).collect();
         assert!(!examples.is_empty() && shown == listed, "{name} lists {listed:?} and shows {shown:?}");
         codes.extend(listed);
-        // What only an item of a batch is told is listed nowhere else.
+        // Codes that occur only in items of a batch.
         codes.extend(examples.iter().filter_map(|example| example.code_of_item()).map(str::to_owned));
     }
     assert_eq!(codes, Contract::get().codes());
 }
 
 #[test]
-fn every_request_that_is_shown_has_its_answers_shown() {
+fn every_example_request_has_example_answers() {
     let requests: Vec<String> = request_examples("submitJob").into_iter().map(|example| example.name).collect();
     for operation in ["submitJob 201", "showJob 200"] {
         let response = responses().into_iter().find(|response| response.name == operation).unwrap();

@@ -1,4 +1,4 @@
-//! Lists and keys, and what they are answered with when something is wrong with the request.
+//! Lists and keys: valid and invalid requests.
 
 use hapax::access::Scope;
 

@@ -1,8 +1,8 @@
-//! The operations, each with a request that would be carried out if nothing were wrong.
+//! All operations, each with a valid request.
 
 use crate::harness::{Answer, Client};
 
-/// The operations that read, with a path of each.
+/// Operations that read, each with a path.
 pub const READS: [(&str, &str); 6] = [
     ("about", "/"),
     ("health", "/healthz"),
@@ -12,10 +12,10 @@ pub const READS: [(&str, &str); 6] = [
     ("showJob", "/jobs/01a20053-d957-7108-af22-b2e931e75377"),
 ];
 
-/// Those that list.
+/// Operations that list.
 pub const LISTS: [(&str, &str); 2] = [("listJobs", "/jobs"), ("listQueues", "/queues")];
 
-/// Those that show what belongs to a tenant.
+/// Operations that show a tenant's data.
 pub const READS_OF_A_TENANT: [(&str, &str); 4] = [
     ("showJob", "/jobs/01a20053-d957-7108-af22-b2e931e75377"),
     ("listJobs", "/jobs"),
@@ -28,13 +28,13 @@ pub const READS_OF_A_TENANT: [(&str, &str); 4] = [
 pub struct Write {
     pub name: &'static str,
     pub method: &'static str,
-    /// With `{id}` for the id of a job.
+    /// `{id}` stands for a job's id.
     pub template: &'static str,
     pub headers: &'static [(&'static str, &'static str)],
     pub body: &'static str,
-    /// Whether what goes wrong in the database is told item by item.
+    /// Whether database failures are reported per item.
     pub by_item: bool,
-    /// What its statement is known by in the stream to the database, when a session sees it first.
+    /// A text that identifies its statement on the wire, when a session prepares it.
     pub marker: &'static str,
 }
 
@@ -98,7 +98,7 @@ pub const WRITES: [Write; 6] = [
     },
 ];
 
-/// Those that tell as a whole what goes wrong.
+/// Operations that report database failures for the whole request.
 pub fn wholes() -> impl Iterator<Item = Write> {
     WRITES.into_iter().filter(|write| !write.by_item)
 }
@@ -117,12 +117,12 @@ impl Write {
         self.headers.iter().fold(request, |request, (name, value)| request.header(*name, *value))
     }
 
-    /// Sends it about a job.
+    /// Sends the request for a job.
     pub async fn send(&self, client: &Client, id: &str) -> Answer {
         client.send(self.request(client, &self.path(id))).await
     }
 
-    /// Sends its head by hand, with these lines of the body's in place of its own.
+    /// Sends the head by hand, with these header lines instead of the usual ones.
     pub async fn send_raw(&self, client: &Client, id: &str, lines: &[&str], body: &str) -> Answer {
         let media_type = |name: &str| lines.iter().any(|line| line.starts_with(&format!("{name}:")));
         let own: Vec<String> = self

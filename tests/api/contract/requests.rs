@@ -1,4 +1,4 @@
-//! Answers that depend on the request alone: one server, with its defaults, gives them all.
+//! Answers that depend only on the request, from one server with default settings.
 
 use hapax::access::{Scope, Token};
 
@@ -120,7 +120,7 @@ async fn paths(server: &Server, answers: &mut Answers) {
     answers.got("putJob 404", server.put("%30", "").await);
     for write in WRITES.iter().filter(|write| ["changeJob", "deleteJob", "cancelJob"].contains(&write.name)) {
         answers.got(format!("{} 404 route-not-found", write.name), write.send(server, "%30").await);
-        // To delete what is not there is as good as done, but this could not be there.
+        // Deleting a missing job succeeds, but this id is invalid.
         answers.got(format!("{} 404 job-not-found", write.name), write.send(server, "42").await);
     }
 }

@@ -3,24 +3,24 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::harness::{Client, Ledger, OwnPostgres, Server, hapax};
 
-/// How much is sent.
+/// The scale of the attacks.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Size {
     Full,
-    /// A tenth or so, to try the program.
+    /// About a tenth, to try the program.
     Small,
 }
 
-/// What one attack is fought on: a database and a server of its own.
-pub struct Field {
+/// The target of one attack: a database and a server of its own.
+pub struct Target {
     pub server: Server,
     pub ledger: Ledger,
-    /// A tenant of which nobody wants anything bad.
+    /// Another tenant, which is not attacked.
     pub neighbour: Client,
     size: Size,
 }
 
-impl Field {
+impl Target {
     pub async fn prepare(postgres: &OwnPostgres, size: Size) -> Self {
         let ledger = postgres.ledger().await;
         let server = serve(&ledger).await;
@@ -28,13 +28,13 @@ impl Field {
         Self { server, ledger, neighbour, size }
     }
 
-    /// One of two counts, by the size.
+    /// One of two counts, depending on the size.
     pub fn count(&self, full: usize, small: usize) -> usize {
         if self.size == Size::Full { full } else { small }
     }
 }
 
-/// A server with its defaults, but for the ports and the log's format.
+/// A server with the default settings, except for the ports and the log format.
 async fn serve(ledger: &Ledger) -> Server {
     let mut command = hapax();
     command.args(["serve", "--bind", "127.0.0.1:0"]).env("DATABASE_URL", &ledger.url);
@@ -42,7 +42,7 @@ async fn serve(ledger: &Ledger) -> Server {
     Server::spawn_with_defaults(command, &ledger.token).await
 }
 
-/// As far as it may be raised; servers that are started later have it, too.
+/// Raises the limit of file descriptors as far as possible. Servers that are started later inherit it.
 pub fn raise_descriptor_limit() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
