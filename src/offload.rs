@@ -32,7 +32,6 @@ impl Offload {
     /// Runs `work`, which takes time in proportion to `bytes`.
     ///
     /// # Errors
-    ///
     /// [`Shed::Cpu`] if no CPU is free before `deadline`.
     pub async fn run<T: Send + 'static>(
         &self,

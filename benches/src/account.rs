@@ -1,6 +1,6 @@
-//! What processes cost, by their own accounts in /proc: CPU time to the tick (10 ms), memory to the kilobyte.
+//! The cost of processes, as reported by /proc: CPU time in ticks of 10 ms, memory in kilobytes.
 //!
-//! What the kernel does in threads of its own (writing back, the disk's interrupts) is on nobody's account.
+//! Work of kernel threads, such as write-back and disk interrupts, is not included.
 
 use std::fs;
 use std::ops::{Add, Sub};
@@ -8,29 +8,29 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-/// Whose time is told apart.
+/// The processes whose CPU time is measured separately.
 #[derive(Clone, Copy)]
 pub struct Accounts {
-    /// The server under load; `None` where the load goes to PostgreSQL itself.
+    /// The server under load; `None` if the load goes to PostgreSQL directly.
     pub server: Option<u32>,
     pub postmaster: u32,
 }
 
-/// CPU time, user and system together.
+/// CPU time, user and system.
 #[derive(Clone, Copy, Default)]
 pub struct Spent {
     pub server: Duration,
-    /// All of PostgreSQL's processes, those that have ended meanwhile included.
+    /// All of PostgreSQL's processes, including those that have ended.
     pub postgres: Duration,
-    /// This process.
+    /// This process, which produces the load.
     pub load: Duration,
 }
 
 impl Accounts {
-    /// What all have spent since they began.
+    /// The CPU time of all processes since their start.
     ///
     /// # Errors
-    /// When one of them has ended.
+    /// If one of them has ended.
     pub fn read(self) -> anyhow::Result<Spent> {
         Ok(Spent {
             server: self.server.map(Times::of).transpose()?.map_or(Duration::ZERO, |times| times.own),
@@ -44,7 +44,7 @@ impl Sub for Spent {
     type Output = Self;
 
     fn sub(self, earlier: Self) -> Self {
-        // An account may lose a tick when a child's is added to its parent's.
+        // The sum may lose a tick when a child's time is added to its parent's.
         Self {
             server: self.server.saturating_sub(earlier.server),
             postgres: self.postgres.saturating_sub(earlier.postgres),
@@ -53,11 +53,11 @@ impl Sub for Spent {
     }
 }
 
-/// One line of /proc/PID/stat.
+/// A line of /proc/PID/stat.
 struct Times {
     parent: u32,
     own: Duration,
-    /// Of the children that have ended and were waited for, and of theirs.
+    /// Of children that have ended and were waited for, and of their children.
     ended_children: Duration,
 }
 
@@ -68,9 +68,10 @@ impl Times {
         Self::parse(&line).with_context(|| format!("/proc/{process}/stat is not as expected: {line}"))
     }
 
-    /// proc_pid_stat(5): 4 is the parent, 14 and 15 the process's own ticks, 16 and 17 its ended children's.
+    /// Fields in proc_pid_stat(5): 4 is the parent, 14 and 15 are the process's own ticks, 16 and 17 those of its ended
+    /// children.
     fn parse(line: &str) -> Option<Self> {
-        // The second field is the program's name in parentheses, and may hold anything.
+        // The second field is the program's name in parentheses, which may contain anything.
         let fields: Vec<&str> = line[line.rfind(')')? + 1..].split_whitespace().collect();
         let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
         let time = |first: usize| Some(TICK * u32::try_from(field(first)? + field(first + 1)?).ok()?);
@@ -78,10 +79,10 @@ impl Times {
     }
 }
 
-/// Linux tells user space of a hundred ticks a second, whatever it counts in itself.
+/// Linux reports 100 ticks a second to user space, whatever it uses internally.
 const TICK: Duration = Duration::from_millis(10);
 
-/// A process with its children, living and ended.
+/// A process with its running and ended children.
 fn family(parent: u32) -> anyhow::Result<Duration> {
     let itself = Times::of(parent)?;
     let children = fs::read_dir("/proc")?
@@ -96,15 +97,15 @@ fn family(parent: u32) -> anyhow::Result<Duration> {
 /// The parent of a process.
 ///
 /// # Errors
-/// When it has ended.
+/// If the process has ended.
 pub fn parent(process: u32) -> anyhow::Result<u32> {
     Ok(Times::of(process)?.parent)
 }
 
-/// The most memory that a process has ever had in RAM.
+/// The peak resident memory of a process.
 ///
 /// # Errors
-/// When it has ended.
+/// If the process has ended.
 pub fn peak_memory_bytes(process: u32) -> anyhow::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("there is no VmHWM")?;
@@ -117,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_read_whatever_the_program_is_called() {
+    fn a_program_name_with_spaces_and_parentheses_is_parsed() {
         let line = "7 (a (b) 9) S 4 7 7 0 -1 4194560 90 0 0 0 11 12 13 14 20 0 1 0 5 6 7";
         let times = Times::parse(line).unwrap();
         assert_eq!(times.parent, 4);
@@ -126,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_child_that_has_ended_spent_is_its_parents() {
+    fn an_ended_childs_time_counts_for_its_parent() {
         let before = family(std::process::id()).unwrap();
         let spin = "i=0; while [ $i -lt 100000 ]; do i=$((i + 1)); done";
         assert!(std::process::Command::new("sh").args(["-c", spin]).status().unwrap().success());

@@ -1,4 +1,4 @@
-//! A ledger of Hapax: a database with schema and caller, servers on it, and whether it holds what was answered.
+//! A ledger: a database with schema and token, its servers, and checks that every acknowledged job is stored.
 
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,7 @@ impl From<Times> for Extent {
 }
 
 impl<'run> Ledger<'run> {
-    /// With nothing in it.
+    /// An empty ledger.
     pub fn empty(postgres: &'run Postgres, release: &'run Release, database: &str) -> anyhow::Result<Self> {
         postgres.make_database(database)?;
         let token = release.prepare(postgres, database)?;
@@ -51,7 +51,8 @@ impl<'run> Ledger<'run> {
         &self.database
     }
 
-    /// A server on it that has met its caller: on a busy machine a crowd of strangers at its start may be turned away.
+    /// A server on this ledger that has verified the token, because on a busy machine many requests with an unseen
+    /// token may get 503.
     pub fn serve(&self, settings: &[(&str, &str)]) -> anyhow::Result<Replica> {
         let replica = self.release.serve(self.postgres, &self.database, settings)?;
         let (address, token) = (replica.address, &self.token);
@@ -63,7 +64,7 @@ impl<'run> Ledger<'run> {
         Ok(replica)
     }
 
-    /// Submissions, each under a key of its own, for a time. Afterwards there must be as many more jobs as 201s.
+    /// Submits for a time, each request with a new key. Fails unless there is one new job for each 201.
     pub fn create(
         &self,
         replica: &Replica,
@@ -83,7 +84,7 @@ impl<'run> Ledger<'run> {
         Ok(Measurement::of(&load))
     }
 
-    /// The same request over and over, which is carried out before.
+    /// Replays one request over and over, after submitting it once.
     pub fn replay_one(&self, replica: &Replica, connections: usize, times: Times) -> anyhow::Result<Measurement> {
         let requests = self.requests(replica, Payload::Mail, fresh_seed()?);
         self.load(replica, 1, 201, Extent::Requests(1), &mut |out| requests.write(0, out))?;
@@ -91,7 +92,7 @@ impl<'run> Ledger<'run> {
         Ok(Measurement::of(&load))
     }
 
-    /// Each of so many requests once, all of which must be answered like this.
+    /// Sends each of `count` requests once. Fails unless all get the expected status.
     pub fn each_once(
         &self,
         replica: &Replica,
@@ -109,7 +110,7 @@ impl<'run> Ledger<'run> {
         Ok(())
     }
 
-    /// Requests that are drawn from so many, all of which have been carried out before.
+    /// Replays requests drawn at random from many, all of which were submitted before.
     pub fn replay_drawn(
         &self,
         replica: &Replica,
@@ -150,7 +151,7 @@ impl<'run> Ledger<'run> {
     }
 }
 
-/// Of keys that no row before has used.
+/// A seed for keys that no earlier row has used.
 pub fn fresh_seed() -> anyhow::Result<u64> {
     let now = std::time::UNIX_EPOCH.elapsed()?;
     Ok(mix(u64::try_from(now.as_nanos() & u128::from(u64::MAX))?))

@@ -1,4 +1,4 @@
-//! On what it was measured: the machine, the versions, the commit.
+//! The environment of the measurement: machine, versions, commit.
 
 use std::fs;
 use std::path::Path;
@@ -18,9 +18,9 @@ pub struct Machine {
     pub postgres: String,
     pub pgbench: String,
     pub rustc: String,
-    /// Crates that the figures depend on, with their versions.
+    /// Crates that affect the figures, with their versions.
     pub crates: Vec<(String, String)>,
-    /// Empty outside a Git work tree.
+    /// Empty outside of a Git work tree.
     pub commit: String,
     pub day: String,
 }
@@ -50,13 +50,13 @@ impl Machine {
     }
 }
 
-/// Of the file system that a folder is in.
+/// The type of the file system that contains a folder.
 fn file_system(folder: &Path) -> String {
     let table = said("df", &["--output=fstype", &folder.to_string_lossy()]);
     table.lines().last().unwrap_or("unknown").to_owned()
 }
 
-/// What a program says; nothing if it cannot be run.
+/// The output of a program; empty if it cannot be run.
 fn said(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output();
     output.map_or_else(|_| String::new(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())

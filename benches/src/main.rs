@@ -1,8 +1,9 @@
-//! The measured claims of Hapax. `make bench` is the whole of it; `hapax-bench quick` is for whoever changes the server.
+//! Measures Hapax's performance claims. `make bench` runs all of it; `hapax-bench quick` compares builds during
+//! development.
 //!
-//! Each file answers one question. Who loads: `load`; with what: `requests`; what it costs: `account`; on which database:
-//! `postgres`; against which server: `replica`, on a `ledger`, or one of the `handlers`; which rows there are: `rows`, for
-//! how long: `plan`; what was found: `results`, and what is said of it: `page`.
+//! Each file answers one question: `load` sends, `requests` builds the requests, `account` measures the cost,
+//! `postgres` is the database, `replica` (on a `ledger`) and `handlers` are the servers, `rows` are the measured rows,
+//! `plan` is their duration, `results` holds the figures, and `page` writes the page.
 
 mod account;
 mod handlers;
@@ -24,16 +25,16 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Measures Hapax.
+/// Measure Hapax.
 #[derive(Parser)]
 enum Command {
-    /// Everything, and the page of it.
+    /// Run everything and write the page.
     Run(run::Arguments),
-    /// One build of the server, or one against another.
+    /// Measure one build of the server, or compare two.
     Quick(quick::Arguments),
     /// Write the page of the last run again.
     Page(run::PageArguments),
-    /// Be one of the handlers that Hapax is held against.
+    /// Run one of the baseline handlers.
     #[command(subcommand, hide = true)]
     Handler(handlers::Handler),
 }

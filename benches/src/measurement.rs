@@ -1,4 +1,4 @@
-//! What a row yields, and the middle of several.
+//! The figures of a row, and the median of several rounds.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::load::Load;
 
-/// One row in one round. What its means of measuring does not tell is `None`.
+/// One row in one round. A figure that was not measured is `None`.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Measurement {
     pub per_second: f64,
     pub p50_us: Option<f64>,
     pub p99_us: Option<f64>,
     pub p999_us: Option<f64>,
-    /// CPU time for each request, of the server, of PostgreSQL, and of the load.
+    /// CPU time per request, of the server, of PostgreSQL and of the load.
     pub server_us: Option<f64>,
     pub postgres_us: Option<f64>,
     pub load_us: Option<f64>,
@@ -37,7 +37,7 @@ impl Measurement {
     }
 }
 
-/// The median of some values with the least and the greatest.
+/// The median, the least and the greatest of some values.
 #[derive(Clone, Copy, Debug)]
 pub struct Spread {
     pub least: f64,
@@ -46,7 +46,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// `None` of nothing.
+    /// `None` if there are no values.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);

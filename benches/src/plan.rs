@@ -1,32 +1,32 @@
-//! How much is measured, and for how long.
+//! What a run measures, and for how long.
 
 use serde::{Deserialize, Serialize};
 
 use crate::ledger::Times;
 
-/// Which of the three runs.
+/// The kind of run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Whether everything still works: no figure of it means anything.
+    /// Checks that the programs work. Its figures are meaningless.
     Smoke,
     /// About ten minutes.
     Short,
-    /// With the long parts: peers, a million keys replayed, ten million stored.
+    /// Includes the long parts: peers, a million replayed keys, ten million stored keys.
     Full,
 }
 
 pub struct Plan {
-    /// How often every row takes its turn.
+    /// How often every row is measured.
     pub rounds: usize,
     pub times: Times,
-    /// Longer, since a large ledger takes a while to settle.
+    /// Longer, because a large ledger needs time to settle.
     pub growth: Times,
-    /// Shorter than a million expired keys last.
+    /// Shorter than the purge of a million expired keys.
     pub purging: Times,
-    /// Keys that replays are drawn from.
+    /// The number of keys that replays are drawn from.
     pub replayed_keys: u64,
-    /// Ledgers that are filled beforehand, by their number of keys and jobs.
+    /// Ledgers to fill beforehand, by their number of keys and jobs.
     pub filled: &'static [u64],
     pub expired_keys: u64,
     pub connections: &'static [usize],
@@ -36,12 +36,12 @@ pub struct Plan {
     pub tutorial_connections: &'static [usize],
     pub peers: &'static [&'static str],
     pub peer_clients: &'static [usize],
-    /// What is set of the servers besides.
+    /// Additional settings of the servers.
     pub settings: &'static [(&'static str, &'static str)],
 }
 
 pub const MILLION: u64 = 1_000_000;
-/// Where a row is about something else than the number of connections.
+/// For rows that do not vary the number of connections.
 pub const USUAL_CONNECTIONS: usize = 64;
 pub const MANY_CONNECTIONS: usize = 256;
 
@@ -87,7 +87,7 @@ const SMOKE: Plan = Plan {
     by_hand_clients: &[1, 8],
     tutorial_pools: &[8],
     tutorial_connections: &[8],
-    // It may run where others compile, and nobody reads its latencies: it waits rather than refuses.
+    // May run next to a compiler, and its latencies do not matter, so servers wait longer before they refuse.
     settings: &[("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "5s"), ("HAPAX__DATABASE__CONNECT_TIMEOUT", "5s")],
     ..SHORT
 };

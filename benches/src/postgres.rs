@@ -1,5 +1,4 @@
-//! The PostgreSQL that everything is measured on: private, durable, with its own defaults, in a folder that is thrown
-//! away.
+//! The PostgreSQL under test: private and durable, with default settings, in a temporary folder.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -20,17 +19,17 @@ pub struct Postgres {
     runtime: tokio::runtime::Runtime,
     postmaster: u32,
     folder: tempfile::TempDir,
-    /// Whether somebody has asked us to stop. Looked at between statements, and by the load, whose waiting a signal ends:
-    /// so everything that was started is stopped and removed.
+    /// Set by an interrupt. Checked between statements and by the load, whose waiting a signal ends, so that everything
+    /// that was started is stopped and removed.
     interrupted: Arc<AtomicBool>,
 }
 
 impl Postgres {
-    /// Starts it in a new folder within `place`, which should be on a disk, and no memory that pretends to be one.
+    /// Starts PostgreSQL in a new folder within `place`, which should be on a disk and not in memory.
     pub fn start(place: &Path) -> anyhow::Result<Self> {
         let interrupted = on_interrupt()?;
         let folder = tempfile::Builder::new().prefix("hapax-bench-").tempdir_in(place)?;
-        // As root, PostgreSQL's user must be able to pass; what is inside is for that user alone.
+        // As root, PostgreSQL's user must be able to enter the folder. Its content is private to that user.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711))?;
         let server = PrivatePostgres::start(&Place::Exactly(folder.path().to_owned()), Durability::Full)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -46,12 +45,12 @@ impl Postgres {
         self.server.url(database)
     }
 
-    /// Where the databases are, and what else is thrown away with them.
+    /// The folder of the databases. Other temporary files may go there, too.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Room that is left on its disk.
+    /// Free space on its disk.
     pub fn free_bytes(&self) -> anyhow::Result<u64> {
         let disk = rustix::fs::statvfs(self.folder.path())?;
         Ok(disk.f_bavail * disk.f_frsize)
@@ -62,14 +61,14 @@ impl Postgres {
         Ok(fs::read_link(format!("/proc/{}/exe", self.postmaster))?.with_file_name(name))
     }
 
-    /// An empty database of this name, whatever there was before, and nothing left to be written to the disk.
+    /// Replaces a database by an empty one, and flushes everything to the disk.
     pub fn make_database(&self, name: &str) -> anyhow::Result<()> {
         self.run("postgres", &format!("drop database if exists {name} with (force)"))?;
         self.run("postgres", &format!("create database {name}"))?;
         self.run("postgres", "checkpoint")
     }
 
-    /// Statements without an answer, several separated by semicolons.
+    /// Runs statements without a result, separated by semicolons.
     pub fn run(&self, database: &str, sql: &str) -> anyhow::Result<()> {
         ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
         self.runtime.block_on(async {
@@ -79,7 +78,7 @@ impl Postgres {
         })
     }
 
-    /// One value.
+    /// Queries one value.
     pub fn ask<T>(&self, database: &str, sql: &str) -> anyhow::Result<T>
     where
         T: Send + Unpin + for<'row> sqlx::Decode<'row, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
@@ -93,7 +92,7 @@ impl Postgres {
     }
 }
 
-/// The second time, we end at once.
+/// A second interrupt ends the program immediately.
 fn on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
     let interrupted = Arc::default();
     for signal in [SIGINT, SIGTERM] {
@@ -103,7 +102,7 @@ fn on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
     Ok(interrupted)
 }
 
-/// The parent of whoever answers.
+/// The postmaster: the parent of the backend that answers.
 async fn find_postmaster(url: &str) -> anyhow::Result<u32> {
     let mut connection = PgConnection::connect(url).await?;
     let backend: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut connection).await?;

@@ -1,6 +1,6 @@
-//! `hapax-bench quick`: one build of the server, or one against another, in two minutes.
+//! `hapax-bench quick`: measures one build of the server, or compares two, in two minutes.
 //!
-//! New keys over 1 and over 256 connections, and one key replayed over 64, the builds taking turns.
+//! New keys over 1 and over 256 connections, and one key replayed over 64. Two builds take turns.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,21 +17,21 @@ pub struct Arguments {
     /// A release build of hapax.
     #[arg(long, value_name = "FILE", default_value = "target/release/hapax")]
     server: PathBuf,
-    /// Another, to be measured in turns with it.
+    /// A second build to compare with.
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// How long a row is measured, after a quarter of that to warm up.
+    /// Measured seconds per row, after a quarter of that as warm-up.
     #[arg(long, value_name = "SECONDS", default_value_t = 4.0)]
     seconds: f64,
-    /// Bytes of JSON that a new job carries, 64 at the least, instead of a mail of 200.
+    /// Bytes of JSON in a new job, at least 64, instead of a mail of 200.
     #[arg(long, value_name = "BYTES")]
     payload: Option<usize>,
-    /// A setting of the servers, such as HAPAX__INTAKE__CONNECTIONS=2; may be given several times.
+    /// A setting of the servers, such as HAPAX__INTAKE__CONNECTIONS=2; may be repeated.
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
     settings: Vec<(String, String)>,
-    /// A folder on a disk; a new one is made in it, and removed afterwards.
+    /// A folder on a disk, for temporary data.
     #[arg(long, value_name = "FOLDER", default_value = "/var/tmp")]
     data: PathBuf,
 }
@@ -71,7 +71,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The first as so much of the second, round by round.
+/// The ratio of the first build to the second, round by round.
 fn comparison(first: &[Measurement], second: &[Measurement]) -> String {
     let ratio = |figure: fn(&Measurement) -> Option<f64>| {
         let rounds = first.iter().zip(second);

@@ -1,4 +1,4 @@
-//! A server under load: `hapax serve`, as it would be run, on a database of its own.
+//! A server under load: `hapax serve` as in production, on a database of its own.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -11,22 +11,22 @@ use serde_json::Value;
 
 use crate::postgres::Postgres;
 
-/// A binary of Hapax.
+/// A Hapax binary.
 #[derive(Clone)]
 pub struct Release {
     binary: PathBuf,
-    /// Of all its servers; they count above [`SETTINGS`].
+    /// Settings of all its servers. They override [`SETTINGS`].
     settings: Vec<(String, String)>,
 }
 
-/// A running server. Dropped, it is killed.
+/// A running server. Killed on drop.
 pub struct Replica {
     child: Child,
     log: PathBuf,
     pub address: SocketAddr,
 }
 
-/// What differs from the defaults: one caller is all callers here, and a log is read by machines.
+/// Differences from the defaults: one token sends all requests, and the log is parsed by a program.
 pub const SETTINGS: [(&str, &str); 7] = [
     ("HAPAX__LOG__FORMAT", "json"),
     ("HAPAX__QUOTA__REQUESTS_PER_SECOND", "1000000"),
@@ -46,7 +46,7 @@ impl Release {
         Ok(Self { binary, settings: settings.to_vec() })
     }
 
-    /// Gives a new database the schema and a caller, whose token it answers with.
+    /// Migrates a new database and creates a token.
     pub fn prepare(&self, postgres: &Postgres, database: &str) -> anyhow::Result<String> {
         let url = postgres.url(database);
         self.output(postgres, &["migrate"], &url)?;
@@ -58,7 +58,7 @@ impl Release {
         Ok(token.trim().to_owned())
     }
 
-    /// Serves from a database; `settings` are of this server alone, and count above all others.
+    /// Starts a server. `settings` override all others.
     pub fn serve(&self, postgres: &Postgres, database: &str, settings: &[(&str, &str)]) -> anyhow::Result<Replica> {
         let log = postgres.folder().join("hapax.log");
         let mut command = self.command(postgres, &postgres.url(database));
@@ -70,7 +70,7 @@ impl Release {
         Ok(replica)
     }
 
-    /// What the replay cache may take unless told otherwise; `None` of a release that has none.
+    /// The default limit of the replay cache; `None` for a release without one.
     pub fn replay_cache_bytes(&self, postgres: &Postgres) -> anyhow::Result<Option<u64>> {
         let configuration = self.output(postgres, &["config"], &postgres.url("postgres"))?;
         let line = configuration.lines().find_map(|line| line.strip_prefix("replay_cache_bytes = "));
@@ -85,7 +85,7 @@ impl Release {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// With nothing of anybody's environment but what is said here.
+    /// A command with only these environment variables.
     fn command(&self, postgres: &Postgres, url: &str) -> Command {
         let mut command = Command::new(&self.binary);
         command.env_clear().envs(SETTINGS).env("DATABASE_URL", url);
@@ -99,7 +99,7 @@ impl Replica {
         self.child.id()
     }
 
-    /// The first lines of its log that are warnings or worse, for when something has gone wrong.
+    /// The first warnings and errors of its log, for error messages.
     pub fn complaints(&self) -> String {
         const ENOUGH: usize = 5;
         let log = fs::read_to_string(&self.log).unwrap_or_default();
@@ -107,7 +107,7 @@ impl Replica {
         log.lines().filter(grave).take(ENOUGH).collect::<Vec<_>>().join("\n")
     }
 
-    /// Said in the log, once it serves.
+    /// Waits for the log line that has the address.
     fn listens_on(&mut self) -> anyhow::Result<SocketAddr> {
         let began = Instant::now();
         while began.elapsed() < START_DEADLINE {
@@ -128,7 +128,7 @@ impl Replica {
 
 impl Drop for Replica {
     fn drop(&mut self) {
-        // Everything has been answered, and what was answered is committed: nothing is lost by a kill.
+        // All answers have arrived and their jobs are committed, so a kill loses nothing.
         let _ended_already = self.child.kill();
         let _ended_already = self.child.wait();
         let _not_there = fs::remove_file(&self.log);

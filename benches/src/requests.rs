@@ -1,18 +1,18 @@
-//! What is sent: submissions of one shape and length, each under a key of its own that looks like a random UUID.
+//! The requests: submissions of the same shape and length, each with a key that looks like a random UUID.
 
 use std::net::SocketAddr;
 
-/// What the job carries.
+/// The payload of the job.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Payload {
-    /// A mail to be sent: 200 bytes of JSON.
+    /// An email to send: 200 bytes of JSON.
     Mail,
-    /// So many bytes of JSON, words for the most part; 64 at the least.
+    /// This many bytes of JSON, mostly words; at least 64.
     Bytes(usize),
 }
 
 impl Payload {
-    /// With [`BLANK`] where the order's id goes.
+    /// The JSON text, with [`BLANK`] as the order's id.
     pub fn json(self) -> String {
         match self {
             Self::Mail => format!(
@@ -30,10 +30,10 @@ impl Payload {
     }
 }
 
-/// A UUID that is yet to be filled in.
+/// A placeholder for a UUID.
 pub const BLANK: &str = "00000000-0000-0000-0000-000000000000";
 
-/// Text that a compressor finds as hard as a person's.
+/// Text that compresses about as well as natural language.
 pub fn words(length: usize) -> String {
     const WORDS: [&str; 16] = [
         "parcel", "left", "the", "depot", "before", "noon", "and", "will", "arrive", "by", "train", "on", "Tuesday",
@@ -51,13 +51,13 @@ pub fn words(length: usize) -> String {
     text
 }
 
-/// Requests, whole, that differ in their key and the order's id alone; both follow from a number.
+/// Complete requests that differ only in their key and the order's id. Both are derived from a number.
 #[derive(Clone)]
 pub struct Requests {
     bytes: Vec<u8>,
     key_at: usize,
     order_at: usize,
-    /// Two families of different seeds share no key.
+    /// Families with different seeds share no key.
     seed: u64,
 }
 
@@ -74,7 +74,7 @@ impl Requests {
         Self { bytes: [head, body].concat().into_bytes(), key_at, order_at, seed }
     }
 
-    /// Writes the request of this number; the same bytes each time.
+    /// Writes the request with this number. Always the same bytes.
     pub fn write(&self, number: u64, out: &mut Vec<u8>) {
         let id = uuid(self.seed, number);
         out.clear();
@@ -85,9 +85,9 @@ impl Requests {
     }
 }
 
-/// The text of a UUID, as good as random: no two numbers of a family have the same.
+/// The text of a UUID. It looks random, and numbers of one family never share one.
 fn uuid(seed: u64, number: u64) -> [u8; 36] {
-    // The first half is a bijection of the number, so it alone never repeats.
+    // The first half is a bijection of the number, so it never repeats.
     let halves = [mix(seed ^ number), mix(mix(seed).wrapping_add(number))];
     let mut text = [b'-'; 36];
     let places = (0..36).filter(|place| ![8, 13, 18, 23].contains(place));
@@ -98,7 +98,7 @@ fn uuid(seed: u64, number: u64) -> [u8; 36] {
     text
 }
 
-/// The mixing step of SplitMix64: a bijection that leaves no pattern.
+/// The mixing step of SplitMix64: a bijection without visible patterns.
 pub fn mix(number: u64) -> u64 {
     let number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn payloads_are_json_of_the_length_that_they_say() {
+    fn payloads_are_json_of_the_requested_length() {
         for (payload, length) in [
             (Payload::Mail, 200),
             (Payload::Bytes(64), 64),
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn every_number_has_a_key_of_its_own_and_keeps_it() {
+    fn every_number_has_its_own_constant_key() {
         let requests = |seed| Requests::new(SocketAddr::from(([127, 0, 0, 1], 80)), "hpx_x", Payload::Mail, seed);
         let write = |requests: &Requests, number| {
             let mut out = Vec::new();

@@ -1,4 +1,4 @@
-//! What was measured, row by row and round by round.
+//! The measured figures, by row and round.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use crate::machine::Machine;
 use crate::measurement::{Measurement, Spread};
 use crate::plan::Mode;
 
-/// Everything that a page is made of.
+/// Everything that the page needs.
 #[derive(Serialize, Deserialize)]
 pub struct Results {
     pub mode: Mode,
@@ -20,14 +20,14 @@ pub struct Results {
     pub notes: Vec<String>,
 }
 
-/// What is measured. The letters are those of the page.
+/// The measured rows. The letters are those of the page.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Row {
     /// A: new keys, on an empty ledger.
     Hapax { connections: usize },
     /// A: the same with payloads of another size.
     Payload { bytes: usize },
-    /// B: the same two inserts by hand, by pgbench.
+    /// B: the same two inserts sent by pgbench.
     ByHand { clients: usize },
     /// C: a handler as tutorials write it.
     Tutorial { pool: u32, connections: usize },
@@ -35,9 +35,9 @@ pub enum Row {
     OneKey,
     /// D: keys drawn from many, replayed.
     ManyKeys { keys: u64 },
-    /// D: the same bytes, answered by a handler that does nothing.
+    /// D: the same bytes, answered by a handler that does nothing else.
     Bare,
-    /// E: new keys, on a ledger that has so many.
+    /// E: new keys, on a ledger with this many.
     Filled { keys: u64 },
     /// E: new keys, while expired ones are purged.
     Purging,
@@ -45,12 +45,12 @@ pub enum Row {
     Peer { name: String, version: String, clients: usize },
 }
 
-/// The most memory that a server has had.
+/// The peak memory of a server.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Memory {
     pub when: String,
     pub bytes: u64,
-    /// What the replay cache may take of it.
+    /// The limit of the replay cache.
     pub replay_cache_limit_bytes: u64,
 }
 
@@ -62,7 +62,7 @@ impl Results {
         }
     }
 
-    /// Says on the page, once, what is missing from it.
+    /// Adds a note to the page that something is missing, once.
     pub fn leave_out(&mut self, note: &str) {
         if !self.notes.iter().any(|known| known == note) {
             println!("  {note}");
@@ -70,7 +70,7 @@ impl Results {
         }
     }
 
-    /// One figure of a row over the rounds; `None` if it was not measured.
+    /// One figure of a row over all rounds; `None` if it was not measured.
     pub fn spread(&self, row: &Row, figure: impl Fn(&Measurement) -> Option<f64>) -> Option<Spread> {
         let (_, measurements) = self.rows.iter().find(|(known, _)| known == row)?;
         Spread::of(measurements.iter().filter_map(figure))
@@ -80,7 +80,7 @@ impl Results {
         self.spread(row, figure).map(|spread| spread.median)
     }
 
-    /// One row's figure over another's, round by round: what slowed a whole round down is in both.
+    /// The ratio of two rows, round by round, so that a slow round affects both.
     pub fn ratio(
         &self,
         (above, below): (&Row, &Row),
@@ -95,7 +95,7 @@ impl Results {
         self.median(row, |measurement| Some(measurement.per_second))
     }
 
-    /// The row with the highest median throughput of those that are meant.
+    /// Of the matching rows, the one with the highest median throughput.
     pub fn best(&self, meant: impl Fn(&Row) -> bool) -> Option<&Row> {
         let rows = self.rows.iter().map(|(row, _)| row).filter(|row| meant(row));
         rows.max_by(|one, other| f64::total_cmp(&self.throughput(one), &self.throughput(other)))

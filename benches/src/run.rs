@@ -1,4 +1,4 @@
-//! `hapax-bench run`: every row, round by round, and the page of it.
+//! `hapax-bench run`: measures every row, round by round, and writes the page.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,10 +19,10 @@ pub struct Arguments {
     /// A release build of hapax.
     #[arg(long, value_name = "FILE", default_value = "target/release/hapax")]
     server: PathBuf,
-    /// A folder on a disk; a new one is made in it, and removed afterwards.
+    /// A folder on a disk, for temporary data.
     #[arg(long, value_name = "FOLDER", default_value = "/var/tmp")]
     data: PathBuf,
-    /// Where the page and its chart go. A smoke run writes none.
+    /// Folder for the page and its chart. A smoke run writes none.
     #[arg(long, value_name = "FOLDER", default_value = "docs")]
     docs: PathBuf,
 }
@@ -40,7 +40,7 @@ pub struct Setting {
     pub plan: Plan,
 }
 
-/// The figures, kept so that the page can be made anew when its words change.
+/// The stored figures, so that the page can be written again when its text changes.
 const RESULTS: &str = "target/bench/results.json";
 
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
@@ -76,7 +76,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         keep(&results)?;
         page::write(&results, &arguments.docs)?;
     } else {
-        // It must not fail on the day that somebody wants it.
+        // A smoke run checks that the page can be written.
         page::write(&results, setting.postgres.folder())?;
     }
     Ok(())

@@ -96,7 +96,6 @@ impl<S: Hash + Eq + Clone> Quota<S> {
     /// Takes one unit.
     ///
     /// # Errors
-    ///
     /// The subject's [`QuotaStatus`] if nothing is left. Nothing is taken then.
     pub fn take(&self, subject: &S) -> Result<Reservation, QuotaStatus> {
         self.take_many(subject, 1)
@@ -105,7 +104,6 @@ impl<S: Hash + Eq + Clone> Quota<S> {
     /// Takes several units at once, or the burst minus one if that is less.
     ///
     /// # Errors
-    ///
     /// The subject's [`QuotaStatus`] if fewer units are left. Nothing is taken then.
     pub fn take_many(&self, subject: &S, units: u32) -> Result<Reservation, QuotaStatus> {
         let Some(cells) = self.cells else { return Ok(Reservation { quota_status: None, taken: None }) };

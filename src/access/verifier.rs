@@ -158,7 +158,6 @@ impl Verifier {
     /// `Lives::outage`, and requests do not wait for each renewal.
     ///
     /// # Errors
-    ///
     /// [`Rejection`], by `deadline` at the latest.
     pub async fn renew(&self, digest: TokenDigest, deadline: Instant) -> Answer {
         let honoured = self.known.peek(&digest).filter(|known| known.age() < self.lives.outage);
@@ -178,7 +177,6 @@ impl Verifier {
     /// Verifies a token that was never seen.
     ///
     /// # Errors
-    ///
     /// [`Rejection`], by `deadline` at the latest. It is immediate if too many requests wait for such look-ups, or if
     /// the circuit breaker is open and another look-up is in flight. A timeout is [`Rejection::Shed`], so that
     /// unauthenticated requests do not fill the log.

@@ -294,7 +294,6 @@ impl Configuration {
     /// The database URL.
     ///
     /// # Errors
-    ///
     /// If none is set.
     pub fn database_url(&self) -> anyhow::Result<&str> {
         let url = self.database.url.as_ref();

@@ -22,7 +22,6 @@ impl Configuration {
     /// Reads all sources and checks the result.
     ///
     /// # Errors
-    ///
     /// Names the setting that is unknown, unreadable or invalid.
     pub fn load(overrides: &Overrides) -> anyhow::Result<Self> {
         Self::from_sources(overrides, &environment(Path::new(".env"))?)
@@ -93,7 +92,6 @@ const ADDRESS_EXPECTED: &str = "an address with its port is expected, such as 12
 /// Parses an address from the command line.
 ///
 /// # Errors
-///
 /// Says what is expected.
 pub fn address(text: &str) -> Result<SocketAddr, &'static str> {
     text.parse().map_err(|_| ADDRESS_EXPECTED)

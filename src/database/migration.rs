@@ -45,7 +45,6 @@ pub struct LockWait {
 /// asks which session holds a lock. `tell` is called after each attempt that hit a lock.
 ///
 /// # Errors
-///
 /// If the database is unreachable, contains different migrations under our versions, or a lock is not granted within
 /// two minutes.
 pub async fn migrate(
@@ -66,7 +65,6 @@ pub async fn migrate(
 /// Applies the embedded migrations in one attempt, with the session's own lock timeout.
 ///
 /// # Errors
-///
 /// As [`migrate`].
 pub async fn migrate_at_once(connection: &mut PgConnection) -> sqlx::Result<()> {
     migrator(true).run_direct(None, connection, false).await.map_err(|error| sqlx::Error::Migrate(Box::new(error)))

@@ -85,7 +85,6 @@ impl Pool {
     /// attempt it retries until the outcome is known.
     ///
     /// # Errors
-    ///
     /// [`DatabaseError`], by `deadline` at the latest; after `Settings::acquire_timeout` if no attempt could start.
     pub async fn complete<T>(
         &self,
@@ -99,7 +98,6 @@ impl Pool {
     /// unknown.
     ///
     /// # Errors
-    ///
     /// As [`Pool::complete`], but never [`DatabaseError::Unknown`].
     pub async fn read<T>(
         &self,

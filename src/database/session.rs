@@ -37,9 +37,7 @@ pub enum Sessions {
 /// if no other client uses the pooler at that moment. The other results are always certain.
 ///
 /// # Errors
-///
 /// If the database cannot be asked.
-/// When the database cannot be asked.
 pub async fn sessions(settings: &Settings, connection: &mut PgConnection) -> sqlx::Result<Sessions> {
     match look(settings, connection).await {
         Err(error) if is_confusion(&error) => Ok(Sessions::Confused),

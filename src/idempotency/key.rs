@@ -41,7 +41,6 @@ impl Key {
     /// other value is taken literally, because clients send it so. Both forms of a key are the same key.
     ///
     /// # Errors
-    ///
     /// [`InvalidKey`] says why the lines are not one valid key.
     pub fn from_header<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Result<Self, InvalidKey> {
         let lines: Vec<&[u8]> = lines.collect();

@@ -54,7 +54,6 @@ pub async fn run(pool: Pool, pace: Pace, metrics: Metrics, shutdown: Cancellatio
 /// One round: deletes batches until none is left. Returns the number of deleted keys.
 ///
 /// # Errors
-///
 /// [`DatabaseError`] if a batch failed. Earlier batches stay deleted.
 pub async fn purge(
     pool: &Pool,

@@ -23,7 +23,6 @@ const MAX_ATTEMPTS_RANGE: std::ops::RangeInclusive<i32> = 1..=1000;
 /// The values of an object's members, in the order of `names`. `pointer` is the place of the object.
 ///
 /// # Errors
-///
 /// [`InvalidJob`] if it is not an object, or has an unknown or repeated member.
 pub fn members<'d, 'a, const N: usize>(
     object: Value<'d, 'a>,

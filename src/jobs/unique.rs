@@ -18,7 +18,6 @@ const POINTER_LENGTH_MAX: usize = 256;
 /// Parses `{"by": ["/payload/…", …]}`.
 ///
 /// # Errors
-///
 /// [`InvalidJob`] for the first pointer that leads out of the payload or is repeated.
 pub fn pointers(unique: Value<'_, '_>) -> Result<Vec<String>, InvalidJob> {
     let [by] = members(unique, "/unique", ["by"])?;
@@ -60,7 +59,6 @@ impl ContentDigest {
     /// The digest of the values at these pointers in a request.
     ///
     /// # Errors
-    ///
     /// [`InvalidJob`] for the first pointer that does not identify one place, or if no pointer leads to a value.
     pub fn of(kind: &str, queue: &str, request: Value<'_, '_>, by: &[String]) -> Result<Self, InvalidJob> {
         let mut places = Vec::new();

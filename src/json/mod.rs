@@ -55,7 +55,6 @@ impl<'a> Document<'a> {
     /// Scans a whole text.
     ///
     /// # Errors
-    ///
     /// [`InvalidJson`] says what is wrong and at which byte.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, InvalidJson> {
         scanner::scan(bytes, 0)

@@ -16,7 +16,6 @@ pub enum InvalidPointer {
 /// The value at `pointer` below `root`; `None` if there is none.
 ///
 /// # Errors
-///
 /// [`InvalidPointer`], whether or not a value exists there.
 pub fn resolve<'d, 'a>(root: Value<'d, 'a>, pointer: &str) -> Result<Option<Value<'d, 'a>>, InvalidPointer> {
     let mut steps = pointer.split('/');

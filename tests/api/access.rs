@@ -311,7 +311,7 @@ async fn unseen_tokens_are_refused_immediately_during_an_outage() {
     let server = ledger.serve_with(&[("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "100ms")]).await;
     let away = format!("{}_away", ledger.name);
     ledger.rename_to(&away).await;
-    until("the outage is known", async || {
+    until("the outage is noticed", async || {
         let stranger = server.as_caller(Token::mint().expose());
         stranger.get("/jobs").await.is_problem(503, "database-unavailable");
         (server.metric(r#"hapax_shed_requests_total{reason="outage"}"#).await >= 20.0).then_some(())

@@ -150,7 +150,7 @@ impl System {
         }
         let mut answers = Vec::new();
         for request in sent {
-            answers.push(request.await.expect("it is answered"));
+            answers.push(request.await.expect("every request is answered"));
         }
         answers
     }

@@ -38,7 +38,7 @@ async fn follow(client: &Client, path: &str, mut between: impl AsyncFnMut(usize)
     while let Some(next) = next(pages.last().unwrap()) {
         between(pages.len()).await;
         pages.push(client.get(&next).await);
-        assert!(pages.len() < 100, "it ends");
+        assert!(pages.len() < 100, "the list ends");
     }
     pages
 }

@@ -171,7 +171,7 @@ async fn a_black_holed_first_connection_counts_as_an_outage() {
     proxy.start_black_hole();
     let shed = r#"hapax_shed_requests_total{reason="outage"}"#;
     server.submit("key-1", job(1)).await.is_problem(503, "database-unavailable");
-    until("it is taken for away", async || {
+    until("the outage is noticed", async || {
         let requests: Vec<_> = (0..10).map(|n| server.submit_in_background(&format!("key-{n}"), job(n))).collect();
         for request in requests {
             assert_eq!(request.await.unwrap().status, 503);
@@ -216,7 +216,7 @@ async fn a_replica_without_a_connection_for_a_pool_is_not_ready() {
     // One connection for the probes. The first pool that is checked asks for the next.
     ledger.limit_connections(1).await;
     let server = Server::start(&url, &ledger.token, &SHORT_ACQUIRE_TIMEOUT).await;
-    until("it is not ready for want of one", async || {
+    until("the replica lacks a connection and is not ready", async || {
         let readiness = server.get("/readyz").await.json();
         readiness["detail"].as_str().is_some_and(|detail| detail.contains("writers")).then_some(())
     })
@@ -252,7 +252,7 @@ async fn a_busy_replica_is_ready() {
     sqlx::raw_sql("select pg_advisory_lock(1)").execute(&mut holder).await.unwrap();
     let mut waiting = Vec::new();
     for n in 0..2 {
-        // One after the other, or they might ride together.
+        // One after the other, so that they do not share a statement.
         waiting.push(server.submit_in_background(&format!("key-{n}"), job(n)));
         ledger.until_waiting(n as i64 + 1).await;
     }

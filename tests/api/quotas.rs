@@ -93,14 +93,15 @@ async fn only_creations_use_the_creation_quota() {
         server.submit("key-1", job(2)).await;
     }
     let held = ledger.hold_key("held").await;
-    let impatient = ledger.serve_with(&[&FEW_CREATIONS[..], &[("HAPAX__INTAKE__LOCK_WAIT", "50ms")]].concat()).await;
+    let short_lock_wait =
+        ledger.serve_with(&[&FEW_CREATIONS[..], &[("HAPAX__INTAKE__LOCK_WAIT", "50ms")]].concat()).await;
     for _ in 0..5 {
-        impatient.submit("held", job(1)).await.is_problem(409, "request-in-flight");
+        short_lock_wait.submit("held", job(1)).await.is_problem(409, "request-in-flight");
     }
     held.roll_back().await;
     let left = remaining(&server.submit("key-2", job(2)).await, "creations");
     assert!((first - 1..=first).contains(&left), "{first} {left}");
-    let left = remaining(&impatient.submit("key-3", job(3)).await, "creations");
+    let left = remaining(&short_lock_wait.submit("key-3", job(3)).await, "creations");
     assert_eq!(left, 999);
 }
 

@@ -43,12 +43,12 @@ async fn one_log_line_says_whether_a_request_was_a_replay() {
     assert_eq!(refused["span"]["idempotency.outcome"], "refused");
 
     let held = ledger.hold_key("another-secret-key").await;
-    let impatient = ledger.serve_with(&[("HAPAX__INTAKE__LOCK_WAIT", "50ms")]).await;
-    let in_flight = log_line_of(&impatient, &impatient.submit("another-secret-key", job(1)).await).await;
+    let short_lock_wait = ledger.serve_with(&[("HAPAX__INTAKE__LOCK_WAIT", "50ms")]).await;
+    let in_flight = log_line_of(&short_lock_wait, &short_lock_wait.submit("another-secret-key", job(1)).await).await;
     assert_eq!(in_flight["span"]["idempotency.outcome"], "in_flight");
     held.roll_back().await;
 
-    for log in [server.log_text(), impatient.log_text()] {
+    for log in [server.log_text(), short_lock_wait.log_text()] {
         assert!(!log.contains("secret-key") && !log.contains("hpx_") && !log.contains("payload"), "{log}");
     }
 }

@@ -1,4 +1,4 @@
-//! A handler that reads a body and answers with the same bytes whatever it was: as fast as the framework can be.
+//! A handler that reads a body and always answers with the same bytes: the upper limit of the framework.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use actix_web::http::header::{HeaderName, HeaderValue};
 use actix_web::{App, HttpResponse, HttpServer, web};
 use anyhow::Context;
 
-/// What the framework writes by itself.
+/// Headers that the framework adds.
 const ITS_OWN: [&str; 3] = ["content-length", "date", "connection"];
 
 #[derive(Clone)]

@@ -1,4 +1,4 @@
-//! What Hapax is held against: two HTTP servers of the same framework, each a process of its own, like Hapax.
+//! The baselines: two HTTP servers of the same framework as Hapax, each in a process of its own.
 
 mod bare;
 mod queries;
@@ -13,24 +13,24 @@ use anyhow::Context;
 
 #[derive(clap::Subcommand)]
 pub enum Handler {
-    /// Answers everything with the same bytes.
+    /// Answer every request with the same bytes.
     Bare {
-        /// A whole answer, head and body.
+        /// A file with a complete answer, head and body.
         #[arg(long)]
         answer: PathBuf,
     },
-    /// Takes jobs under a key as tutorials do.
+    /// Accept jobs with an idempotency key as tutorials do.
     Tutorial {
         #[arg(long)]
         database_url: String,
-        /// Connections to the database.
+        /// Database connections.
         #[arg(long)]
         pool: u32,
     },
 }
 
 impl Handler {
-    /// Serves until it is killed, and says first on which address.
+    /// Prints its address, then serves until it is killed.
     pub fn serve(&self) -> anyhow::Result<()> {
         actix_web::rt::System::new().block_on(async {
             match self {
@@ -45,14 +45,14 @@ fn say(address: SocketAddr) -> anyhow::Result<()> {
     Ok(writeln!(std::io::stdout(), "{address}")?)
 }
 
-/// A handler that serves. Dropped, it is killed.
+/// A running handler. Killed on drop.
 pub struct Serving {
     child: Child,
     pub address: SocketAddr,
 }
 
 impl Serving {
-    /// Starts this very program as the handler that these arguments ask for.
+    /// Starts this program as the handler with these arguments.
     pub fn start(arguments: &[&str]) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         let mut child = command.arg("handler").args(arguments).stdout(Stdio::piped()).spawn()?;

@@ -29,7 +29,7 @@ pub async fn make_tables(pool: &PgPool) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Says whether the key was free.
+/// Returns whether the key was free.
 pub async fn insert_key(connection: &mut PgConnection, key: &str) -> sqlx::Result<bool> {
     let done = sqlx::query(
         r#"

@@ -1,7 +1,7 @@
-//! A handler as popular tutorials write it: a transaction that inserts the key, inserts the job, keeps the answer, and
-//! commits, each in a round trip of its own, on a connection from a pool.
+//! A handler as popular tutorials write it: one transaction that inserts the key, inserts the job, stores the answer
+//! and commits, with a round trip for each step, on a connection from a pool.
 //!
-//! No log, no token, no quota, no fingerprint: it is spared what Hapax does besides.
+//! It has no log, token, quota or fingerprint, so it does less work than Hapax.
 
 use actix_web::error::{ErrorBadRequest, ErrorInternalServerError};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
@@ -53,7 +53,7 @@ async fn submit_once(pool: &PgPool, key: &str, job: &NewJob) -> anyhow::Result<(
     Ok((201, answer))
 }
 
-/// As long as what Hapax answers.
+/// Has the length of Hapax's answer.
 fn answer(id: Uuid, job: &NewJob) -> Vec<u8> {
     json!({
         "id": id, "type": job.r#type, "queue": "default", "priority": 2, "max_attempts": 25, "state": "queued",

@@ -1,4 +1,4 @@
-//! One connection of the load: a request out, an answer in.
+//! One connection of the load: sends a request, then receives its answer.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -10,14 +10,14 @@ use mio::net::TcpStream;
 pub struct Connection {
     stream: TcpStream,
     request: Vec<u8>,
-    /// How much of the request the socket has taken.
+    /// Bytes of the request that the socket has accepted.
     sent: usize,
     sent_at: Instant,
     answer: Box<[u8; LONGEST_ANSWER]>,
     received: usize,
 }
 
-/// A submission's answer has half a kilobyte.
+/// The answer to a submission has half a kilobyte.
 const LONGEST_ANSWER: usize = 16 * 1024;
 const HEADERS: usize = 32;
 
@@ -49,7 +49,7 @@ impl Connection {
         self.sent_at
     }
 
-    /// Sends what `next` writes, as much as the socket takes.
+    /// Sends what `next` writes, as far as the socket accepts it.
     pub fn send(&mut self, next: &mut dyn FnMut(&mut Vec<u8>)) -> anyhow::Result<()> {
         next(&mut self.request);
         self.sent = 0;
@@ -68,7 +68,7 @@ impl Connection {
         Ok(())
     }
 
-    /// The answer, once it is there in full.
+    /// The answer, once it is complete.
     pub fn receive(&mut self) -> anyhow::Result<Option<Answer<'_>>> {
         match self.stream.read(&mut self.answer[self.received..]) {
             Ok(0) => bail!("the server has closed a connection, or its answer is longer than {LONGEST_ANSWER} bytes"),
@@ -76,7 +76,7 @@ impl Connection {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(error) => return Err(error).context("a connection was lost"),
         }
-        // Nothing is read until the socket is empty: what comes after is told by an event of its own.
+        // One read per event: further bytes cause another event.
         parse(&self.answer[..self.received])
     }
 
@@ -85,7 +85,7 @@ impl Connection {
     }
 }
 
-/// One request by itself, and all of its answer.
+/// Sends one request on a connection of its own and returns the whole answer.
 pub fn ask(address: SocketAddr, request: &[u8]) -> anyhow::Result<Vec<u8>> {
     let mut stream = std::net::TcpStream::connect(address)?;
     stream.write_all(request)?;
@@ -98,7 +98,7 @@ pub fn ask(address: SocketAddr, request: &[u8]) -> anyhow::Result<Vec<u8>> {
     Ok(answer)
 }
 
-/// `None` while some of it is missing.
+/// `None` while the answer is incomplete.
 fn parse(bytes: &[u8]) -> anyhow::Result<Option<Answer<'_>>> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS];
     let mut head = httparse::Response::new(&mut headers);
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_taken_when_it_is_whole() {
+    fn an_answer_is_returned_once_it_is_complete() {
         let whole = b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\nx: y\r\n\r\n{}";
         for end in 0..whole.len() {
             assert!(parse(&whole[..end]).unwrap().is_none(), "{end} bytes are not all");

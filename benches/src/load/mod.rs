@@ -1,7 +1,7 @@
-//! The load: so many connections, each of which sends its next request when it has been answered. A closed loop.
+//! A closed-loop load: each connection sends its next request when the previous one has been answered.
 //!
-//! One thread and one readiness queue, since it shares the cores with what it measures. It reads of an answer no more
-//! than its status and its length, and of the first that is not as expected all.
+//! One thread and one readiness queue, because it shares the cores with what it measures. It parses only the status and
+//! the length of an answer, and keeps the first unexpected answer.
 
 mod connection;
 
@@ -20,44 +20,44 @@ use connection::Connection;
 pub struct Plan {
     pub address: SocketAddr,
     pub connections: usize,
-    /// The status that counts; every other is a refusal.
+    /// The expected status. Any other counts as a refusal.
     pub expected: u16,
     pub extent: Extent,
 }
 
 #[derive(Clone, Copy)]
 pub enum Extent {
-    /// Sends for this long, and then measures for that long.
+    /// A warm-up, then the measured time.
     Time { warm_up: Duration, measured: Duration },
-    /// So many requests, measured from the first to the last.
+    /// This many requests, measured from the first to the last.
     Requests(u64),
 }
 
-/// What came of it.
+/// The result of a load.
 pub struct Load {
-    /// Requests answered as expected while it was measured.
+    /// Expected answers during the measurement.
     pub answered: u64,
     pub elapsed: Duration,
-    /// Of those, in nanoseconds, from the first byte sent to the last byte of the answer.
+    /// Of these answers, in nanoseconds, from the first byte sent to the last byte received.
     pub latency: Histogram<u64>,
-    /// CPU time spent meanwhile.
+    /// CPU time during the measurement.
     pub spent: Spent,
-    /// Requests answered as expected from beginning to end, warming up included.
+    /// Expected answers in total, including the warm-up.
     pub answered_in_all: u64,
-    /// Requests answered otherwise from beginning to end.
+    /// Other answers in total.
     pub refused: u64,
 }
 
-/// How long a request may take before the run is given up: longer than the server's own deadline.
+/// Timeout without any answer, which ends the run. Longer than the server's own deadline.
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(30);
-/// Latencies are kept to three digits, up to a minute.
+/// Latencies are recorded to three digits, up to a minute.
 const DIGITS: u8 = 3;
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// Sends what `next` writes into the buffer that it is given.
+/// Sends the requests that `next` writes into its buffer.
 ///
 /// # Errors
-/// When a connection is lost, nothing is answered for [`GIVEN_UP_AFTER`], or one request in a hundred is refused.
+/// If a connection is lost, if there is no answer for [`GIVEN_UP_AFTER`], or if one request in a hundred is refused.
 pub fn run(plan: &Plan, accounts: Accounts, next: &mut dyn FnMut(&mut Vec<u8>)) -> anyhow::Result<Load> {
     let mut crowd = Crowd::connect(plan)?;
     let (mut counted, extent) = (Counted::new(plan.expected)?, plan.extent);
@@ -81,7 +81,7 @@ pub fn run(plan: &Plan, accounts: Accounts, next: &mut dyn FnMut(&mut Vec<u8>)) 
     }
     let (elapsed, spent) = (begun.elapsed(), accounts.read()? - spent);
     let (answered, latency) = counted.end();
-    // Whoever has been asked answers, so that the database can be counted.
+    // Waits for all outstanding answers, so that the rows in the database can be counted.
     while crowd.waiting > 0 {
         crowd.turn(Instant::now() + GIVEN_UP_AFTER, 0, next, &mut counted)?;
     }
@@ -123,7 +123,7 @@ impl Crowd {
         Ok(())
     }
 
-    /// Takes what answers there are, waiting for some until `until`, and sends on while fewer than `limit` were sent.
+    /// Receives available answers, waiting until `until` at most, and sends further requests up to `limit`.
     fn turn(
         &mut self,
         until: Instant,
@@ -155,7 +155,7 @@ impl Crowd {
     }
 }
 
-/// The answers, while they are measured and in all.
+/// The answers during the measurement and in total.
 struct Counted {
     expected: u16,
     answered: u64,
@@ -165,8 +165,8 @@ struct Counted {
     first_refusal: Option<String>,
 }
 
-/// The share of refusals that ends a run: one in so many. At the end, or once there are more than all connections together
-/// could have had by bad luck at the start.
+/// A run fails if more than one request in this many is refused. Checked at the end, and earlier if there are more
+/// refusals than all connections together could have at the start.
 const REFUSED_AT_MOST: u64 = 100;
 const REFUSED_AT_ONCE: u64 = 1000;
 
@@ -192,11 +192,11 @@ impl Counted {
         let (status, expected) = (answer.status, self.expected);
         self.first_refusal
             .get_or_insert_with(|| format!("{status} instead of {expected}: {}", String::from_utf8_lossy(answer.body)));
-        // No need to wait for the end.
+        // Many refusals end the run early.
         if self.refused > REFUSED_AT_ONCE { self.judge() } else { Ok(()) }
     }
 
-    /// A few may be refused under load; more than one in so many, and the row is not what it says.
+    /// A few refusals are acceptable under load. More would make the row meaningless.
     fn judge(&self) -> anyhow::Result<()> {
         match &self.first_refusal {
             Some(refusal) if self.refused * REFUSED_AT_MOST > self.answered_in_all => bail!("{refusal}"),
@@ -220,7 +220,7 @@ mod tests {
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
 
-    /// Answers everything with a status that follows from how many there were before, and counts.
+    /// A server whose answers' status depends on their number. Counts the requests.
     fn server(status: fn(u64) -> u16) -> (SocketAddr, Arc<AtomicU64>) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let (address, asked) = (listener.local_addr().unwrap(), Arc::<AtomicU64>::default());
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_was_asked_has_answered_and_is_counted() {
+    fn every_request_is_answered_and_counted() {
         let (address, asked) = server(|_| 201);
         let load = load(address, Extent::Requests(1000)).unwrap();
         assert_eq!(asked.load(Ordering::Relaxed), 1000);
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_answered_while_it_warms_up_counts_only_for_the_database() {
+    fn answers_during_the_warm_up_count_only_in_total() {
         let (address, asked) = server(|_| 201);
         let (warm_up, measured) = (Duration::from_millis(50), Duration::ZERO);
         let load = load(address, Extent::Time { warm_up, measured }).unwrap();
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_no_answer_and_many_end_the_run() {
+    fn refusals_are_counted_separately_and_many_end_the_run() {
         let (address, _) = server(|number| if number == 500 { 503 } else { 201 });
         let one_refused = load(address, Extent::Requests(1000)).unwrap();
         assert_eq!((one_refused.answered, one_refused.refused), (999, 1));

@@ -1,4 +1,4 @@
-//! The chart: bars of throughput, with a line from the least round to the greatest.
+//! The chart: bars of throughput, each with a line from the least to the greatest round.
 
 use crate::measurement::Spread;
 use crate::results::{Results, Row, grouped};
@@ -10,7 +10,7 @@ struct Bar {
 }
 
 const WIDTH: f64 = 760.0;
-/// Where bars begin, and how long the longest is.
+/// Where bars start, and the length of the longest.
 const LEFT: f64 = 300.0;
 const LONGEST: f64 = 370.0;
 const HEIGHT: f64 = 26.0;
@@ -52,7 +52,7 @@ fn draw_bar(bar: &Bar, top: f64, scale: f64) -> String {
     )
 }
 
-/// The bars of those rows that were run.
+/// The bars of the rows that were measured.
 fn bars<'row>(results: &Results, rows: impl IntoIterator<Item = (&'row Row, String, bool)>) -> Vec<Bar> {
     let bar = |(row, label, ours): (&Row, String, bool)| {
         let spread = results.spread(row, |measurement| Some(measurement.per_second))?;

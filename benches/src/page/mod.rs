@@ -1,4 +1,4 @@
-//! The page: its words are in template.md, every figure in it comes from the run.
+//! The page. template.md has the text; all figures come from the run.
 
 mod chart;
 mod tables;
@@ -78,14 +78,14 @@ mod tests {
     }
 
     #[test]
-    fn a_page_has_no_place_left_open() {
+    fn every_placeholder_of_the_page_is_filled_in() {
         let page = fill(&results());
         assert!(!page.contains("{{"), "{page}");
         assert!(page.contains("- N\n"), "{page}");
     }
 
     #[test]
-    fn a_target_is_reached_missed_or_not_run() {
+    fn a_target_is_reached_not_reached_or_not_run() {
         let mut results = results();
         results.add(Row::Hapax { connections: 256 }, measured(5000.0));
         results.add(Row::ByHand { clients: 8 }, measured(1000.0));

@@ -1,17 +1,17 @@
-//! The figures, in Markdown.
+//! The tables of figures, in Markdown.
 
 use crate::machine::Machine;
 use crate::measurement::{Measurement, Spread};
 use crate::replica::SETTINGS;
 use crate::results::{Results, grouped};
 
-/// Median, and in parentheses the least and the greatest round.
+/// The median, with the least and the greatest round in parentheses.
 pub fn rows(results: &Results) -> String {
     let mut table = "| row | a second | p50 | p99 | p99.9 | server | PostgreSQL | load | refused |\n\
                      |---|---|---|---|---|---|---|---|---|\n"
         .to_owned();
     let mut rows: Vec<_> = results.rows.iter().map(|(row, measurements)| (row.to_string(), measurements)).collect();
-    // Those of a letter together, in the order in which they were run.
+    // Grouped by letter, in the order of the measurement.
     rows.sort_by_key(|(name, _)| name.chars().next());
     for (name, measurements) in rows {
         let cell = |figure: fn(&Measurement) -> Option<f64>, shown: fn(f64) -> String| {

@@ -1,15 +1,15 @@
-//! What is claimed, and whether this run bears it out.
+//! The performance targets, and whether this run reaches them.
 
 use crate::measurement::{Measurement, Spread};
 use crate::plan::{MANY_CONNECTIONS, MILLION};
 use crate::results::{Results, Row, grouped};
 
-/// One claim.
+/// A performance target.
 struct Target {
     claim: String,
     bound: Bound,
     unit: &'static str,
-    /// Of the rounds; the median counts. `None` if it was not measured.
+    /// Over the rounds; the median counts. `None` if it was not measured.
     value: Option<Spread>,
 }
 
@@ -41,7 +41,7 @@ impl Bound {
     }
 }
 
-/// Memory that a server may take beside its replay cache, in MiB.
+/// Memory limit of a server besides its replay cache, in MiB.
 const MEMORY_MIB: f64 = 64.0;
 
 pub fn table(results: &Results) -> String {
@@ -59,7 +59,7 @@ pub fn table(results: &Results) -> String {
 }
 
 fn shown(Spread { least, median, greatest }: Spread, unit: &str) -> String {
-    // Neither more digits than mean something, nor so few that a miss looks like a hit.
+    // Only significant digits, but enough that a missed target does not look reached.
     let digits = |value: f64| if value >= 10.0 { format!("{value:.1}") } else { format!("{value:.2}") };
     let rounds = if least < greatest { format!(" ({}–{})", digits(least), digits(greatest)) } else { String::new() };
     format!("{}{unit}{rounds}", digits(median))

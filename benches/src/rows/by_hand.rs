@@ -1,4 +1,4 @@
-//! B: what PostgreSQL does if the two inserts are sent to it by hand: pgbench, over the same socket, statements prepared.
+//! B: the two inserts sent by hand with pgbench, over the same socket, with prepared statements.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::rows::found;
 use crate::run::Setting;
 
 const DATABASE: &str = "by_hand";
-/// As long as what Hapax keeps of an answer.
+/// The length of the answer that Hapax stores.
 const ANSWER_BYTES: usize = 245;
 
 pub fn measure(setting: &Setting, results: &mut Results) -> anyhow::Result<()> {
@@ -36,7 +36,7 @@ fn pgbench(setting: &Setting, clients: usize, times: Times) -> anyhow::Result<Me
     let Setting { postgres, .. } = setting;
     let folder = tempfile::tempdir_in(postgres.folder())?;
     let script = folder.path().join("transaction.sql");
-    // A colon before a digit would be one of pgbench's variables.
+    // pgbench would read a colon before a digit as a variable.
     let payload = Payload::Mail.json().replace(":12", ": 12");
     let transaction = include_str!("by_hand_transaction.sql").replace("PAYLOAD", &payload);
     fs::write(&script, transaction.replace("RESPONSE", &words(ANSWER_BYTES)))?;
@@ -52,7 +52,7 @@ fn pgbench(setting: &Setting, clients: usize, times: Times) -> anyhow::Result<Me
     run(times.warm_up.as_secs(), &[])?;
     let accounts = Accounts { server: None, postmaster: postgres.postmaster() };
     let before = accounts.read()?;
-    // A line for each transaction, where that does not cost what is measured.
+    // Per-transaction log lines, only where they do not affect the result.
     let said = run(times.measured.as_secs(), if clients == 1 { &["--log"] } else { &[] })?;
     let spent = accounts.read()? - before;
     let transactions = number_after(&said, "number of transactions actually processed: ")?;
@@ -71,7 +71,7 @@ fn number_after(text: &str, words: &str) -> anyhow::Result<f64> {
     Ok(rest[..end].parse()?)
 }
 
-/// From pgbench's log, whose third column is microseconds.
+/// From pgbench's log, whose third column is in microseconds.
 fn median_latency_us(folder: &Path) -> anyhow::Result<f64> {
     let mut latencies = Vec::new();
     for entry in fs::read_dir(folder)? {

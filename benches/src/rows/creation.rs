@@ -1,4 +1,4 @@
-//! A: new keys on an empty ledger, by connections and by payloads. And G: what memory that takes.
+//! A: new keys on an empty ledger, by connections and by payloads. G: the memory that this takes.
 
 use crate::account::peak_memory_bytes;
 use crate::ledger::Ledger;
@@ -11,7 +11,7 @@ use crate::run::Setting;
 pub fn measure(setting: &Setting, results: &mut Results) -> anyhow::Result<()> {
     let Setting { postgres, release, plan } = setting;
     for &connections in plan.connections {
-        // Each on its own, so that none begins with what the one before has left.
+        // A new ledger for each row, so that earlier rows have no effect.
         let ledger = Ledger::empty(postgres, release, "hapax")?;
         let replica = ledger.serve(&[])?;
         let idle = peak_memory_bytes(replica.process())?;

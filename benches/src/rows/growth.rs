@@ -1,4 +1,4 @@
-//! E: new keys on a ledger that has many, and while the purger works off expired ones.
+//! E: new keys on a ledger with many keys, and during a purge of expired keys.
 
 use anyhow::ensure;
 
@@ -10,19 +10,19 @@ use crate::results::{Results, Row, grouped};
 use crate::rows::found;
 use crate::run::Setting;
 
-/// The ledgers, filled.
+/// The filled ledgers.
 pub struct Stored<'run> {
     filled: Vec<(u64, Ledger<'run>)>,
     expired: Ledger<'run>,
 }
 
-/// What a key and its job take on the disk with all their indexes and the log of writing them, generously.
+/// Disk space of a key and its job, with indexes and WAL; a generous estimate.
 const BYTES_A_KEY: u64 = 1800;
-/// What the rest of the run needs.
+/// Disk space for the rest of the run.
 const ROOM: u64 = 6 << 30;
 
 impl<'run> Stored<'run> {
-    /// Writes keys and jobs straight into the tables.
+    /// Inserts keys and jobs directly into the tables.
     pub fn fill(setting: &'run Setting, results: &mut Results) -> anyhow::Result<Self> {
         let Setting { postgres, release, plan } = setting;
         let mut filled = Vec::new();
@@ -58,7 +58,7 @@ impl<'run> Stored<'run> {
         let sql = include_str!("fill_expired.sql").replace("COUNT", &missing.to_string());
         postgres.run(self.expired.database(), &sql)?;
         settle(postgres, &self.expired)?;
-        // It is busy before the measuring begins, and to its end.
+        // The purger is busy from before the measurement to its end.
         let replica = self.expired.serve(&[("HAPAX__PURGE__INTERVAL", "500ms")])?;
         let measurement = self.expired.create(&replica, MANY_CONNECTIONS, Payload::Mail, plan.purging)?;
         let left = expired()?;
@@ -81,7 +81,7 @@ fn fill(postgres: &Postgres, ledger: &Ledger<'_>, keys: u64) -> anyhow::Result<(
     Ok(())
 }
 
-/// As after a while of ordinary life: statistics are there, nothing is left to be written.
+/// Brings the ledger into a steady state: statistics exist, and nothing is left to be written.
 fn settle(postgres: &Postgres, ledger: &Ledger<'_>) -> anyhow::Result<()> {
     postgres.run(ledger.database(), "vacuum (analyze)")?;
     postgres.run(ledger.database(), "checkpoint")

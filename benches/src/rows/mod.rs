@@ -1,4 +1,4 @@
-//! The rows, a file for each letter of the page.
+//! The rows, one file per letter of the page.
 
 pub mod by_hand;
 pub mod creation;
@@ -10,7 +10,7 @@ pub mod tutorial;
 use crate::measurement::Measurement;
 use crate::results::{Results, Row};
 
-/// Keeps what was found, and says so to whoever is watching.
+/// Stores a result and prints it.
 fn found(results: &mut Results, row: Row, measurement: Measurement) {
     let microseconds = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.0}"));
     println!(

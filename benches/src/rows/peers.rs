@@ -1,4 +1,4 @@
-//! F: other job queues, each through its own client library, as `benches/peers/run` drives it.
+//! F: other job queues, each with its own client library, run by `benches/peers/run`.
 
 use std::process::Command;
 
@@ -14,7 +14,7 @@ const SETUP: &str = "benches/peers/setup";
 const RUN: &str = "benches/peers/run";
 const DATABASE: &str = "peer";
 
-/// What a peer's program prints.
+/// The output of a peer's program.
 #[derive(Deserialize)]
 struct Report {
     peer: String,
@@ -25,7 +25,7 @@ struct Report {
     p99_us: f64,
 }
 
-/// Those of the plan that can be had here.
+/// The planned peers that can be installed here.
 pub fn installed(setting: &Setting, results: &mut Results) -> Vec<&'static str> {
     let peers = setting.plan.peers.iter().copied();
     peers
@@ -49,7 +49,7 @@ pub fn measure(setting: &Setting, peers: &[&str], results: &mut Results) -> anyh
                     let row = Row::Peer { name: report.peer.clone(), version: report.version.clone(), clients };
                     found(results, row, report.into());
                 }
-                // What becomes of a peer must not cost the run.
+                // A peer's failure must not end the run.
                 Err(error) => results.leave_out(&format!("F: {peer} with {clients} clients failed: {error:#}")),
             }
         }

@@ -1,5 +1,5 @@
-//! D: replays, of one key and of many, against a handler that answers the same bytes without a thought. And G: what
-//! memory the replay cache takes.
+//! D: replays, of one key and of many, compared with a handler that only answers the same bytes. G: the memory of the
+//! replay cache.
 
 use std::fs;
 
@@ -22,11 +22,11 @@ pub struct Replayed<'run> {
     keys: u64,
 }
 
-/// Room for a million outcomes, of less than a kilobyte each.
+/// Room for a million outcomes of less than a kilobyte each.
 const ROOMY: (&str, &str) = ("HAPAX__IDEMPOTENCY__REPLAY_CACHE_BYTES", "2147483648");
 
 impl<'run> Replayed<'run> {
-    /// Submits all of them once.
+    /// Submits all requests once.
     pub fn create(setting: &'run Setting) -> anyhow::Result<Self> {
         let keys = setting.plan.replayed_keys;
         println!("creating {} keys to replay", grouped(keys));
@@ -44,7 +44,7 @@ impl<'run> Replayed<'run> {
         let one = self.ledger.replay_one(&replica, USUAL_CONNECTIONS, plan.times)?;
         found(results, Row::OneKey, one);
 
-        // Once around, so that all are remembered: the rows are about replays from memory.
+        // Replays every key once, so that all are cached before the measurement.
         let (keys, requests) = (self.keys, self.requests(&replica));
         self.ledger.each_once(&replica, USUAL_CONNECTIONS, &requests, keys, 200)?;
         let many = self.ledger.replay_drawn(&replica, USUAL_CONNECTIONS, &requests, keys, plan.times)?;
@@ -54,7 +54,7 @@ impl<'run> Replayed<'run> {
         Ok(())
     }
 
-    /// The handler gets the answer that Hapax gives, and the same request.
+    /// Gives the handler Hapax's answer and the same request.
     fn bare(&self, setting: &Setting, replica: &Replica) -> anyhow::Result<Measurement> {
         let Setting { postgres, plan, .. } = setting;
         let requests = self.requests(replica);
@@ -70,7 +70,7 @@ impl<'run> Replayed<'run> {
         Ok(Measurement::of(&load))
     }
 
-    /// A new server with a cache of the default size, after it has seen all of them.
+    /// A new server with the default cache size, after a replay of every key.
     pub fn measure_memory(&self, setting: &Setting, results: &mut Results) -> anyhow::Result<()> {
         let limit = setting.release.replay_cache_bytes(&setting.postgres)?;
         let replica = self.ledger.serve(&[])?;
