@@ -188,14 +188,14 @@ mod tests {
     async fn copies_wait_for_the_leader_and_the_next_one_leads_if_it_gives_up() {
         let replays = Replays::new(1 << 20, Metrics::new());
         let key = key("k");
-        let CacheLookup::Nothing(first) = replays.get_or_lead(&key).await else { panic!("the cache is empty") };
+        let CacheLookup::Nothing(first) = replays.get_or_lead(&key).await else { panic!("unexpected entry") };
         let mut copies = [Box::pin(replays.get_or_lead(&key)), Box::pin(replays.get_or_lead(&key))];
         for copy in &mut copies {
             assert!(futures_util::poll!(copy).is_pending());
         }
         drop(first);
         let (turn, _, mut others) = select_all(copies).await;
-        let CacheLookup::Nothing(turn) = turn else { panic!("the first leader gave up") };
+        let CacheLookup::Nothing(turn) = turn else { panic!("expected to lead") };
         assert!(futures_util::poll!(&mut others[0]).is_pending());
         let found = outcome("{}".to_owned());
         turn.end(Arc::clone(&found), Moment::now(), HOUR);
@@ -206,7 +206,7 @@ mod tests {
     async fn waiting_copies_get_an_outcome_that_is_too_large_to_cache() {
         let replays = Replays::new(0, Metrics::new());
         let key = key("k");
-        let CacheLookup::Nothing(first) = replays.get_or_lead(&key).await else { panic!("the cache is empty") };
+        let CacheLookup::Nothing(first) = replays.get_or_lead(&key).await else { panic!("unexpected entry") };
         let mut second = Box::pin(replays.get_or_lead(&key));
         assert!(futures_util::poll!(&mut second).is_pending());
         first.end(outcome("{}".to_owned()), Moment::now(), HOUR);
@@ -230,7 +230,7 @@ mod tests {
     #[tokio::test]
     async fn an_entry_weighs_at_least_its_body() {
         let replays = Replays::new(1 << 20, Metrics::new());
-        let CacheLookup::Nothing(leader) = replays.get_or_lead(&key("k")).await else { panic!("the cache is empty") };
+        let CacheLookup::Nothing(leader) = replays.get_or_lead(&key("k")).await else { panic!("unexpected entry") };
         leader.end(outcome("x".repeat(10_000)), Moment::now(), HOUR);
         let Usage { now, .. } = replays.usage();
         assert!((10_000..11_000).contains(&now), "{now}");

@@ -55,7 +55,7 @@ async fn killed(postgres: &OwnPostgres) -> bool {
 }
 
 async fn silenced(postgres: &OwnPostgres) -> bool {
-    println!("\nA network to PostgreSQL that swallows everything, {CLIENTS} clients, for 12 s:");
+    println!("\nA network to PostgreSQL that drops all packets, {CLIENTS} clients, for 12 s:");
     let ledger = postgres.ledger().await;
     let proxy = Proxy::in_front_of(&ledger).await;
     let server = serve(&ledger, &proxy.url(&ledger)).await;

@@ -1,4 +1,4 @@
--- What a user would write after a tutorial: a table of keys, a table of jobs.
+-- The tables of a typical tutorial: keys and jobs.
 create schema by_hand;
 
 create table by_hand.idempotency_keys (

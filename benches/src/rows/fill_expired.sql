@@ -1,4 +1,4 @@
--- So many keys that expired an hour ago, for the purger.
+-- Keys that expired an hour ago, for the purger.
 insert into idempotency_keys (
     tenant_id, route, key, fingerprint, job_id, status, location, body, request_id, created_at, expires_at
 )
