@@ -80,7 +80,7 @@ async fn a_second_server_can_join_and_a_second_dev_cannot() {
 async fn an_acknowledged_job_is_durable_even_if_the_server_default_is_not() {
     let folder = folder();
     let server = dev(folder.path()).await;
-    assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
+    server.submit_with_retries("warm-up", job(0)).await;
     let mut postgres = sqlx::PgConnection::connect(&read(folder.path(), "database-url")).await.unwrap();
     // Records the `synchronous_commit` of each job's transaction.
     let watch = "create table seen (synchronous_commit text); \

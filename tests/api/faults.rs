@@ -60,7 +60,7 @@ async fn a_silent_connection_is_abandoned_and_invisible_to_the_client() {
     let proxy = Proxy::in_front_of(&ledger).await;
     let settings = [&SHORT_DEADLINES[1..], &[("HAPAX__SERVER__REQUEST_DEADLINE", "10m")]].concat();
     let server = ledger.serve_through(&proxy, &settings).await;
-    assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
+    server.submit_with_retries("warm-up", job(0)).await;
     proxy.fail_next("the-key", Fault::BlackHole);
     let answer = server.submit("the-key", job(1)).await;
     assert!(proxy.is_done());
@@ -73,7 +73,7 @@ async fn an_unknown_outcome_is_reported_and_a_retry_with_the_same_key_resolves_i
     let ledger = Ledger::new().await;
     let proxy = Proxy::in_front_of(&ledger).await;
     let server = ledger.serve_through(&proxy, &SHORT_DEADLINES).await;
-    assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
+    server.submit_with_retries("warm-up", job(0)).await;
     proxy.fail_next("the-key", Fault::BlackHole);
     proxy.then_fail_after(0, "the-key", Fault::BlackHole);
     let answer = server.submit("the-key", job(1)).await;
@@ -114,7 +114,7 @@ async fn frozen_during_a_statement(
     ledger: &Ledger,
 ) -> (Server, tokio::task::JoinHandle<Option<u16>>, crate::harness::OpenTransaction) {
     let server = ledger.serve().await;
-    server.submit("warm-up", job(0)).await;
+    server.submit_with_retries("warm-up", job(0)).await;
     let held = ledger.hold_key("the-key").await;
     let request = server.post_jobs("the-key", job(1));
     let asked = tokio::spawn(async move { Some(request.send().await.ok()?.status().as_u16()) });
@@ -182,7 +182,7 @@ async fn a_lost_attempt_stays_unknown_when_the_next_one_fails() {
     let ledger = Ledger::new().await;
     let proxy = Proxy::in_front_of(&ledger).await;
     let server = ledger.serve_through(&proxy, &SHORT_DEADLINES).await;
-    assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
+    server.submit_with_retries("warm-up", job(0)).await;
     // The first attempt commits and is cut off. The second finds the key taken. The read of the existing row is never
     // answered.
     proxy.fail_next("the-key", Fault::CutAfter);
@@ -203,7 +203,7 @@ async fn reconnecting_after_an_outage_stays_within_the_connection_limit() {
         ("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "1h"),
     ];
     let server = ledger.serve_with(&settings).await;
-    assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
+    server.submit_with_retries("warm-up", job(0)).await;
     let away = format!("{}_away", ledger.name);
     ledger.rename_to(&away).await;
     let requests: Vec<_> = (0..40).map(|n| server.submit_in_background(&format!("key-{n}"), job(n))).collect();

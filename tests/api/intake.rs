@@ -18,7 +18,7 @@ type Waiting = JoinHandle<Answer>;
 
 /// Blocks the writer with the statement of one job. All further submissions wait together.
 async fn hold_up(ledger: &Ledger, server: &Server) -> (OpenTransaction, Waiting) {
-    assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
+    server.submit_with_retries("warm-up", job(0)).await;
     let held = ledger.lock_table("jobs", "share").await;
     let first = server.submit_in_background("first", job(0));
     ledger.until_waiting(1).await;
@@ -256,7 +256,7 @@ async fn during_silence_only_sent_submissions_have_an_unknown_outcome() {
     let proxy = Proxy::in_front_of(&ledger).await;
     let settings = [&SHORT_DEADLINES[..], &ONE_WRITER].concat();
     let server = ledger.serve_through(&proxy, &settings).await;
-    assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
+    server.submit_with_retries("warm-up", job(0)).await;
     proxy.fail_next("sent", Fault::BlackHole);
     let sent = server.submit_in_background("sent", job(1));
     while !proxy.is_done() {
@@ -286,7 +286,7 @@ async fn a_dead_database_delays_no_request() {
     let ledger = Ledger::new().await;
     let server =
         ledger.serve_with(&[&SHORT_DEADLINES[..], &[("HAPAX__DATABASE__ACQUIRE_TIMEOUT", "300ms")]].concat()).await;
-    assert_eq!(server.submit("warm-up", job(0)).await.status, 201);
+    server.submit_with_retries("warm-up", job(0)).await;
     let away = format!("{}_away", ledger.name);
     ledger.rename_to(&away).await;
     for round in 0..3 {

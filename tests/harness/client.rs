@@ -45,14 +45,17 @@ impl Client {
         self.send(self.post_jobs(key, body)).await
     }
 
-    /// Submits and retries without pauses, until the answer is neither 429 nor 503.
+    /// Submits and retries without pauses, until the answer is neither 429 nor 503. Then it must be 201, or 200 if an
+    /// earlier attempt with an unknown outcome was committed.
     pub async fn submit_with_retries(&self, key: &str, body: impl ToString) -> Answer {
         let body = body.to_string();
-        until(format!("{key} is done"), async || {
+        let answer = until(format!("{key} is done"), async || {
             let answer = self.submit(key, &body).await;
             (![429, 503].contains(&answer.status)).then_some(answer)
         })
-        .await
+        .await;
+        assert!([200, 201].contains(&answer.status), "{answer:?}");
+        answer
     }
 
     /// Submits in a background task.
