@@ -1,4 +1,4 @@
-//! The SQL of access. Whoever calls brings the connection.
+//! The SQL of tenants and access tokens.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -51,11 +51,12 @@ pub async fn find_callers(
     let digests: Vec<&[u8]> = digests.iter().map(TokenDigest::as_bytes).collect();
     let rows = sqlx::query!(
         "
+        /* find_callers */
         select
             access_tokens.digest, tenants.id, tenants.name, tenants.key_time_to_live_seconds, access_tokens.scopes,
-            extract(epoch from access_tokens.expires_at - clock_timestamp())::double precision as life_seconds
-        from access_tokens
-        join tenants on tenants.id = access_tokens.tenant_id
+            extract(epoch from hapax.access_tokens.expires_at - clock_timestamp())::double precision as life_seconds
+        from hapax.access_tokens
+        join hapax.tenants on tenants.id = access_tokens.tenant_id
         where
             access_tokens.digest = any($1)
             and access_tokens.revoked_at is null
@@ -87,7 +88,7 @@ fn duration(seconds: i32) -> Duration {
 /// Makes a tenant of this name; `false` if there was one.
 pub async fn create_tenant(connection: &mut PgConnection, name: &TenantName) -> sqlx::Result<bool> {
     let done = sqlx::query!(
-        "insert into tenants (id, name) values ($1, $2) on conflict on constraint tenants_name_key do nothing",
+        "/* create_tenant */ insert into hapax.tenants (id, name) values ($1, $2) on conflict on constraint tenants_name_key do nothing",
         Uuid::now_v7(),
         name.as_str(),
     )
@@ -97,14 +98,16 @@ pub async fn create_tenant(connection: &mut PgConnection, name: &TenantName) -> 
 }
 
 pub async fn find_tenant(connection: &mut PgConnection, name: &TenantName) -> sqlx::Result<Option<TenantId>> {
-    let id = sqlx::query_scalar!("select id from tenants where name = $1", name.as_str());
+    let id = sqlx::query_scalar!("/* find_tenant */ select id from hapax.tenants where name = $1", name.as_str());
     Ok(id.fetch_optional(connection).await?.map(TenantId))
 }
 
 pub async fn list_tenants(connection: &mut PgConnection) -> sqlx::Result<Vec<Tenant>> {
-    let rows = sqlx::query!("select id, name, created_at, key_time_to_live_seconds from tenants order by name")
-        .fetch_all(connection)
-        .await?;
+    let rows = sqlx::query!(
+        "/* list_tenants */ select id, name, created_at, key_time_to_live_seconds from hapax.tenants order by name"
+    )
+    .fetch_all(connection)
+    .await?;
     let tenants = rows.into_iter().map(|row| Tenant {
         id: TenantId(row.id),
         name: row.name,
@@ -121,10 +124,13 @@ pub async fn set_key_time_to_live(
     time_to_live: Option<Duration>,
 ) -> sqlx::Result<bool> {
     let seconds = time_to_live.map(|time| i32::try_from(time.as_secs()).unwrap_or(i32::MAX));
-    let done =
-        sqlx::query!("update tenants set key_time_to_live_seconds = $2 where name = $1", tenant.as_str(), seconds)
-            .execute(connection)
-            .await?;
+    let done = sqlx::query!(
+        "/* set_key_time_to_live */ update hapax.tenants set key_time_to_live_seconds = $2 where name = $1",
+        tenant.as_str(),
+        seconds
+    )
+    .execute(connection)
+    .await?;
     Ok(done.rows_affected() == 1)
 }
 
@@ -137,11 +143,12 @@ pub async fn create_token(
     let scopes: Vec<String> = token.scopes.names().map(str::to_owned).collect();
     sqlx::query_scalar!(
         "
-        insert into access_tokens (id, tenant_id, digest, scopes, name, expires_at)
-        select $1, id, $2, $3, $5, clock_timestamp() + make_interval(secs => $6)
-        from tenants
-        where name = $4
-        returning id
+        /* create_token */
+        insert into hapax.access_tokens as new_token (id, tenant_id, digest, scopes, name, expires_at)
+        select $1, tenants.id, $2, $3, $5, clock_timestamp() + make_interval(secs => $6)
+        from hapax.tenants
+        where tenants.name = $4
+        returning new_token.id
         ",
         Uuid::now_v7(),
         digest.as_bytes(),
@@ -157,12 +164,13 @@ pub async fn create_token(
 pub async fn list_tokens(connection: &mut PgConnection, tenant: Option<&TenantName>) -> sqlx::Result<Vec<IssuedToken>> {
     let rows = sqlx::query!(
         r#"
+        /* list_tokens */
         select
             access_tokens.id, tenants.name as tenant_name, access_tokens.scopes, access_tokens.name,
             access_tokens.created_at, access_tokens.expires_at, access_tokens.last_used_at, access_tokens.revoked_at,
             (access_tokens.expires_at <= now()) is true as "expired!"
-        from access_tokens
-        join tenants on tenants.id = access_tokens.tenant_id
+        from hapax.access_tokens
+        join hapax.tenants on tenants.id = access_tokens.tenant_id
         where $1::text is null or tenants.name = $1
         order by tenants.name, access_tokens.id
         "#,
@@ -186,15 +194,16 @@ pub async fn list_tokens(connection: &mut PgConnection, tenant: Option<&TenantNa
 
 /// Notes that these tokens have been used in the last minutes. One that another replica has noted since is left as it is,
 /// and so is one that anyone else holds: it waits for nobody.
-pub async fn note_use(connection: &mut PgConnection, digests: &[TokenDigest]) -> sqlx::Result<()> {
+pub async fn record_use(connection: &mut PgConnection, digests: &[TokenDigest]) -> sqlx::Result<()> {
     let digests: Vec<&[u8]> = digests.iter().map(TokenDigest::as_bytes).collect();
     sqlx::query!(
         "
-        update access_tokens
+        /* record_token_use */
+        update hapax.access_tokens
         set last_used_at = now()
         where id = any(array(
             select id
-            from access_tokens
+            from hapax.access_tokens
             where digest = any($1) and (last_used_at > now() - interval '4 minutes') is not true
             for update skip locked
         ))
@@ -208,8 +217,11 @@ pub async fn note_use(connection: &mut PgConnection, digests: &[TokenDigest]) ->
 
 /// Ends a token's validity; `false` if there is none of this id. Revoking twice changes nothing.
 pub async fn revoke_token(connection: &mut PgConnection, id: Uuid) -> sqlx::Result<bool> {
-    let done = sqlx::query!("update access_tokens set revoked_at = coalesce(revoked_at, now()) where id = $1", id)
-        .execute(connection)
-        .await?;
+    let done = sqlx::query!(
+        "/* revoke_token */ update hapax.access_tokens set revoked_at = coalesce(revoked_at, now()) where id = $1",
+        id
+    )
+    .execute(connection)
+    .await?;
     Ok(done.rows_affected() == 1)
 }

@@ -62,7 +62,7 @@ impl UseTimes {
         while !unwritten.is_empty() {
             let (batch, rest) = unwritten.split_at(BATCH.min(unwritten.len()));
             let digests: Arc<[TokenDigest]> = batch.into();
-            let write = async move |connection: &mut _| queries::note_use(connection, &digests).await;
+            let write = async move |connection: &mut _| queries::record_use(connection, &digests).await;
             if let Err(error) = pool.complete(Instant::now() + DEADLINE, write).await {
                 tracing::warn!(%error, "token use times could not be written");
                 // The next batch stores the time at which it is written, so these times will be too late.

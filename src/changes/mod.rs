@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::database::{DatabaseError, SharedPool};
-use crate::idempotency::{Answer, Attempt, Engine, Keyed, KeyedError, KeyedResult, OnConflict, Outcome, WriteOptions};
+use crate::idempotency::{Answer, Attempt, Effect, Engine, Keyed, KeyedError, KeyedResult, Outcome, WriteOptions};
 use crate::ids::{JobId, TenantId};
 use crate::jobs::{self, Job, Lookup, Patch, State};
 
@@ -74,7 +74,7 @@ impl Changes {
         keyed: &Keyed,
         deadline: Instant,
     ) -> Result<KeyedResult<Refusal>, KeyedError> {
-        let attempt = async |on_conflict, options| self.attempt(change, keyed, on_conflict, options, deadline).await;
+        let attempt = async |options| self.attempt(change, keyed, options, deadline).await;
         self.engine.perform(keyed, deadline, attempt).await
     }
 
@@ -139,7 +139,7 @@ impl Changes {
         }
     }
 
-    /// Deletes a job, wherever it is. That there is none is as good.
+    /// Deletes a job, wherever it is. Succeeds if there is none.
     ///
     /// # Errors
     /// [`DatabaseError`], at `deadline` at the latest.
@@ -148,19 +148,13 @@ impl Changes {
             let write = async |connection: &mut _| queries::delete(connection, tenant, id, options).await;
             self.pool().complete(tenant, deadline, write).await
         };
-        let deletion = self.engine.with_lock_wait(tenant, deadline, delete).await?;
-        if deletion.emptied && !deletion.removed {
-            // It was being moved from one table to another, where that statement could not see it. The next one can.
-            self.engine.with_lock_wait(tenant, deadline, delete).await.map_err(DatabaseError::after_a_write)?;
-        }
-        Ok(())
+        self.engine.with_lock_wait(tenant, deadline, delete).await
     }
 
     async fn attempt(
         &self,
         change: &Change,
         keyed: &Keyed,
-        on_conflict: OnConflict,
         options: WriteOptions,
         deadline: Instant,
     ) -> Result<Attempt<Refusal>, DatabaseError> {
@@ -168,8 +162,7 @@ impl Changes {
             Ok(next) => next,
             Err(refusal) => return Ok(Attempt::Rejected(refusal)),
         };
-        let write =
-            async |connection: &mut _| queries::patch_keyed(connection, keyed, &next, on_conflict, options).await;
+        let write = async |connection: &mut _| queries::patch_keyed(connection, keyed, &next, options).await;
         let written = self.pool().complete(change.tenant, deadline, write).await?;
         Ok(written.map_or(Attempt::NoRows, |expires_at| Attempt::Committed(next.answer, expires_at)))
     }
@@ -192,8 +185,7 @@ impl Changes {
             return Ok(Err(Refusal::Stale { id: job.id, version: made_from }));
         }
         change.patch.apply(&mut job);
-        let etag = Some(jobs::etag(job.version));
-        let answer = Answer { job_id: job.id, status: 200, location: None, etag, body: job.to_json() };
+        let answer = Answer { effect: Effect::Changed, job_id: job.id, job_version: job.version, body: job.to_json() };
         Ok(Ok(Next { job, made_from, answer }))
     }
 

@@ -7,7 +7,7 @@ use clap::builder::PossibleValuesParser;
 use super::{block_on, connect, print};
 use crate::access::{self, TenantName};
 use crate::configuration::Configuration;
-use crate::http::KEYED_ROUTES;
+use crate::http::{KEYED_ROUTES, first_status};
 use crate::idempotency::{Key, ScopedKey, Summary, queries};
 
 #[derive(Subcommand)]
@@ -35,7 +35,10 @@ pub fn run(command: KeyCommand, configuration: &Configuration) -> anyhow::Result
         };
         let key = ScopedKey { tenant: id, route, key };
         match queries::find(&mut connection, &key).await?.filter(|stored| stored.life.is_some()) {
-            Some(stored) => print(&serde_json::to_string_pretty(&Summary::of(route, &stored.outcome))?),
+            Some(stored) => {
+                let summary = Summary::of(route, &stored.outcome, first_status(stored.outcome.answer.effect).as_u16());
+                print(&serde_json::to_string_pretty(&summary)?)
+            }
             None => bail!(
                 "{} has no such key on {}: no request was committed under it, or it has expired",
                 tenant.as_str(),

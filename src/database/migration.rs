@@ -97,9 +97,15 @@ async fn apply(
     Ok(usize::try_from(after - before).unwrap_or(0))
 }
 
-/// `locking`: whether to take the lock that serializes migrations.
+/// `locking`: whether it takes the lock that lets only one process migrate at a time.
 fn migrator(locking: bool) -> Migrator {
-    let mut migrator = Migrator { migrations: MIGRATIONS.migrations.clone(), ..Migrator::DEFAULT };
+    let Migrator { migrations, table_name, create_schemas, .. } = &MIGRATIONS;
+    let mut migrator = Migrator {
+        migrations: migrations.clone(),
+        table_name: table_name.clone(),
+        create_schemas: create_schemas.clone(),
+        ..Migrator::DEFAULT
+    };
     migrator.set_ignore_missing(true).set_locking(locking);
     migrator
 }

@@ -2,34 +2,6 @@
 
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
-/// A statement that writes. It sets in itself how long it waits for locks, and that it is committed durably even if
-/// somebody has turned the server's synchronous_commit off since we looked, so that it needs no session of its own.
-///
-/// `$options` has `lock_wait` and `insist_on_durability`. The statement goes on after the CTE `options`, from which whatever
-/// may wait must select; its own parameters begin with $3.
-macro_rules! statement_with_options {
-    ($query:ident, $options:expr, [$($sql:literal),* $(,)?] $(, $parameter:expr)* $(,)?) => {
-        sqlx::$query!(
-            r#"
-            with options as materialized (
-                select
-                    set_config('lock_timeout', $1, true),
-                    case
-                        when $2 and current_setting('synchronous_commit') = 'off'
-                            then set_config('synchronous_commit', 'on', true)
-                    end
-            ),
-            "#
-            $(+ $sql)*,
-            $options.lock_wait.as_millis().to_string(),
-            $options.insist_on_durability,
-            $($parameter,)*
-        )
-    };
-}
-
-pub(crate) use statement_with_options;
-
 /// A database, as a new session meets it.
 pub struct Condition {
     /// The migrations that have run, each list in the order of the versions.
@@ -47,6 +19,7 @@ pub async fn condition(connection: &mut PgConnection) -> sqlx::Result<Condition>
     sqlx::query_as!(
         Condition,
         r#"
+        /* database_condition */
         select
             coalesce(array_agg(version order by version), '{}') as "versions!",
             coalesce(array_agg(success order by version), '{}') as "successes!",
@@ -54,7 +27,7 @@ pub async fn condition(connection: &mut PgConnection) -> sqlx::Result<Condition>
             current_setting('transaction_read_only') = 'on' as "read_only!",
             current_setting('fsync') <> 'off' as "fsync!",
             current_setting('synchronous_commit') <> 'off' as "synchronous_commit!"
-        from _sqlx_migrations
+        from hapax._sqlx_migrations
         "#,
     )
     .fetch_one(connection)
@@ -63,7 +36,9 @@ pub async fn condition(connection: &mut PgConnection) -> sqlx::Result<Condition>
 
 /// How many migrations have run.
 pub async fn count_applied_migrations(connection: &mut PgConnection) -> sqlx::Result<i64> {
-    sqlx::query_scalar!(r#"select count(*) as "count!" from _sqlx_migrations"#).fetch_one(connection).await
+    sqlx::query_scalar!(r#"/* count_migrations */ select count(*) as "count!" from hapax._sqlx_migrations"#)
+        .fetch_one(connection)
+        .await
 }
 
 /// A session that keeps another waiting for a lock. Never its statement, which may hold secrets.
@@ -83,6 +58,7 @@ pub async fn blockers(connection: &mut PgConnection, pid: i32) -> sqlx::Result<V
     sqlx::query_as!(
         Blocker,
         r#"
+        /* blockers */
         select distinct on (blocking.pid)
             blocking.pid as "pid!",
             activity.application_name as application,
@@ -104,7 +80,7 @@ pub async fn blockers(connection: &mut PgConnection, pid: i32) -> sqlx::Result<V
 pub const OUR_MARK: &str = "hapax.session_is_ours";
 
 pub async fn bears_our_mark(connection: &mut PgConnection) -> sqlx::Result<bool> {
-    sqlx::query_scalar!(r#"select current_setting($1, true) = 'yes' as "ours""#, OUR_MARK)
+    sqlx::query_scalar!(r#"/* session_mark */ select current_setting($1, true) = 'yes' as "ours""#, OUR_MARK)
         .fetch_one(connection)
         .await
         .map(|ours| ours.unwrap_or(false))
@@ -112,13 +88,14 @@ pub async fn bears_our_mark(connection: &mut PgConnection) -> sqlx::Result<bool>
 
 /// The process of the session that this statement has met. Not prepared, so that any pooler lets it through.
 pub async fn backend(connection: &mut PgConnection) -> sqlx::Result<i32> {
-    sqlx::raw_sql("select pg_backend_pid()").fetch_one(connection).await?.try_get(0)
+    sqlx::raw_sql("/* backend */ select pg_backend_pid()").fetch_one(connection).await?.try_get(0)
 }
 
 /// Whether the session knows this very statement under another name than the one sqlx gave it.
 pub async fn renames_statements(connection: &mut PgConnection) -> sqlx::Result<bool> {
     sqlx::query_scalar!(
         r#"
+        /* prepared_name */
         select not exists (
             select from pg_prepared_statements
             where statement = current_query()
@@ -132,26 +109,31 @@ pub async fn renames_statements(connection: &mut PgConnection) -> sqlx::Result<b
 
 /// 0: no limit.
 pub async fn statement_timeout_milliseconds(connection: &mut PgConnection) -> sqlx::Result<i64> {
-    sqlx::query_scalar!(r#"select setting::bigint as "limit!" from pg_settings where name = 'statement_timeout'"#)
+    sqlx::query_scalar!(r#"/* statement_timeout */ select setting::bigint as "limit!" from pg_settings where name = 'statement_timeout'"#)
         .fetch_one(connection)
         .await
 }
 
 /// Ends the session that this statement meets, and with it all that it has prepared.
 pub async fn end_session(connection: &mut PgConnection) -> sqlx::Result<()> {
-    sqlx::raw_sql("select pg_terminate_backend(pg_backend_pid())").execute(connection).await?;
+    sqlx::raw_sql("/* end_session */ select pg_terminate_backend(pg_backend_pid())").execute(connection).await?;
     Ok(())
 }
 
 pub async fn database_exists(connection: &mut PgConnection, name: &str) -> sqlx::Result<bool> {
-    sqlx::query_scalar!(r#"select exists (select from pg_database where datname = $1) as "exists!""#, name)
-        .fetch_one(connection)
-        .await
+    sqlx::query_scalar!(
+        r#"/* database_exists */ select exists (select from pg_database where datname = $1) as "exists!""#,
+        name
+    )
+    .fetch_one(connection)
+    .await
 }
 
 /// `name` is made part of the statement's text.
 pub async fn create_database(connection: &mut PgConnection, name: &str) -> sqlx::Result<()> {
     let name = name.replace('"', "\"\"");
-    sqlx::raw_sql(AssertSqlSafe(format!(r#"create database "{name}""#))).execute(connection).await?;
+    sqlx::raw_sql(AssertSqlSafe(format!(r#"/* create_database */ create database "{name}""#)))
+        .execute(connection)
+        .await?;
     Ok(())
 }

@@ -8,9 +8,10 @@ use actix_web::http::header::{self, HeaderName, HeaderValue};
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, HttpResponseBuilder};
 
 use super::quotas::reserve;
-use super::{App, Problem};
+use super::{App, JOBS, Problem};
 use crate::access::Caller;
-use crate::idempotency::{Answer, Key, KeyedError, KeyedResult, Outcome, Route, ScopedKey};
+use crate::idempotency::{Answer, Effect, Key, KeyedError, KeyedResult, Outcome, Route, ScopedKey};
+use crate::jobs;
 use crate::metrics::KeyedOutcome;
 use crate::telemetry::RequestContext;
 use crate::timestamp::Timestamp;
@@ -61,10 +62,7 @@ pub fn finish<R: Into<Problem>>(
 ) -> Result<HttpResponse, Problem> {
     record(request, &result);
     match result? {
-        KeyedResult::First(outcome) => {
-            let status = u16::try_from(outcome.answer.status).ok().and_then(|status| StatusCode::from_u16(status).ok());
-            Ok(answer(app, status.unwrap_or(StatusCode::OK), "false", &outcome))
-        }
+        KeyedResult::First(outcome) => Ok(answer(app, first_status(outcome.answer.effect), "false", &outcome)),
         KeyedResult::Replayed(outcome) => Ok(answer(app, StatusCode::OK, "true", &outcome)),
         KeyedResult::Refused(refusal) => Err(refusal.into()),
     }
@@ -81,22 +79,38 @@ fn answer(app: &App, status: StatusCode, replayed: &'static str, outcome: &Outco
     write(app, &mut response, &outcome.answer)
 }
 
-/// Writes the header fields and the body of an answer that is stored, or would be if the request had a key. `Location`
-/// is stored as a path. Each replica makes a URL of it with its own setting `server.public_url`.
+/// Writes the header fields and the body of an answer that is stored, or would be if the request had a key. A job that is
+/// created or found has a `Location`, a job that is changed an `ETag`.
 pub fn write(app: &App, response: &mut HttpResponseBuilder, answer: &Answer) -> HttpResponse {
     response.insert_header((header::CONTENT_TYPE, HeaderValue::from_static("application/json")));
-    if let Some(location) = &answer.location {
-        response.insert_header((header::LOCATION, app.public(location)));
+    if let Some(location) = location(app, answer) {
+        response.insert_header((header::LOCATION, location));
     }
-    if let Some(etag) = &answer.etag {
-        response.insert_header((header::ETAG, etag.as_str()));
+    if answer.effect == Effect::Changed {
+        response.insert_header((header::ETAG, jobs::etag(answer.job_version)));
     }
     response.body(answer.body.clone())
 }
 
-/// The value of `Deduplicated-By` if the submission was answered with an existing job of the same unique content.
+/// The status of the first answer. Replays get 200.
+pub fn first_status(effect: Effect) -> StatusCode {
+    match effect {
+        Effect::Created => StatusCode::CREATED,
+        Effect::Adopted | Effect::Changed => StatusCode::OK,
+    }
+}
+
+/// Where the job is that a request created or found.
+pub fn location(app: &App, answer: &Answer) -> Option<String> {
+    match answer.effect {
+        Effect::Created | Effect::Adopted => Some(app.public(&format!("{JOBS}/{}", answer.job_id))),
+        Effect::Changed => None,
+    }
+}
+
+/// What a submission had in common with the job that it found.
 pub fn deduplicated_by(answer: &Answer) -> Option<&'static str> {
-    (answer.location.is_some() && answer.status == 200).then_some("content")
+    (answer.effect == Effect::Adopted).then_some("content")
 }
 
 /// Records the result for the request's log line.
@@ -118,9 +132,11 @@ fn record<R>(request: &HttpRequest, result: &Result<KeyedResult<R>, KeyedError>)
 
 pub fn outcome<R>(result: &Result<KeyedResult<R>, KeyedError>) -> KeyedOutcome {
     match result {
-        Ok(KeyedResult::First(outcome)) if deduplicated_by(&outcome.answer).is_some() => KeyedOutcome::Deduplicated,
-        Ok(KeyedResult::First(outcome)) if outcome.answer.location.is_some() => KeyedOutcome::Created,
-        Ok(KeyedResult::First(_)) => KeyedOutcome::Changed,
+        Ok(KeyedResult::First(outcome)) => match outcome.answer.effect {
+            Effect::Created => KeyedOutcome::Created,
+            Effect::Adopted => KeyedOutcome::Deduplicated,
+            Effect::Changed => KeyedOutcome::Changed,
+        },
         Ok(KeyedResult::Replayed(_)) => KeyedOutcome::Replayed,
         Err(KeyedError::KeyReused { .. }) => KeyedOutcome::Mismatch,
         Err(KeyedError::InFlight) => KeyedOutcome::InFlight,

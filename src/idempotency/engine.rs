@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::clock::Moment;
 use super::replays::{CacheLookup, Replays};
-use super::{Answer, Fingerprint, Outcome, ScopedKey, queries};
+use super::{Answer, Effect, Fingerprint, Outcome, ScopedKey, queries};
 use crate::database::{DatabaseError, SharedPool};
 use crate::ids::{JobId, RequestId, TenantId};
 use crate::metrics::Shed;
@@ -33,15 +33,6 @@ pub struct Keyed {
     pub makes: Option<JobId>,
 }
 
-/// What a row that stands under the key means for the attempt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnConflict {
-    /// The key is taken. Locks nothing; four times as fast on duplicates as the other.
-    DoNothing,
-    /// The key is taken unless the row has expired; then it becomes ours. Locks the row either way.
-    TakeOverExpired,
-}
-
 /// With which options a statement is sent. They are set within it, so that it needs no session of its own.
 #[derive(Clone, Copy, Debug)]
 pub struct WriteOptions {
@@ -52,6 +43,11 @@ pub struct WriteOptions {
 }
 
 impl WriteOptions {
+    /// As PostgreSQL takes it. 0 would mean without limit.
+    pub fn lock_timeout_ms(&self) -> i32 {
+        i32::try_from(self.lock_wait.as_millis()).unwrap_or(i32::MAX).max(1)
+    }
+
     /// Whether the statement may keep others waiting for it.
     pub fn is_brief(&self) -> bool {
         self.lock_wait <= FIRST_LOCK_WAIT
@@ -128,8 +124,6 @@ const FIRST_LOCK_WAIT: Duration = Duration::from_millis(20);
 /// Between turns that come to nothing: none after the first, for the row that was in the way has just gone.
 const PAUSE_FIRST: Duration = Duration::from_millis(1);
 const PAUSE_LONGEST: Duration = Duration::from_millis(100);
-/// The status of an outcome that has made a job.
-const CREATED: i16 = 201;
 
 impl Engine {
     /// `pool` is for writes alone; `options.lock_wait` is the longest that a request waits for another that holds its key.
@@ -207,7 +201,7 @@ impl Engine {
         &self,
         request: &Keyed,
         deadline: Instant,
-        mut attempt: impl AsyncFnMut(OnConflict, WriteOptions) -> Result<Attempt<R>, DatabaseError>,
+        mut attempt: impl AsyncFnMut(WriteOptions) -> Result<Attempt<R>, DatabaseError>,
     ) -> Result<KeyedResult<R>, KeyedError> {
         let lock_wait_ends = deadline.min(Instant::now() + self.options.lock_wait);
         let leader = match timeout_at(lock_wait_ends, self.replays.get_or_lead(&request.key)).await {
@@ -216,13 +210,10 @@ impl Engine {
             Err(_) => return Err(KeyedError::InFlight),
         };
         // Each turn ends in an answer, unless what was in the way has gone or changed in between.
-        let mut on_conflict = OnConflict::DoNothing;
         let mut pause = Duration::ZERO;
         loop {
             let asked = Moment::now();
-            let attempt = self
-                .with_lock_wait(request.key.tenant, deadline, async |options| attempt(on_conflict, options).await)
-                .await?;
+            let attempt = self.with_lock_wait(request.key.tenant, deadline, &mut attempt).await?;
             let (stored, refusal) = match attempt {
                 Attempt::Committed(answer, expires_at) => {
                     let outcome = Arc::new(request.outcome(answer, expires_at));
@@ -233,7 +224,7 @@ impl Engine {
                 Attempt::Conflict(stored) => (Some(stored), None),
                 Attempt::NoRows => (self.find_after_conflict(request, deadline).await?, None),
             };
-            on_conflict = match (stored, refusal) {
+            match (stored, refusal) {
                 // An attempt of ours was committed and its acknowledgement lost.
                 (Some(stored), _) if request.has_made(&stored.outcome) => {
                     leader.end(Arc::clone(&stored.outcome), asked, stored.life.unwrap_or_default());
@@ -244,9 +235,9 @@ impl Engine {
                     return judge(request, outcome).map(KeyedResult::Replayed);
                 }
                 (_, Some(refusal)) => return Ok(KeyedResult::Refused(refusal)),
-                (None, None) => OnConflict::DoNothing,
-                (Some(_), None) => OnConflict::TakeOverExpired,
-            };
+                (None, None) => {}
+                (Some(_), None) => self.delete_expired(&request.key, deadline).await?,
+            }
             sleep_until(deadline.min(Instant::now() + pause)).await;
             pause = (pause * 2).clamp(PAUSE_FIRST, PAUSE_LONGEST);
         }
@@ -257,10 +248,19 @@ impl Engine {
     /// # Errors
     /// As [`Engine::perform`].
     pub async fn find_outcome(&self, request: &Keyed, deadline: Instant) -> Result<Option<Arc<Outcome>>, KeyedError> {
-        match self.perform(request, deadline, async |_, _| Ok(Attempt::Rejected(()))).await? {
+        match self.perform(request, deadline, async |_| Ok(Attempt::Rejected(()))).await? {
             KeyedResult::First(outcome) | KeyedResult::Replayed(outcome) => Ok(Some(outcome)),
             KeyedResult::Refused(()) => Ok(None),
         }
+    }
+
+    /// Deletes the expired row that holds the key. The next attempt inserts it anew.
+    async fn delete_expired(&self, key: &ScopedKey, deadline: Instant) -> Result<(), DatabaseError> {
+        let delete = async |options| {
+            let delete = async |connection: &mut _| queries::delete_expired(connection, key, options).await;
+            self.pool.complete(key.tenant, deadline, delete).await
+        };
+        self.with_lock_wait(key.tenant, deadline, delete).await
     }
 
     /// Reads what stands under the key for a request that has written nothing.
@@ -302,7 +302,7 @@ impl Keyed {
     /// was, two copies would have to bear one `X-Request-Id` and be accepted in one microsecond to be mixed up; they then
     /// differ in nothing but who is told that it came first.
     fn has_made(&self, outcome: &Outcome) -> bool {
-        if self.makes.is_some() && outcome.answer.status == CREATED {
+        if self.makes.is_some() && outcome.answer.effect == Effect::Created {
             return self.makes == Some(outcome.answer.job_id);
         }
         outcome.request_id == self.request_id
@@ -412,7 +412,7 @@ mod tests {
             time_to_live: Duration::from_secs(1),
             makes: None,
         };
-        let never = async |_, _| pending::<Result<Attempt<()>, DatabaseError>>().await;
+        let never = async |_| pending::<Result<Attempt<()>, DatabaseError>>().await;
         let mut first = Box::pin(engine.perform(&request, in_a_minute(), never));
         assert!(poll!(&mut first).is_pending());
         let began = Instant::now();

@@ -13,7 +13,7 @@ pub mod queries;
 mod replays;
 mod summary;
 
-pub use engine::{Attempt, Engine, Keyed, KeyedError, KeyedResult, OnConflict, WriteOptions};
+pub use engine::{Attempt, Engine, Keyed, KeyedError, KeyedResult, WriteOptions};
 pub use fingerprint::Fingerprint;
 pub use key::{InvalidKey, KEY_LENGTH_MAX, Key};
 pub use replays::Replays;
@@ -49,16 +49,43 @@ pub struct Outcome {
     pub expires_at: DateTime<Utc>,
 }
 
-/// What a keyed request is answered with when it has done what it asked for, and ever after.
+/// The answer to a request with a key. The server stores it and sends it again to every replay.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// The job that the request made, found or changed.
+    pub effect: Effect,
+    /// The job that the request created, adopted or changed.
     pub job_id: JobId,
-    /// HTTP status of the first answer.
-    pub status: i16,
-    pub location: Option<String>,
-    pub etag: Option<String>,
+    /// The version of the job that the body shows.
+    pub job_version: i32,
     pub body: Bytes,
+}
+
+/// What a request did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It created the job.
+    Created,
+    /// It found an active job with the same content, and its key now stands for that job.
+    Adopted,
+    /// It changed the job.
+    Changed,
+}
+
+impl Effect {
+    pub const ALL: [Self; 3] = [Self::Created, Self::Adopted, Self::Changed];
+
+    /// As in the column `effect`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Adopted => "adopted",
+            Self::Changed => "changed",
+        }
+    }
+
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|effect| effect.name() == name)
+    }
 }
 
 impl ScopedKey {

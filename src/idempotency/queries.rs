@@ -1,4 +1,4 @@
-//! The SQL of keys. Whoever calls brings the connection.
+//! The SQL of idempotency keys.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,131 +6,39 @@ use std::time::Duration;
 
 use sqlx::PgConnection;
 
-use super::{Answer, Fingerprint, Outcome, ScopedKey};
+use super::{Answer, Effect, Fingerprint, Outcome, ScopedKey, WriteOptions};
 use crate::ids::{JobId, RequestId};
 
-/// The one statement of a keyed route: it writes the key and what the request asks for, or nothing, and says until when
-/// the key lives; `None` if nothing was written. See ADR 0003.
-///
-/// The route brings a row that must be there (`$from`, one of the CTEs in `$given`, or `options` if it needs none), and what
-/// follows from the key (`$effect`, CTEs that select from `new_key`). Its own parameters begin with $15.
-macro_rules! keyed_statement {
-    (
-        $connection:expr, $keyed:expr, $answer:expr, $on_conflict:expr, $options:expr,
-        given: $given:literal, from: $from:literal, effect: [$($effect:literal),*]
-        $(, $more:expr)* $(,)?
-    ) => {
-        match $on_conflict {
-            $crate::idempotency::OnConflict::DoNothing => {
-                keyed_statement!(
-                    @ $connection, $keyed, $answer, $options, $given, $from,
-                    "on conflict (tenant_id, route, key) do nothing",
-                    [$($effect),*] $(, $more)*
-                )
-            }
-            $crate::idempotency::OnConflict::TakeOverExpired => {
-                keyed_statement!(
-                    @ $connection, $keyed, $answer, $options, $given, $from,
-                    r#"
-                    on conflict (tenant_id, route, key) do update
-                    set fingerprint = excluded.fingerprint,
-                        job_id = excluded.job_id,
-                        status = excluded.status,
-                        location = excluded.location,
-                        etag = excluded.etag,
-                        body = excluded.body,
-                        request_id = excluded.request_id,
-                        created_at = excluded.created_at,
-                        expires_at = excluded.expires_at
-                    where present.expires_at <= clock_timestamp()
-                    "#,
-                    [$($effect),*] $(, $more)*
-                )
-            }
-        }
-    };
-    (
-        @ $connection:expr, $keyed:expr, $answer:expr, $options:expr, $given:literal, $from:literal,
-        $on_conflict:literal, [$($effect:literal),*] $(, $more:expr)*
-    ) => {
-        $crate::database::queries::statement_with_options!(
-            query_scalar,
-            $options,
-            [
-                $given,
-                r#"
-                new_key as (
-                    insert into idempotency_keys as present (
-                        tenant_id, route, key, fingerprint, job_id, status, location, etag, body, request_id,
-                        created_at, expires_at
-                    )
-                    select
-                        $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
-                        clock_timestamp() + make_interval(secs => $3)
-                    from "#,
-                $from,
-                " ",
-                $on_conflict,
-                r#"
-                    returning tenant_id, job_id, created_at, expires_at
-                )
-                "#,
-                $($effect,)*
-                r#"
-                select expires_at from new_key
-                "#,
-            ],
-            $keyed.time_to_live.as_secs_f64(),
-            $keyed.key.tenant.0,
-            $keyed.key.route.0,
-            $keyed.key.key.as_str(),
-            $keyed.fingerprint.as_bytes(),
-            $answer.job_id.0,
-            $answer.status,
-            $answer.location,
-            $answer.etag,
-            &$answer.body[..],
-            $keyed.request_id.as_str(),
-            $keyed.created_at,
-            $($more,)*
-        )
-        .fetch_optional($connection)
-        .await
-    };
-}
-
-pub(crate) use keyed_statement;
-
-/// What stands under a key.
+/// The row of a key.
 #[derive(Debug)]
 pub struct Stored {
     pub outcome: Arc<Outcome>,
-    /// How long it will live, by PostgreSQL's clock. `None`: it has expired and counts for nothing, whether or not the
-    /// purger has come by.
+    /// How long the key will live, by PostgreSQL's clock. `None`: it has expired, and the purger has not deleted it yet.
     pub life: Option<Duration>,
 }
 
-/// Looks a key up, in a snapshot of its own: the statement that lost a race for the key cannot see who won it.
+/// Looks a key up. This needs a statement of its own: the statement that lost a race for the key cannot see the winner.
 pub async fn find(connection: &mut PgConnection, key: &ScopedKey) -> sqlx::Result<Option<Stored>> {
     Ok(find_all(connection, std::iter::once(key)).await?.remove(&0))
 }
 
-/// The same for many keys at once, each told by its place among them. Each is looked up in the index by itself, whatever
-/// the planner thinks of their number.
+/// Looks many keys up. The result says which of them by their position. The lateral join with `limit 1` makes the planner
+/// look each up in the index, whatever it expects of their number.
 pub async fn find_all<'k>(
     connection: &mut PgConnection,
     keys: impl Iterator<Item = &'k ScopedKey> + Clone,
 ) -> sqlx::Result<HashMap<usize, Stored>> {
     let rows = sqlx::query!(
         r#"
+        /* find_keys */
         select
-            wanted.place as "place!", stored.fingerprint, stored.job_id, stored.status, stored.location, stored.etag,
-            stored.body, stored.request_id, stored.created_at, stored.expires_at,
+            wanted.place as "place!", stored.fingerprint, stored.request_id, stored.effect, stored.job_id,
+            stored.job_version, stored.body, stored.created_at, stored.expires_at,
             extract(epoch from stored.expires_at - clock_timestamp())::double precision as "life_seconds!"
         from unnest($1::uuid [], $2::text [], $3::text []) with ordinality as wanted (tenant_id, route, key, place)
         cross join lateral (
-            select fingerprint, job_id, status, location, etag, body, request_id, created_at, expires_at
-            from idempotency_keys
+            select fingerprint, request_id, effect, job_id, job_version, body, created_at, expires_at
+            from hapax.idempotency_keys
             where tenant_id = wanted.tenant_id and route = wanted.route and key = wanted.key
             limit 1
         ) as stored
@@ -147,10 +55,10 @@ pub async fn find_all<'k>(
             let outcome = Outcome {
                 fingerprint: fingerprint.ok_or_else(|| sqlx::Error::Decode("a fingerprint has 32 bytes".into()))?,
                 answer: Answer {
+                    effect: Effect::parse(&row.effect)
+                        .ok_or_else(|| sqlx::Error::Decode("the effect of a key is unknown".into()))?,
                     job_id: JobId(row.job_id),
-                    status: row.status,
-                    location: row.location,
-                    etag: row.etag,
+                    job_version: row.job_version,
                     body: row.body.into(),
                 },
                 request_id: RequestId::stored(row.request_id),
@@ -164,18 +72,42 @@ pub async fn find_all<'k>(
         .collect()
 }
 
-/// Deletes up to `limit` expired keys and says how many. Rows that anyone else holds are skipped, so it waits for
-/// nobody, and any number of purgers may run.
+/// Deletes a key if it has expired, as the purger would, so that it can be used at once.
+pub async fn delete_expired(connection: &mut PgConnection, key: &ScopedKey, options: WriteOptions) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"
+        /* delete_expired_key */
+        select hapax.delete_expired_key(
+            p_tenant_id => $1,
+            p_route => $2,
+            p_key => $3,
+            p_lock_timeout_ms => $4,
+            p_insist_on_durability => $5
+        )
+        "#,
+        key.tenant.0,
+        key.route.0,
+        key.key.as_str(),
+        options.lock_timeout_ms(),
+        options.insist_on_durability,
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(())
+}
+
+/// Deletes up to `limit` expired keys and returns how many. It skips rows that another transaction has locked, so it never
+/// waits, and several purgers may run at once.
 pub async fn purge(connection: &mut PgConnection, limit: i64) -> sqlx::Result<u64> {
-    // now() and not clock_timestamp(): the index serves only what does not change within the statement, and in a
-    // statement of its own it is a moment early, never late. By ctid, which a locked row keeps: a join by key is
-    // planned as a scan of the whole table once statistics are stale.
+    // now() and not clock_timestamp(), because an index serves only what does not change within the statement. By ctid,
+    // which a locked row keeps: once statistics are stale, a join by key is planned as a scan of the whole table.
     let done = sqlx::query!(
         r#"
-        delete from idempotency_keys
+        /* purge */
+        delete from hapax.idempotency_keys
         where ctid = any(array(
             select ctid
-            from idempotency_keys
+            from hapax.idempotency_keys
             where expires_at <= now()
             order by expires_at
             limit $1
@@ -189,12 +121,13 @@ pub async fn purge(connection: &mut PgConnection, limit: i64) -> sqlx::Result<u6
     Ok(done.rows_affected())
 }
 
-/// How long the oldest expired key has been waiting for the purger; zero when none is.
+/// How long ago the oldest expired key has expired that the purger has not deleted yet. Zero if there is none.
 pub async fn purge_lag(connection: &mut PgConnection) -> sqlx::Result<Duration> {
     let seconds = sqlx::query_scalar!(
         r#"
+        /* purge_lag */
         select greatest(0, extract(epoch from now() - min(expires_at)))::double precision as "seconds"
-        from idempotency_keys
+        from hapax.idempotency_keys
         "#,
     )
     .fetch_one(connection)

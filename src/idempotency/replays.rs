@@ -121,12 +121,7 @@ impl Remembered {
 impl Weighter<ScopedKey, Remembered> for Weight {
     fn weight(&self, key: &ScopedKey, remembered: &Remembered) -> u64 {
         let Outcome { answer, request_id, .. } = &*remembered.outcome;
-        let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-        let texts = key.key.as_str().len()
-            + answer.body.len()
-            + optional(&answer.location)
-            + optional(&answer.etag)
-            + request_id.as_str().len();
+        let texts = key.key.as_str().len() + answer.body.len() + request_id.as_str().len();
         ENTRY_BYTES + texts as u64
     }
 }
@@ -137,7 +132,7 @@ mod tests {
     use futures_util::future::select_all;
 
     use super::*;
-    use crate::idempotency::{Answer, Key, Route};
+    use crate::idempotency::{Answer, Effect, Key, Route};
     use crate::ids::{JobId, RequestId, TenantId};
 
     const HOUR: Duration = Duration::from_secs(3600);
@@ -151,7 +146,7 @@ mod tests {
         let job_id = JobId::mint(Utc::now());
         Arc::new(Outcome {
             fingerprint: Fingerprint::of("/jobs", "{}"),
-            answer: Answer { job_id, status: 201, location: None, etag: None, body: body.into() },
+            answer: Answer { effect: Effect::Created, job_id, job_version: 1, body: body.into() },
             request_id: RequestId::mint(),
             created_at: Utc::now(),
             expires_at: Utc::now(),

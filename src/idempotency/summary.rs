@@ -10,7 +10,7 @@ use crate::timestamp::Timestamp;
 #[derive(Debug, Serialize)]
 pub struct Summary {
     route: &'static str,
-    status: i16,
+    status: u16,
     job_id: JobId,
     first_request: FirstRequest,
     expires_at: Timestamp,
@@ -24,12 +24,13 @@ struct FirstRequest {
 }
 
 impl Summary {
-    pub fn of(route: Route, outcome: &Outcome) -> Self {
-        /// Enough to tell two requests apart, too little to guess a payload from.
+    /// `status`: the HTTP status of the first answer.
+    pub fn of(route: Route, outcome: &Outcome, status: u16) -> Self {
+        /// Enough to tell two requests apart, and too little to guess a payload by.
         const SHOWN_BYTES: usize = 8;
         Self {
             route: route.0,
-            status: outcome.answer.status,
+            status,
             job_id: outcome.answer.job_id,
             first_request: FirstRequest {
                 id: outcome.request_id.as_str().to_owned(),

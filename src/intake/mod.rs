@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::database::{DatabaseError, Pool, violates};
 use crate::idempotency::{
-    Answer, Attempt, Engine, Fingerprint, KeyedError, KeyedResult, OnConflict, Outcome, ScopedKey, WriteOptions,
+    Answer, Attempt, Effect, Engine, Fingerprint, KeyedError, KeyedResult, Outcome, ScopedKey, WriteOptions,
 };
 use crate::ids::{JobId, TenantId};
 use crate::jobs::{self, ContentDigest, Lookup, NewJob};
@@ -124,13 +124,11 @@ impl Intake {
     ) -> Result<KeyedResult<Infallible>, KeyedError> {
         match submission.content {
             None => {
-                let attempt = async |on_conflict, options| self.make(submission, on_conflict, options, deadline).await;
+                let attempt = async |options| self.make(submission, options, deadline).await;
                 self.engine.perform(&submission.keyed, deadline, attempt).await
             }
             Some(content) => {
-                let attempt = async |on_conflict, options| {
-                    self.make_or_adopt(submission, content, on_conflict, options, deadline).await
-                };
+                let attempt = async |options| self.make_or_adopt(submission, content, options, deadline).await;
                 self.engine.perform(&submission.keyed, deadline, attempt).await
             }
         }
@@ -146,11 +144,11 @@ impl Intake {
         submission: &Arc<Submission>,
         deadline: Instant,
     ) -> Result<KeyedResult<NotFound>, KeyedError> {
-        let attempt = async |on_conflict, options| {
+        let attempt = async |options| {
             let Some(content) = submission.content else { return Ok(Attempt::Rejected(NotFound)) };
             match self.find_content(submission, content, deadline).await? {
                 None => Ok(Attempt::Rejected(NotFound)),
-                Some(holder) => self.adopt(submission, holder, content, on_conflict, options, deadline).await,
+                Some(holder) => self.adopt(submission, holder, content, options, deadline).await,
             }
         };
         self.engine.perform(&submission.keyed, deadline, attempt).await
@@ -211,7 +209,7 @@ impl Intake {
         };
         let (bytes, asked) = (job.payload.len() + draft.job.payload.len(), Arc::clone(draft));
         let compare = move || match job.differences(&asked.job) {
-            pointers if pointers.is_empty() => Put::Existing(submission::answer(200, id, created_at, &job)),
+            pointers if pointers.is_empty() => Put::Existing(submission::answer(Effect::Adopted, id, created_at, &job)),
             pointers => Put::Other { pointers },
         };
         let compared = self.offload.run(draft.tenant, bytes, deadline, compare).await;
@@ -221,11 +219,10 @@ impl Intake {
     async fn make(
         &self,
         submission: &Arc<Submission>,
-        on_conflict: OnConflict,
         options: WriteOptions,
         deadline: Instant,
     ) -> Result<Attempt<Infallible>, DatabaseError> {
-        if on_conflict == OnConflict::DoNothing && options.is_brief() {
+        if options.is_brief() {
             return match self.batcher.enqueue(Arc::clone(submission), deadline).await {
                 Ok(WriteResult::Inserted(expires_at)) => {
                     Ok(Attempt::Committed(submission.draft.answer.clone(), expires_at))
@@ -238,7 +235,7 @@ impl Intake {
                 Err(error) => Err(error),
             };
         }
-        let write = async |connection: &mut _| queries::submit(connection, submission, on_conflict, options).await;
+        let write = async |connection: &mut _| queries::submit(connection, submission, options).await;
         let written = self.engine.pool().complete(submission.draft.tenant, deadline, write).await?;
         Ok(written
             .map_or(Attempt::NoRows, |expires_at| Attempt::Committed(submission.draft.answer.clone(), expires_at)))
@@ -249,16 +246,13 @@ impl Intake {
         &self,
         submission: &Submission,
         content: ContentDigest,
-        on_conflict: OnConflict,
         options: WriteOptions,
         deadline: Instant,
     ) -> Result<Attempt<Infallible>, DatabaseError> {
         if let Some(holder) = self.find_content(submission, content, deadline).await? {
-            return self.adopt(submission, holder, content, on_conflict, options, deadline).await;
+            return self.adopt(submission, holder, content, options, deadline).await;
         }
-        let write = async |connection: &mut _| {
-            queries::submit_unique(connection, submission, content, on_conflict, options).await
-        };
+        let write = async |connection: &mut _| queries::submit(connection, submission, options).await;
         match self.engine.pool().complete(submission.draft.tenant, deadline, write).await {
             // Somebody was faster, and is found in the next turn.
             Err(DatabaseError::Violation(error)) if violates(&error, queries::CONTENT_TAKEN) => Ok(Attempt::NoRows),
@@ -273,7 +267,6 @@ impl Intake {
         submission: &Submission,
         holder: JobId,
         content: ContentDigest,
-        on_conflict: OnConflict,
         options: WriteOptions,
         deadline: Instant,
     ) -> Result<Attempt<R>, DatabaseError> {
@@ -288,11 +281,10 @@ impl Intake {
                 ))));
             }
         };
-        let answer = submission::answer(200, holder, created_at, &job);
+        let answer = submission::answer(Effect::Adopted, holder, created_at, &job);
         drop((job, place));
-        let write = async |connection: &mut _| {
-            queries::adopt(connection, &submission.keyed, &answer, content, on_conflict, options).await
-        };
+        let write =
+            async |connection: &mut _| queries::adopt(connection, &submission.keyed, &answer, content, options).await;
         let written = self.engine.pool().complete(submission.draft.tenant, deadline, write).await?;
         Ok(written.map_or(Attempt::NoRows, |expires_at| Attempt::Committed(answer, expires_at)))
     }
@@ -315,8 +307,8 @@ impl Intake {
         deadline: Instant,
     ) -> Result<Vec<String>, DatabaseError> {
         let tenant = submission.draft.tenant;
-        if first.answer.status != submission.draft.answer.status {
-            // It met a job that yet another request had made.
+        if first.answer.effect != Effect::Created {
+            // It adopted a job that another request had created.
             return Ok(Vec::new());
         }
         let (_place, found) = self.submitted(tenant, first.answer.job_id, deadline).await?;

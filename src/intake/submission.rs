@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use crate::idempotency::{Answer, Fingerprint, Keyed, ScopedKey};
+use crate::idempotency::{Answer, Effect, Fingerprint, Keyed, ScopedKey};
 use crate::ids::{JobId, RequestId, TenantId};
 use crate::jobs::{self, ContentDigest, Job, NewJob};
 
@@ -35,7 +35,7 @@ impl Draft {
     }
 
     fn new(tenant: TenantId, id: JobId, created_at: DateTime<Utc>, job: NewJob) -> Self {
-        Self { tenant, created_at, answer: answer(201, id, created_at, &job), job }
+        Self { tenant, created_at, answer: answer(Effect::Created, id, created_at, &job), job }
     }
 }
 
@@ -65,8 +65,8 @@ impl Submission {
     }
 }
 
-/// What a request is answered that has made a job, or met it: the job as it was made.
-pub fn answer(status: i16, id: JobId, created_at: DateTime<Utc>, job: &NewJob) -> Answer {
-    let body = Job::submitted(id, created_at, job).to_json();
-    Answer { job_id: id, status, location: Some(format!("/jobs/{id}")), etag: None, body }
+/// The answer to a request that created or found a job: the job as it was created.
+pub fn answer(effect: Effect, id: JobId, created_at: DateTime<Utc>, job: &NewJob) -> Answer {
+    let job = Job::submitted(id, created_at, job);
+    Answer { effect, job_id: id, job_version: job.version, body: job.to_json() }
 }

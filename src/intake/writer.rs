@@ -76,7 +76,7 @@ impl Writer {
             let submissions = mark_all_sent(&writes);
             match submissions.is_empty() {
                 true => Ok(Default::default()),
-                false => queries::submit_all(connection, &submissions, options).await,
+                false => queries::submit_many(connection, &submissions, options).await,
             }
         };
         let made = self.pool.complete(batch.deadline, write).await?;

@@ -1,4 +1,4 @@
-//! The SQL of what waits. Whoever calls brings the connection.
+//! The SQL that counts the jobs that wait.
 
 use sqlx::PgConnection;
 
@@ -27,10 +27,11 @@ pub async fn depths(
     sqlx::query_as!(
         Counted,
         r#"
+        /* queue_depths */
         with recursive names as (
             (
                 select queue
-                from job_queue
+                from hapax.job_queue
                 where tenant_id = $1 and queue >= $2
                 order by queue
                 limit 1
@@ -38,7 +39,7 @@ pub async fn depths(
             union all
             select (
                 select job_queue.queue
-                from job_queue
+                from hapax.job_queue
                 where job_queue.tenant_id = $1 and job_queue.queue > names.queue
                 order by job_queue.queue
                 limit 1
@@ -65,7 +66,7 @@ pub async fn depths(
                 select count(*) as depth, min(created_at) as oldest
                 from (
                     select created_at
-                    from job_queue
+                    from hapax.job_queue
                     where tenant_id = $1 and queue between named.queue and named.queue
                     order by queue, job_id
                     limit 10001

@@ -46,19 +46,20 @@ macro_rules! page {
         sqlx::query_as!(
             Row,
             r#"
+            /* list_jobs */
             select
                 id as "id!",
                 nth > 10000 as "is_beyond!",
                 job.type as "kind!",
                 job.created_at as "created_at!",
-                case when waiting.queue is not null then 'queued' else over.state end as state,
-                coalesce(waiting.queue, over.queue) as queue,
-                coalesce(waiting.priority, over.priority) as priority,
-                coalesce(waiting.run_at, over.run_at) as run_at,
-                coalesce(waiting.max_attempts, over.max_attempts) as max_attempts,
-                coalesce(waiting.attempt, over.attempt) as attempt,
-                coalesce(waiting.version, over.version) as version,
-                over.finished_at as "finished_at?"
+                current.state as "state?",
+                current.queue as "queue?",
+                current.priority as "priority?",
+                current.run_at as "run_at?",
+                current.max_attempts as "max_attempts?",
+                current.attempt as "attempt?",
+                current.version as "version?",
+                current.finished_at as "finished_at?"
             from (
                 select "#
                 + $order
@@ -76,28 +77,22 @@ macro_rules! page {
             ) as looked_at
             cross join lateral (
                 select type, created_at, deleted_at
-                from jobs
+                from hapax.jobs
                 where tenant_id = $1 and id = looked_at.id
                 offset 0
             ) as job
             left join lateral (
-                select queue, priority, run_at, max_attempts, attempt, version
-                from job_queue
-                where tenant_id = $1 and job_id = looked_at.id
-                offset 0
-            ) as waiting on true
-            left join lateral (
                 select state, queue, priority, run_at, max_attempts, attempt, version, finished_at
-                from job_outcomes
+                from hapax.job_states
                 where tenant_id = $1 and job_id = looked_at.id
                 offset 0
-            ) as over on true
+            ) as current on true
             where case
                 when nth > 10000 then true
                 when job.deleted_at is not null then false
                 when job.type <> $5 then false
-                when case when waiting.queue is not null then 'queued' else over.state end <> $6 then false
-                when coalesce(waiting.queue, over.queue) <> $7 then false
+                when current.state <> $6 then false
+                when current.queue <> $7 then false
                 when job.created_at <= $8 then false
                 when job.created_at >= $9 then false
                 else true
@@ -132,8 +127,8 @@ pub async fn page(
     limit: i64,
 ) -> sqlx::Result<Vec<Listed>> {
     let (from, until) = ids.into_inner();
-    let rows = match (&filter.queue, filter.state, &filter.kind) {
-        (Some(_), _, _) => page!(
+    let rows = match (&filter.queue, filter.state) {
+        (Some(_), _) => page!(
             connection,
             tenant,
             filter,
@@ -145,7 +140,7 @@ pub async fn page(
                     from (
                         (
                             select queue as in_queue, job_id as id
-                            from job_queue
+                            from hapax.job_queue
                             where tenant_id = $1 and (queue, job_id) >= ($7, $2) and (queue, job_id) <= ($7, $3)
                             and coalesce($6 = 'queued', true)
                             order by queue, job_id
@@ -154,7 +149,7 @@ pub async fn page(
                         union all
                         (
                             select queue as in_queue, job_id as id
-                            from job_outcomes
+                            from hapax.job_outcomes
                             where tenant_id = $1 and (queue, job_id) >= ($7, $2) and (queue, job_id) <= ($7, $3)
                             and coalesce($6 <> 'queued', true)
                             order by queue, job_id
@@ -163,7 +158,7 @@ pub async fn page(
                     ) as either"#,
             "in_queue, id"
         ),
-        (None, Some(State::Queued), _) => page!(
+        (None, Some(State::Queued)) => page!(
             connection,
             tenant,
             filter,
@@ -172,11 +167,11 @@ pub async fn page(
             limit,
             r#"
                     select job_id as id
-                    from job_queue
+                    from hapax.job_queue
                     where tenant_id = $1 and job_id between $2 and $3"#,
             "id"
         ),
-        (None, Some(_), _) => page!(
+        (None, Some(_)) => page!(
             connection,
             tenant,
             filter,
@@ -185,24 +180,11 @@ pub async fn page(
             limit,
             r#"
                     select state as in_state, job_id as id
-                    from job_outcomes
+                    from hapax.job_outcomes
                     where tenant_id = $1 and (state, job_id) >= ($6, $2) and (state, job_id) <= ($6, $3)"#,
             "in_state, id"
         ),
-        (None, None, Some(_)) => page!(
-            connection,
-            tenant,
-            filter,
-            from,
-            until,
-            limit,
-            r#"
-                    select type as of_type, id
-                    from jobs
-                    where tenant_id = $1 and (type, id) >= ($5, $2) and (type, id) <= ($5, $3)"#,
-            "of_type, id"
-        ),
-        (None, None, None) => page!(
+        (None, None) => page!(
             connection,
             tenant,
             filter,
@@ -211,7 +193,7 @@ pub async fn page(
             limit,
             r#"
                     select id
-                    from jobs
+                    from hapax.jobs
                     where tenant_id = $1 and id between $2 and $3"#,
             "id"
         ),
@@ -249,7 +231,10 @@ impl Row {
 
 /// Whether a client has ever chosen the id of one of the tenant's jobs.
 pub async fn has_named_jobs(connection: &mut PgConnection, tenant: TenantId) -> sqlx::Result<bool> {
-    sqlx::query_scalar!(r#"select exists (select from jobs where tenant_id = $1 and named) as "has!""#, tenant.0,)
-        .fetch_one(connection)
-        .await
+    sqlx::query_scalar!(
+        r#"/* has_named_jobs */ select exists (select from hapax.jobs where tenant_id = $1 and named) as "has!""#,
+        tenant.0,
+    )
+    .fetch_one(connection)
+    .await
 }

@@ -1,4 +1,4 @@
-//! The SQL of jobs. Whoever calls brings the connection.
+//! The SQL that reads one job.
 
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{Job, Lookup, NewJob, State};
 use crate::ids::{JobId, TenantId};
 
-/// A job in all the tables that it may be in.
+/// A job, and its current state unless it was deleted.
 struct Row {
     id: Uuid,
     kind: String,
@@ -26,31 +26,32 @@ struct Row {
     payload: Option<Json<Box<RawValue>>>,
 }
 
-/// One text for what shows the payload and what does not.
-macro_rules! current {
-    ($payload:literal, $tenant:expr, $id:expr) => {
+/// `$payload`: the payload, or null where it is not shown.
+macro_rules! find {
+    ($name:literal, $payload:literal, $tenant:expr, $id:expr) => {
         sqlx::query_as!(
             Row,
-            r#"
+            "/* "
+                + $name
+                + r#" */
             select
                 jobs.id,
                 jobs.type as kind,
                 jobs.created_at,
                 jobs.deleted_at is not null as "deleted!",
-                case when waiting.job_id is not null then 'queued' else over.state end as state,
-                coalesce(waiting.queue, over.queue) as queue,
-                coalesce(waiting.priority, over.priority) as priority,
-                coalesce(waiting.run_at, over.run_at) as run_at,
-                coalesce(waiting.max_attempts, over.max_attempts) as max_attempts,
-                coalesce(waiting.attempt, over.attempt) as attempt,
-                coalesce(waiting.version, over.version) as version,
-                over.finished_at as "finished_at?",
+                current.state as "state?",
+                current.queue as "queue?",
+                current.priority as "priority?",
+                current.run_at as "run_at?",
+                current.max_attempts as "max_attempts?",
+                current.attempt as "attempt?",
+                current.version as "version?",
+                current.finished_at as "finished_at?",
                 "#
                 + $payload
                 + r#" as "payload: Json<Box<RawValue>>"
-            from jobs
-            left join job_queue as waiting on waiting.tenant_id = jobs.tenant_id and waiting.job_id = jobs.id
-            left join job_outcomes as over on over.tenant_id = jobs.tenant_id and over.job_id = jobs.id
+            from hapax.jobs
+            left join hapax.job_states as current on current.tenant_id = $1 and current.job_id = $2
             where jobs.tenant_id = $1 and jobs.id = $2
             "#,
             $tenant.0,
@@ -61,7 +62,7 @@ macro_rules! current {
 
 /// The job as it is now.
 pub async fn find(connection: &mut PgConnection, tenant: TenantId, id: JobId) -> sqlx::Result<Option<Lookup<Job>>> {
-    current!("jobs.payload", tenant, id).fetch_optional(connection).await?.map(Row::read).transpose()
+    find!("find_job", "jobs.payload", tenant, id).fetch_optional(connection).await?.map(Row::read).transpose()
 }
 
 /// The same, but for the payload.
@@ -70,7 +71,11 @@ pub async fn find_without_payload(
     tenant: TenantId,
     id: JobId,
 ) -> sqlx::Result<Option<Lookup<Job>>> {
-    current!("null::json", tenant, id).fetch_optional(connection).await?.map(Row::read).transpose()
+    find!("find_job_without_payload", "null::json", tenant, id)
+        .fetch_optional(connection)
+        .await?
+        .map(Row::read)
+        .transpose()
 }
 
 impl Row {
@@ -107,9 +112,10 @@ pub async fn find_submitted(
 ) -> sqlx::Result<Option<Lookup<(NewJob, DateTime<Utc>)>>> {
     let row = sqlx::query!(
         r#"
+        /* find_submitted */
         select
             type as kind, queue, priority, run_at, max_attempts, unique_by, payload::text as payload, created_at
-        from jobs
+        from hapax.jobs
         where tenant_id = $1 and id = $2
         "#,
         tenant.0,

@@ -178,32 +178,6 @@ async fn last_use_is_written_at_most_every_few_minutes_by_all_replicas() {
 }
 
 #[tokio::test]
-async fn a_token_of_the_previous_release_keeps_its_permissions() {
-    let ledger = Ledger::empty().await;
-    let migrations = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
-    let mut files: Vec<_> = std::fs::read_dir(migrations).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    let of_the_previous = files.iter().filter(|file| !file.to_str().unwrap().contains("/20261128"));
-    for file in of_the_previous {
-        ledger.execute(&std::fs::read_to_string(file).unwrap()).await;
-    }
-    ledger
-        .execute(
-            "insert into tenants (id, name) values (gen_random_uuid(), 'acme'); \
-             insert into access_tokens (id, tenant_id, digest, scopes) select gen_random_uuid(), id, sha256('1'), \
-             array['submit', 'admin'] from tenants; \
-             insert into access_tokens (id, tenant_id, digest, scopes) select gen_random_uuid(), id, sha256('2'), \
-             array['read', 'work'] from tenants",
-        )
-        .await;
-    for file in files.iter().filter(|file| file.to_str().unwrap().contains("/20261128")) {
-        ledger.execute(&std::fs::read_to_string(file).unwrap()).await;
-    }
-    let scopes = "select count(*) from access_tokens where scopes in (array['submit', 'admin', 'manage'], array['read', 'work'])";
-    assert_eq!(ledger.number(scopes).await, 2);
-}
-
-#[tokio::test]
 async fn public_paths_ignore_tokens() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;

@@ -148,8 +148,8 @@ async fn of_concurrent_changes_of_one_version_one_succeeds() {
     assert_eq!(show(&one, &id).await.json()["max_attempts"], made[0].json()["max_attempts"]);
 }
 
-/// Identifies a write when it is executed: its first parameter is the initial lock wait of 20 ms.
-const WRITE: &str = "\0\0\0\u{2}20";
+/// Identifies a write when it is executed: its parameter for the lock timeout is 20 ms at first.
+const WRITE: &str = "\0\0\0\u{4}\0\0\0\u{14}";
 
 async fn through_a_proxy(ledger: &Ledger) -> (Proxy, Server) {
     let proxy = Proxy::in_front_of(ledger).await;

@@ -87,7 +87,8 @@ async fn the_service_role_cannot_change_the_schema_or_create_tokens() {
         "create table mine ()",
         "truncate idempotency_keys",
         "insert into tenants (id, name) values (gen_random_uuid(), 'mine')",
-        "insert into access_tokens select gen_random_uuid(), tenant_id, sha256('mine'), scopes from access_tokens",
+        "insert into access_tokens (id, tenant_id, digest, scopes) \
+         select gen_random_uuid(), tenant_id, sha256('mine'), scopes from access_tokens",
         "update access_tokens set scopes = array['read']",
         "update access_tokens set expires_at = null",
         "delete from access_tokens",

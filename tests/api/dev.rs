@@ -86,7 +86,7 @@ async fn an_acknowledged_job_is_durable_even_if_the_server_default_is_not() {
     let watch = "create table seen (synchronous_commit text); \
                  create function see() returns trigger language plpgsql as \
                  $$ begin insert into seen values (current_setting('synchronous_commit')); return null; end $$; \
-                 create trigger see after insert on jobs execute function see()";
+                 create trigger see after insert on hapax.jobs execute function see()";
     sqlx::raw_sql(watch).execute(&mut postgres).await.unwrap();
     for setting in ["off", "local"] {
         let change = format!("alter role postgres set synchronous_commit = {setting}");

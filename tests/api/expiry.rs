@@ -198,8 +198,9 @@ async fn purging_removes_expired_keys_and_never_a_job() {
 /// Inserts expired keys.
 async fn fill_with_expired_keys(ledger: &Ledger, keys: u32) {
     let sql = format!(
-        "insert into idempotency_keys (tenant_id, route, key, fingerprint, job_id, status, body, request_id, \
-         created_at, expires_at) select tenants.id, 'POST /jobs', 'old-' || n, sha256('x'), gen_random_uuid(), 201, \
+        "insert into idempotency_keys (tenant_id, route, key, fingerprint, effect, job_id, job_version, body, \
+         request_id, created_at, expires_at) select tenants.id, 'POST /jobs', 'old-' || n, sha256('x'), 'created', \
+         gen_random_uuid(), 1, \
          '{{}}', 'r', now(), now() - interval '1 hour' from tenants, generate_series(1, {keys}) n"
     );
     ledger.execute(&sql).await;

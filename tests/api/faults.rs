@@ -103,7 +103,7 @@ async fn a_migration_under_a_running_server_is_invisible_to_clients() {
     let server = ledger.serve().await;
     let location = server.submit("key-1", job(1)).await.header("location").to_owned();
     assert_eq!(server.get(&location).await.status, 200);
-    ledger.execute("alter table job_queue alter column queue type varchar(128)").await;
+    ledger.execute("alter table jobs alter column type type varchar(128)").await;
     assert_eq!(server.get(&location).await.status, 200);
     assert_eq!(server.submit("key-2", job(2)).await.status, 201);
     assert!(server.metric(r#"hapax_database_retries_total{reason="stale"}"#).await >= 1.0);
@@ -118,10 +118,7 @@ async fn frozen_during_a_statement(
     let held = ledger.hold_key("the-key").await;
     let request = server.post_jobs("the-key", job(1));
     let asked = tokio::spawn(async move { Some(request.send().await.ok()?.status().as_u16()) });
-    // Longer than the initial lock wait, so this is the statement with the long wait.
-    let waiting_for_locks = "select count(*) from pg_stat_activity where datname = current_database() \
-                   and wait_event_type = 'Lock' and clock_timestamp() - query_start > interval '100 ms'";
-    ledger.until(waiting_for_locks, |waiting| waiting == 1).await;
+    ledger.until_waiting_long().await;
     (server, asked, held)
 }
 
@@ -219,7 +216,7 @@ async fn reconnecting_after_an_outage_stays_within_the_connection_limit() {
 }
 
 async fn count_jobs(connection: &mut PgConnection) -> sqlx::Result<i64> {
-    sqlx::query_scalar("select count(*) from jobs").fetch_one(connection).await
+    sqlx::query_scalar("select count(*) from hapax.jobs").fetch_one(connection).await
 }
 
 async fn backend(connection: &mut PgConnection) -> sqlx::Result<i32> {

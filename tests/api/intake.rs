@@ -19,9 +19,9 @@ type Waiting = JoinHandle<Answer>;
 /// Blocks the writer with the statement of one job. All further submissions wait together.
 async fn hold_up(ledger: &Ledger, server: &Server) -> (OpenTransaction, Waiting) {
     server.submit_with_retries("warm-up", job(0)).await;
-    let held = ledger.lock_table("jobs", "share").await;
+    let held = ledger.block_inserts().await;
     let first = server.submit_in_background("first", job(0));
-    ledger.until_waiting(1).await;
+    ledger.until_blocked(1).await;
     (held, first)
 }
 
@@ -167,7 +167,7 @@ async fn one_key_in_the_batches_of_two_replicas_creates_one_job() {
     assert_eq!(servers[1].submit("warm-up-too", job(0)).await.status, 201);
     let (held, _first) = hold_up(&ledger, &servers[0]).await;
     let _second = servers[1].submit_in_background("second", job(0));
-    ledger.until_waiting(2).await;
+    ledger.until_blocked(2).await;
     let mut waiting = queue(&servers[0], jobs(30)).await;
     waiting.extend(queue(&servers[1], jobs(30)).await);
     held.roll_back().await;

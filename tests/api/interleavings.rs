@@ -126,7 +126,7 @@ impl System {
         is_free: impl Fn(usize) -> bool,
     ) -> Vec<Answer> {
         let held = match event {
-            Event::SharedStatement => Some(self.ledger.lock_table("idempotency_keys", "share").await),
+            Event::SharedStatement => Some(self.ledger.block_inserts().await),
             Event::KeyHeld(key) if is_free(*key) => Some(self.ledger.hold_key(&keys[*key]).await),
             _ => None,
         };

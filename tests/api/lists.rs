@@ -236,8 +236,8 @@ async fn fill(ledger: &Ledger, count: u32, kind: &str) {
         "insert into jobs (tenant_id, id, type, payload, created_at, named) \
          select tenants.id, lpad(to_hex(n), 32, '0')::uuid, '{kind}', '1', now(), true \
          from tenants cross join generate_series(1, {count}) as n; \
-         insert into job_queue (tenant_id, job_id, queue, priority, run_at, max_attempts) \
-         select tenant_id, id, 'default', 2, now(), 25 from jobs"
+         insert into job_queue (tenant_id, job_id, queue, priority, run_at, max_attempts, created_at) \
+         select tenant_id, id, 'default', 2, now(), 25, now() from jobs"
     );
     ledger.execute(&sql).await;
 }

@@ -114,7 +114,7 @@ async fn a_blocked_database_gets_409_or_503_and_retries_succeed() {
     let server = ledger.serve_with(&SHORT_ACQUIRE_TIMEOUT).await;
     server.submit_with_retries("warm-up", job(0)).await;
     // Every statement is slow, as on an overloaded disk.
-    let blocked = ledger.lock_table("jobs", "share").await;
+    let blocked = ledger.block_inserts().await;
     let requests: Vec<_> = (0..10).map(|n| server.submit_in_background(&format!("key-{n}"), job(n))).collect();
     for request in requests {
         let answer = request.await.unwrap();
@@ -298,21 +298,30 @@ async fn a_hanging_scrape_leaves_a_replica_ready() {
 }
 
 #[tokio::test]
-async fn a_wrong_search_path_is_reported_and_its_correction_noticed() {
+async fn a_missing_schema_is_reported_and_its_return_noticed() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[SHORT_DEADLINES[3]]).await;
     let location = server.submit("key-1", job(1)).await.header("location").to_owned();
-    ledger.set("search_path", "nowhere").await;
+    ledger.execute("alter schema hapax rename to elsewhere").await;
     for refused in [server.submit("key-2", job(2)).await, server.get(&location).await, server.get("/jobs").await] {
         refused.is_problem(503, "database-unavailable");
         refused.assert_retry_after();
-        assert!(refused.json()["detail"].as_str().unwrap().contains("search_path"), "{refused:?}");
+        assert!(refused.json()["detail"].as_str().unwrap().contains("schema"), "{refused:?}");
     }
     server.until_status("/readyz", 503).await;
-    // Open sessions keep the wrong search_path, but are not used again.
-    ledger.execute(&format!("alter database {} set search_path = public", ledger.name)).await;
+    ledger.execute("alter schema elsewhere rename to hapax").await;
     assert_eq!(server.submit("key-2", job(2)).await.status, 201);
     assert_eq!(server.get(&location).await.status, 200);
+}
+
+#[tokio::test]
+async fn the_search_path_of_a_session_does_not_matter() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    ledger.set("search_path", "nowhere").await;
+    let location = server.submit("key-1", job(1)).await.header("location").to_owned();
+    assert_eq!(server.get(&location).await.status, 200);
+    assert_eq!(server.get("/jobs").await.json()["jobs"].as_array().unwrap().len(), 1);
 }
 
 #[tokio::test]
@@ -336,7 +345,7 @@ async fn a_failed_disk_gets_503_and_a_relayed_termination_is_retried() {
     refused.is_problem(503, "database-unavailable");
     refused.assert_retry_after();
     // Citus reports a terminated backend of a worker this way. The sequence also counts attempts that were rolled back.
-    ledger.execute(&raising("57P01", "nextval('deaths') > 1")).await;
+    ledger.execute(&raising("57P01", "nextval('hapax.deaths') > 1")).await;
     assert_eq!(server.submit("key-1", job(1)).await.status, 201);
     assert_eq!(server.metric(r#"hapax_database_retries_total{reason="lost"}"#).await, 1.0);
     ledger.assert_consistent(2).await;

@@ -71,7 +71,7 @@ async fn a_migration_under_a_running_server_is_invisible_to_clients() {
     let server = pooler.serve(&ledger, &[]).await;
     let location = server.submit("key-1", job(1)).await.header("location").to_owned();
     assert_eq!(server.get(&location).await.status, 200);
-    ledger.execute("alter table job_queue alter column queue type varchar(128)").await;
+    ledger.execute("alter table jobs alter column type type varchar(128)").await;
     // A new connection would get the same session, which remembers the prepared statement.
     assert_eq!(server.get(&location).await.status, 200);
     assert_eq!(server.submit("key-2", job(2)).await.status, 201);

@@ -31,8 +31,8 @@ async fn depths(client: &Client) -> Vec<(String, i64, bool)> {
 /// Adds this many waiting jobs to a queue.
 async fn fill(ledger: &Ledger, queue: &str, count: u32) {
     let sql = format!(
-        "insert into job_queue (tenant_id, job_id, queue, priority, run_at, max_attempts) \
-         select id, gen_random_uuid(), '{queue}', 2, now(), 25 \
+        "insert into job_queue (tenant_id, job_id, queue, priority, run_at, max_attempts, created_at) \
+         select id, gen_random_uuid(), '{queue}', 2, now(), 25, now() \
          from tenants cross join generate_series(1, {count}) where name = 'acme'"
     );
     ledger.execute(&sql).await;

@@ -27,7 +27,7 @@ impl Ledger {
     /// Creates the database on another server.
     pub async fn on(server: &str) -> Self {
         let mut ledger = Self::empty_on(server).await;
-        hapax::database::migrate_at_once(&mut ledger.connect().await).await.unwrap();
+        hapax::database::migrate_at_once(&mut PgConnection::connect(&ledger.url).await.unwrap()).await.unwrap();
         ledger.token = ledger.token_for("acme", &Scope::ALL).await;
         ledger
     }
@@ -46,8 +46,9 @@ impl Ledger {
         Self { name, url: url.into(), token: String::new(), server: server.to_owned() }
     }
 
+    /// A session that finds the tables of Hapax without naming their schema. Sessions of the service must name it.
     pub async fn connect(&self) -> PgConnection {
-        PgConnectOptions::from_str(&self.url).unwrap().connect().await.unwrap()
+        session(&self.url).await.unwrap()
     }
 
     /// Runs SQL on the test's database.
@@ -58,13 +59,19 @@ impl Ledger {
 
     /// Runs SQL with the connection of another role.
     pub async fn execute_as(&self, url: &str, sql: &str) -> sqlx::Result<()> {
-        let mut connection = PgConnection::connect(url).await?;
+        let mut connection = session(url).await?;
         sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await?;
         connection.close().await
     }
 
     /// The single number that a query returns.
     pub async fn number(&self, sql: &str) -> i64 {
+        let mut connection = self.connect().await;
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).fetch_one(&mut connection).await.unwrap().get(0)
+    }
+
+    /// The one text that a query answers.
+    pub async fn text(&self, sql: &str) -> String {
         let mut connection = self.connect().await;
         sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).fetch_one(&mut connection).await.unwrap().get(0)
     }
@@ -160,6 +167,13 @@ impl Ledger {
         self.until(sql, |waiting| waiting >= statements).await;
     }
 
+    /// Returns once a server's statement waits for a lock for longer than the initial lock wait.
+    pub async fn until_waiting_long(&self) {
+        let sql = "select count(*) from pg_stat_activity where datname = current_database() \
+                   and wait_event_type = 'Lock' and clock_timestamp() - query_start > interval '100 ms'";
+        self.until(sql, |waiting| waiting == 1).await;
+    }
+
     /// Returns once the query's number satisfies `wanted`.
     pub async fn until(&self, sql: &str, wanted: impl Fn(i64) -> bool) {
         let mut connection = self.connect().await;
@@ -183,7 +197,8 @@ impl Ledger {
         let (name, password) = (&self.name, uuid::Uuid::new_v4().simple());
         let sql = format!(
             "create role {name} login password '{password}'; \
-             grant select, insert, update, delete on all tables in schema public to {name}"
+             grant usage on schema hapax to {name}; \
+             grant select, insert, update, delete on all tables in schema hapax to {name}"
         );
         self.execute(&sql).await;
         let mut url = Url::parse(&self.url).unwrap();
@@ -195,6 +210,24 @@ impl Ledger {
     /// Limits the ordinary role's connections; -1: no limit. Open connections stay.
     pub async fn limit_connections(&self, limit: i32) {
         self.execute(&format!("alter role {} connection limit {limit}", self.name)).await;
+    }
+
+    /// Makes every statement that inserts jobs wait, until the returned transaction ends. It does not wait for a lock, so the
+    /// lock timeout does not end it.
+    pub async fn block_inserts(&self) -> OpenTransaction {
+        let gate = "create or replace function wait_at_gate() returns trigger language plpgsql as $$ begin \
+                    while not pg_try_advisory_xact_lock_shared(1) loop perform pg_sleep(0.005); end loop; \
+                    return null; end $$; \
+                    create or replace trigger gate before insert on jobs for each statement execute function wait_at_gate()";
+        self.execute(gate).await;
+        self.hold("select pg_advisory_xact_lock(1)").await
+    }
+
+    /// Returns once this many statements wait at [`Ledger::block_inserts`].
+    pub async fn until_blocked(&self, statements: i64) {
+        let sql = "select count(*) from pg_stat_activity \
+                   where datname = current_database() and wait_event = 'PgSleep'";
+        self.until(sql, |waiting| waiting >= statements).await;
     }
 
     /// Locks a table, in one of PostgreSQL's lock modes.
@@ -305,9 +338,9 @@ async fn rename(from: &str, to: &str) {
 /// The statement by which another replica would write an idempotency key.
 fn holding(route: &str, key: &str, from: &str) -> String {
     format!(
-        "insert into idempotency_keys (tenant_id, route, key, fingerprint, job_id, status, body, \
-         request_id, created_at, expires_at) select id, '{route}', {key}, sha256('another'), \
-         gen_random_uuid(), 201, '{{}}', 'the-holder', now(), now() + interval '1 day' from {from} \
+        "insert into idempotency_keys (tenant_id, route, key, fingerprint, effect, job_id, job_version, body, \
+         request_id, created_at, expires_at) select id, '{route}', {key}, sha256('another'), 'created', \
+         gen_random_uuid(), 1, '{{}}', 'the-holder', now(), now() + interval '1 day' from {from} \
          on conflict (tenant_id, route, key) do update set fingerprint = excluded.fingerprint, \
          job_id = excluded.job_id, body = excluded.body, request_id = excluded.request_id, \
          created_at = excluded.created_at, expires_at = excluded.expires_at \
@@ -332,4 +365,8 @@ impl OpenTransaction {
 
 fn base_url() -> String {
     std::env::var("DATABASE_URL").expect("DATABASE_URL must name a PostgreSQL to test on; `make test` starts one")
+}
+
+async fn session(url: &str) -> sqlx::Result<PgConnection> {
+    PgConnectOptions::from_str(url)?.options([("search_path", "hapax, public")]).connect().await
 }

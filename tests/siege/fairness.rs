@@ -69,8 +69,8 @@ pub async fn queues(target: &Target) -> Vec<Row> {
     let made = target.neighbour.post_jobs("the-job", job(1)).send().await.unwrap();
     let path = made.headers()["location"].to_str().unwrap().to_owned();
     let fill = format!(
-        "insert into job_queue (tenant_id, job_id, queue, priority, run_at, max_attempts) \
-         select id, gen_random_uuid(), 'queue-' || lpad(queue::text, 3, '0'), 2, now(), 25 \
+        "insert into job_queue (tenant_id, job_id, queue, priority, run_at, max_attempts, created_at) \
+         select id, gen_random_uuid(), 'queue-' || lpad(queue::text, 3, '0'), 2, now(), 25, now() \
          from tenants, generate_series(1, {queues}) queue, generate_series(1, {jobs}) where name = 'acme'; \
          analyze job_queue"
     );

@@ -2,7 +2,7 @@
 with made as (
     select
         n,
-        (select id from tenants) as tenant_id,
+        (select id from hapax.tenants) as tenant_id,
         (
             lpad(to_hex((extract(epoch from at) * 1000)::bigint), 12, '0')
             || '7' || substr(md5(n::text), 1, 3) || '8' || substr(md5(n::text), 4, 15)
@@ -14,11 +14,11 @@ with made as (
 ),
 
 new_key as (
-    insert into idempotency_keys (
-        tenant_id, route, key, fingerprint, job_id, status, location, body, request_id, created_at, expires_at
+    insert into hapax.idempotency_keys (
+        tenant_id, route, key, fingerprint, effect, job_id, job_version, body, request_id, created_at, expires_at
     )
     select
-        tenant_id, 'POST /jobs', md5('key ' || n)::uuid::text, sha256(n::text::bytea), id, 201, '/jobs/' || id,
+        tenant_id, 'POST /jobs', md5('key ' || n)::uuid::text, sha256(n::text::bytea), 'created', id, 1,
         convert_to(
             format(
                 '{"id":"%s","type":"mail.send","queue":"default","priority":2,"run_at":"%s","max_attempts":25,'
@@ -32,12 +32,12 @@ new_key as (
 ),
 
 new_job as (
-    insert into jobs (tenant_id, id, type, payload, created_at)
+    insert into hapax.jobs (tenant_id, id, type, payload, created_at)
     select
         tenant_id, id, 'mail.send', replace('PAYLOAD', 'BLANK', md5('order ' || n)::uuid::text)::json, at
     from made
 )
 
-insert into job_queue (tenant_id, job_id, queue, priority, run_at, max_attempts, created_at)
+insert into hapax.job_queue (tenant_id, job_id, queue, priority, run_at, max_attempts, created_at)
 select tenant_id, id, 'default', 2, at, 25, at
 from made;

@@ -51,7 +51,7 @@ impl<'run> Stored<'run> {
 
     fn measure_purging(&self, setting: &Setting, results: &mut Results) -> anyhow::Result<()> {
         let Setting { postgres, plan, .. } = setting;
-        const EXPIRED: &str = "select count(*) from idempotency_keys where expires_at <= now()";
+        const EXPIRED: &str = "select count(*) from hapax.idempotency_keys where expires_at <= now()";
         let expired = || anyhow::Ok(u64::try_from(postgres.ask::<i64>(self.expired.database(), EXPIRED)?)?);
         let missing = plan.expired_keys.saturating_sub(expired()?);
         println!("expiring {} keys", grouped(missing));

@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use actix_web::http::StatusCode;
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
 use futures_util::{StreamExt, stream};
 use serde::Serialize;
@@ -18,7 +19,7 @@ use crate::http::body::{Incoming, JsonLines, MediaType};
 use crate::http::body_memory::AnswerBytes;
 use crate::http::extractors::{Deadline, NoParameters};
 use crate::http::first_sent::FirstSent;
-use crate::http::keyed::{self, only_replayed, reserve_key};
+use crate::http::keyed::{self, first_status, only_replayed, reserve_key};
 use crate::http::lines::{Line, Lines};
 use crate::http::{App, JOBS, Problem, ProblemDocument, SUBMIT};
 use crate::idempotency::{Fingerprint, InvalidKey, Key, KeyedError, KeyedResult, Outcome, ScopedKey};
@@ -233,7 +234,7 @@ struct Tally {
 
 /// The outcome of an item, and how to answer it.
 struct Done {
-    status: i16,
+    status: StatusCode,
     replayed: bool,
     outcome: Arc<Outcome>,
 }
@@ -274,8 +275,10 @@ impl Batch<'_> {
         }
         let keyed_outcome = keyed::outcome(&submitted);
         let done = match submitted {
-            Ok(KeyedResult::First(outcome)) => Ok(Done { status: outcome.answer.status, replayed: false, outcome }),
-            Ok(KeyedResult::Replayed(outcome)) => Ok(Done { status: 200, replayed: true, outcome }),
+            Ok(KeyedResult::First(outcome)) => {
+                Ok(Done { status: first_status(outcome.answer.effect), replayed: false, outcome })
+            }
+            Ok(KeyedResult::Replayed(outcome)) => Ok(Done { status: StatusCode::OK, replayed: true, outcome }),
             Ok(KeyedResult::Refused(never)) => match never {},
             Err(error) => Err(error.into()),
         };
@@ -312,8 +315,8 @@ impl Batch<'_> {
         match done {
             Ok(Done { status, replayed, outcome }) => text_line(&ItemAnswer {
                 item,
-                status: status.unsigned_abs(),
-                location: outcome.answer.location.as_deref().map(|path| self.app.public(path)),
+                status: status.as_u16(),
+                location: keyed::location(self.app, &outcome.answer),
                 idempotent_replayed: Some(replayed),
                 idempotency_expires: Some(httpdate::fmt_http_date(SystemTime::from(outcome.expires_at))),
                 deduplicated_by: keyed::deduplicated_by(&outcome.answer),

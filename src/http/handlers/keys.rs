@@ -6,7 +6,7 @@ use crate::access::Caller;
 use crate::http::extractors::{Deadline, PathKey};
 use crate::http::outgoing::json;
 use crate::http::parameters::parameters;
-use crate::http::{App, KEYED_ROUTES, Problem, SUBMIT};
+use crate::http::{App, KEYED_ROUTES, Problem, SUBMIT, first_status};
 use crate::idempotency::{ScopedKey, Summary, queries};
 
 /// `GET /idempotency-keys/{key}`: the first request, status and job of a key on a route, until the key expires.
@@ -23,5 +23,6 @@ pub async fn show(
     let find = async |connection: &mut _| queries::find(connection, &key).await;
     let stored = app.reads.read(caller.tenant, Deadline::of(&request), find).await?;
     let stored = stored.filter(|stored| stored.life.is_some()).ok_or(Problem::KeyNotFound)?;
-    Ok(json(&mut HttpResponse::Ok(), &Summary::of(key.route, &stored.outcome)))
+    let status = first_status(stored.outcome.answer.effect).as_u16();
+    Ok(json(&mut HttpResponse::Ok(), &Summary::of(key.route, &stored.outcome, status)))
 }

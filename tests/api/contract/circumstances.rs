@@ -145,7 +145,7 @@ async fn statements_cancelled(answers: &mut Answers) {
     server.get("/jobs/x").await.is_problem(404, "job-not-found");
     let locked = ledger.hold("lock table jobs, job_queue, idempotency_keys in access exclusive mode").await;
     let cancelled = async |asking: tokio::task::JoinHandle<Answer>| {
-        ledger.until_waiting(1).await;
+        ledger.until_waiting_long().await;
         assert_eq!(ledger.cancel_waiting().await, 1);
         asking.await.unwrap()
     };
@@ -181,7 +181,7 @@ async fn database_unfit(answers: &mut Answers) {
     let ledger = Ledger::new().await;
     let (server, other) = (ledger.serve().await, ledger.serve().await);
     // Each table is replaced by a view that fails.
-    for table in ["job_queue", "idempotency_keys"] {
+    for table in ["jobs", "job_queue", "idempotency_keys"] {
         let failing = format!(
             "alter table {table} rename to real_{table}; \
              create view {table} as select * from real_{table} where 1 / 0 = 1 with check option"

@@ -33,8 +33,8 @@ async fn queues(ledger: &Ledger, server: &Server, answers: &mut Answers) {
     let shortest = request_examples("submitJob")[0].text();
     lister.submit("a", &shortest).await;
     lister.submit("b", &shortest).await;
-    let many = "insert into job_queue (tenant_id, job_id, queue, priority, run_at, max_attempts) \
-                select id, gen_random_uuid(), 'reports', 2, now(), 25 \
+    let many = "insert into job_queue (tenant_id, job_id, queue, priority, run_at, max_attempts, created_at) \
+                select id, gen_random_uuid(), 'reports', 2, now(), 25, now() \
                 from tenants cross join generate_series(1, 10001) where name = 'queuer'";
     ledger.execute(many).await;
     answers.got("listQueues 200", lister.get("/queues").await);

@@ -67,7 +67,7 @@ pub const WRITES: [Write; 6] = [
         headers: &[("if-match", "*"), MERGE_PATCH],
         body: r#"{"priority":1}"#,
         by_item: false,
-        marker: "set priority",
+        marker: "hapax.patch(",
     },
     Write {
         name: "deleteJob",
@@ -76,7 +76,7 @@ pub const WRITES: [Write; 6] = [
         headers: &[],
         body: "",
         by_item: false,
-        marker: "emptied as",
+        marker: "hapax.delete(",
     },
     Write {
         name: "cancelJob",
@@ -85,7 +85,7 @@ pub const WRITES: [Write; 6] = [
         headers: &[],
         body: "",
         by_item: false,
-        marker: "'cancelled'",
+        marker: "hapax.cancel(",
     },
     Write {
         name: "submitBatch",

@@ -1,0 +1,28 @@
+create table hapax.job_queue (
+    tenant_id uuid not null,
+    job_id uuid not null,
+    queue text collate "C" not null,
+    priority smallint not null,
+    run_at timestamptz not null,
+    max_attempts integer not null,
+    attempt integer not null default 0,
+    version integer not null default 1,
+    created_at timestamptz not null,
+    constraint job_queue_pkey primary key (tenant_id, job_id),
+    constraint job_queue_queue_check check (octet_length(queue) between 1 and 128 and queue !~ '[^!-~]'),
+    constraint job_queue_priority_check check (priority between 1 and 4),
+    constraint job_queue_max_attempts_check check (max_attempts between 1 and 1000),
+    constraint job_queue_attempt_check check (attempt >= 0),
+    constraint job_queue_version_check check (version >= 1)
+);
+
+-- Lists of a queue are in the order of job ids.
+create index job_queue_queue_idx on hapax.job_queue (tenant_id, queue, job_id);
+
+comment on table hapax.job_queue is 'Jobs that wait. A job is in this table or in job_outcomes. No foreign key to jobs: one function writes both rows.';
+comment on column hapax.job_queue.priority is '1 is the most urgent, 4 the least.';
+comment on column hapax.job_queue.run_at is 'The job is not started before this time.';
+comment on column hapax.job_queue.max_attempts is 'How many times the job may be started in all.';
+comment on column hapax.job_queue.attempt is 'How many times the job has been started.';
+comment on column hapax.job_queue.version is 'Increases by one with each change. It never decreases while the job moves between tables.';
+comment on column hapax.job_queue.created_at is 'As in jobs.';

@@ -1,0 +1,28 @@
+create table hapax.job_outcomes (
+    tenant_id uuid not null,
+    job_id uuid not null,
+    state text collate "C" not null,
+    queue text collate "C" not null,
+    priority smallint not null,
+    run_at timestamptz not null,
+    max_attempts integer not null,
+    attempt integer not null,
+    version integer not null,
+    finished_at timestamptz not null,
+    constraint job_outcomes_pkey primary key (tenant_id, job_id),
+    constraint job_outcomes_state_check check (state in ('succeeded', 'failed', 'cancelled')),
+    constraint job_outcomes_queue_check check (octet_length(queue) between 1 and 128 and queue !~ '[^!-~]'),
+    constraint job_outcomes_priority_check check (priority between 1 and 4),
+    constraint job_outcomes_max_attempts_check check (max_attempts between 1 and 1000),
+    constraint job_outcomes_attempt_check check (attempt >= 0),
+    constraint job_outcomes_version_check check (version >= 1)
+);
+
+-- Lists by state or queue are in the order of job ids.
+create index job_outcomes_state_idx on hapax.job_outcomes (tenant_id, state, job_id);
+create index job_outcomes_queue_idx on hapax.job_outcomes (tenant_id, queue, job_id);
+
+comment on table hapax.job_outcomes is 'Jobs that have ended. The function that inserts a row deletes the job from the table where it was before.';
+comment on column hapax.job_outcomes.priority is 'As it was when the job ended. The same holds for queue, run_at, max_attempts and attempt.';
+comment on column hapax.job_outcomes.version is 'One more than the version in the table where the job was before.';
+comment on column hapax.job_outcomes.finished_at is 'When the job ended, by the clock of this database.';
