@@ -7,11 +7,12 @@ create function hapax.delete(
 language plpgsql
 as $$
 declare
+    v_now constant timestamptz := clock_timestamp();
     v_deleted boolean;
 begin
     perform hapax.set_write_options(p_lock_timeout_ms, p_insist_on_durability);
     update hapax.jobs
-    set payload = null, deleted_at = clock_timestamp()
+    set payload = null, deleted_at = v_now
     where tenant_id = p_tenant_id and id = p_job_id and deleted_at is null;
     v_deleted := found;
     -- In the order in which a job moves: the second statement sees what was moved while the first one waited.

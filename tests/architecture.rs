@@ -53,6 +53,8 @@ struct Source {
     paths: BTreeSet<String>,
     /// The name of every method that the file calls.
     methods: BTreeSet<String>,
+    /// The names under which the file measures statements.
+    labels: BTreeSet<String>,
 }
 
 fn sources() -> Vec<Source> {
@@ -79,13 +81,14 @@ fn read(root: &Path, file: &Path) -> Source {
     let module = name.split(['/', '.']).next().unwrap().to_owned();
     let mut found = Found::default();
     found.visit_file(&syn::parse_file(&fs::read_to_string(file).unwrap()).unwrap());
-    Source { name, module, paths: found.paths, methods: found.methods }
+    Source { name, module, paths: found.paths, methods: found.methods, labels: found.labels }
 }
 
 #[derive(Default)]
 struct Found {
     paths: BTreeSet<String>,
     methods: BTreeSet<String>,
+    labels: BTreeSet<String>,
 }
 
 impl<'ast> Visit<'ast> for Found {
@@ -108,6 +111,12 @@ impl<'ast> Visit<'ast> for Found {
 
     fn visit_expr_method_call(&mut self, call: &'ast syn::ExprMethodCall) {
         self.methods.insert(call.method.to_string());
+        if let Some(syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(label), .. })) = call.args.first()
+            && ["complete", "read"].iter().any(|method| call.method == method)
+            && call.args.len() > 2
+        {
+            self.labels.insert(label.value());
+        }
         visit::visit_expr_method_call(self, call);
     }
 }
@@ -195,4 +204,42 @@ fn no_code_uses_sqlx_pg_pool() {
     for source in sources() {
         assert!(!source.paths.iter().any(|path| path.contains("PgPool")), "{}", source.name);
     }
+}
+
+/// The SQL of every checked statement, as sqlx keeps it for offline builds.
+fn statements() -> Vec<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(".sqlx");
+    let files = fs::read_dir(folder).unwrap().map(|entry| fs::read(entry.unwrap().path()).unwrap());
+    let parsed = files.map(|file| serde_json::from_slice::<serde_json::Value>(&file).unwrap());
+    parsed.map(|file| file["query"].as_str().unwrap().to_owned()).collect()
+}
+
+/// The name in the comment that a statement begins with.
+fn name_of(sql: &str) -> Option<&str> {
+    let name = sql.trim_start().strip_prefix("/* ")?.split_once(" */")?.0;
+    name.chars().all(|c| c.is_ascii_lowercase() || c == '_').then_some(name)
+}
+
+#[test]
+fn every_statement_begins_with_its_name() {
+    let statements = statements();
+    assert!(statements.len() > 30, "{}", statements.len());
+    let nameless: Vec<_> = statements.iter().filter(|sql| name_of(sql).is_none()).collect();
+    assert_eq!(nameless, [""; 0]);
+}
+
+/// The first argument of `complete` and `read` is the label of the statement's duration.
+#[test]
+fn every_statement_is_measured_under_its_own_name() {
+    let statements = statements();
+    let names: BTreeSet<&str> = statements.iter().filter_map(|sql| name_of(sql)).collect();
+    let mut labels = BTreeSet::new();
+    for source in sources() {
+        labels.extend(source.labels);
+    }
+    assert!(labels.len() > 15, "{labels:?}");
+    // A ping is a message of the protocol and no statement.
+    labels.remove("ping");
+    let unknown: Vec<_> = labels.iter().filter(|label| !names.contains(label.as_str())).collect();
+    assert_eq!(unknown, [""; 0]);
 }

@@ -63,7 +63,7 @@ impl UseTimes {
             let (batch, rest) = unwritten.split_at(BATCH.min(unwritten.len()));
             let digests: Arc<[TokenDigest]> = batch.into();
             let write = async move |connection: &mut _| queries::record_use(connection, &digests).await;
-            if let Err(error) = pool.complete(Instant::now() + DEADLINE, write).await {
+            if let Err(error) = pool.complete("record_token_use", Instant::now() + DEADLINE, write).await {
                 tracing::warn!(%error, "token use times could not be written");
                 // The next batch stores the time at which it is written, so these times will be too late.
                 return self.note_all(unwritten);

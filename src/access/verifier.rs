@@ -205,7 +205,7 @@ impl Verifier {
         let ends = since + LOOK_UP_DEADLINE;
         let asked = digests.to_vec();
         let find = async move |connection: &mut _| queries::find_callers(connection, &asked).await;
-        match pool.read(ends, find).await {
+        match pool.read("find_callers", ends, find).await {
             Ok(mut callers) => {
                 for digest in digests {
                     let answer = callers.remove(digest).ok_or(Rejection::Unknown);

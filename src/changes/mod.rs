@@ -104,7 +104,7 @@ impl Changes {
                     attempts += 1;
                     queries::patch(connection, change.tenant, &next, options).await
                 };
-                let written = self.pool().complete(change.tenant, deadline, write).await;
+                let written = self.pool().complete("patch", change.tenant, deadline, write).await;
                 repeated |= attempts > 1;
                 written
             };
@@ -127,7 +127,7 @@ impl Changes {
     ) -> Result<Option<Lookup<Job>>, DatabaseError> {
         let cancel = async |options| {
             let write = async |connection: &mut _| queries::cancel(connection, tenant, id, options).await;
-            self.pool().complete(tenant, deadline, write).await
+            self.pool().complete("cancel", tenant, deadline, write).await
         };
         loop {
             self.engine.with_lock_wait(tenant, deadline, cancel).await?;
@@ -146,7 +146,7 @@ impl Changes {
     pub async fn delete(&self, tenant: TenantId, id: JobId, deadline: Instant) -> Result<(), DatabaseError> {
         let delete = async |options| {
             let write = async |connection: &mut _| queries::delete(connection, tenant, id, options).await;
-            self.pool().complete(tenant, deadline, write).await
+            self.pool().complete("delete", tenant, deadline, write).await
         };
         self.engine.with_lock_wait(tenant, deadline, delete).await
     }
@@ -163,7 +163,7 @@ impl Changes {
             Err(refusal) => return Ok(Attempt::Rejected(refusal)),
         };
         let write = async |connection: &mut _| queries::patch_keyed(connection, keyed, &next, options).await;
-        let written = self.pool().complete(change.tenant, deadline, write).await?;
+        let written = self.pool().complete("patch_keyed", change.tenant, deadline, write).await?;
         Ok(written.map_or(Attempt::NoRows, |expires_at| Attempt::Committed(next.answer, expires_at)))
     }
 
@@ -201,7 +201,7 @@ impl Changes {
 
     async fn find(&self, tenant: TenantId, id: JobId, deadline: Instant) -> Result<Option<Lookup<Job>>, DatabaseError> {
         let find = async |connection: &mut _| jobs::queries::find_without_payload(connection, tenant, id).await;
-        self.pool().read(tenant, deadline, find).await
+        self.pool().read("find_job_without_payload", tenant, deadline, find).await
     }
 
     fn pool(&self) -> &SharedPool {

@@ -80,7 +80,8 @@ impl Pool {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Runs `work` on a connection. If the connection is lost, runs all of it again on another one. So `work` must be
+    /// Runs `work` on a connection. `statement` is the name in the comment that its SQL begins with, and its label in the
+    /// metric of statement durations. If the connection is lost, runs all of it again on another one. So `work` must be
     /// one statement that is safe to repeat, such as a write that recognises its own earlier attempt. After a lost
     /// attempt it retries until the outcome is known.
     ///
@@ -88,10 +89,11 @@ impl Pool {
     /// [`DatabaseError`], by `deadline` at the latest; after `Settings::acquire_timeout` if no attempt could start.
     pub async fn complete<T>(
         &self,
+        statement: &'static str,
         deadline: Instant,
         work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
     ) -> Result<T, DatabaseError> {
-        self.run(self.retry(Loss::MustBecomeKnown, deadline), None, work).await
+        self.run(statement, self.retry(Loss::MustBecomeKnown, deadline), None, work).await
     }
 
     /// Like [`Pool::complete`], but for reads, which may take several statements. A lost attempt leaves nothing
@@ -101,10 +103,11 @@ impl Pool {
     /// As [`Pool::complete`], but never [`DatabaseError::Unknown`].
     pub async fn read<T>(
         &self,
+        statement: &'static str,
         deadline: Instant,
         work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
     ) -> Result<T, DatabaseError> {
-        self.run(self.retry(Loss::ChangesNothing, deadline), None, work).await
+        self.run(statement, self.retry(Loss::ChangesNothing, deadline), None, work).await
     }
 
     pub(super) fn retry(&self, loss: Loss, deadline: Instant) -> RetryState {
@@ -114,6 +117,7 @@ impl Pool {
     /// `share`: the tenant's permit, which the connections of this call hold.
     pub(super) async fn run<T>(
         &self,
+        statement: &'static str,
         mut retry: RetryState,
         share: Option<Share>,
         mut work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
@@ -143,9 +147,14 @@ impl Pool {
                 Ok(Ok(lease)) => lease,
             };
             self.shared.metrics.observe_connection_wait(self.shared.name, waiting_since.elapsed());
-            let attempt_ends = Instant::now() + self.shared.attempt_limit;
+            let started = Instant::now();
+            let attempt_ends = started + self.shared.attempt_limit;
             lease.attempt_ends = Some(attempt_ends);
-            let error = match timeout_at(attempt_ends.min(retry.deadline()), work(&mut lease)).await {
+            let attempt = timeout_at(attempt_ends.min(retry.deadline()), work(&mut lease)).await;
+            if attempt.is_ok() {
+                self.shared.metrics.observe_statement(statement, started.elapsed());
+            }
+            let error = match attempt {
                 Ok(Ok(done)) => {
                     self.shared.breaker.close();
                     lease.release();

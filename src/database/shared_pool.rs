@@ -34,12 +34,13 @@ impl SharedPool {
     /// As [`Pool::complete`]; [`Shed::TenantWaited`] if none of the tenant's connections came free in time.
     pub async fn complete<T>(
         &self,
+        statement: &'static str,
         tenant: TenantId,
         deadline: Instant,
         work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
     ) -> Result<T, DatabaseError> {
         let (retry, share) = self.enter(tenant, self.pool.retry(Loss::MustBecomeKnown, deadline)).await?;
-        self.pool.run(retry, Some(share), work).await
+        self.pool.run(statement, retry, Some(share), work).await
     }
 
     /// [`Pool::read`] for a tenant.
@@ -48,12 +49,13 @@ impl SharedPool {
     /// As [`Pool::read`]; [`Shed::TenantWaited`] if none of the tenant's connections came free in time.
     pub async fn read<T>(
         &self,
+        statement: &'static str,
         tenant: TenantId,
         deadline: Instant,
         work: impl AsyncFnMut(&mut PgConnection) -> sqlx::Result<T>,
     ) -> Result<T, DatabaseError> {
         let (retry, share) = self.enter(tenant, self.pool.retry(Loss::ChangesNothing, deadline)).await?;
-        self.pool.run(retry, Some(share), work).await
+        self.pool.run(statement, retry, Some(share), work).await
     }
 
     /// How many connections one tenant may use at once.
@@ -97,7 +99,7 @@ mod tests {
         let _held = pool.shares.acquire(tenant, 1).await;
         let began = Instant::now();
         let work = async |_: &mut PgConnection| pending::<sqlx::Result<()>>().await;
-        let waited = pool.read(tenant, began + Duration::from_secs(60), work).await;
+        let waited = pool.read("test", tenant, began + Duration::from_secs(60), work).await;
         assert!(matches!(waited, Err(DatabaseError::Shed(Shed::TenantWaited))), "{waited:?}");
         assert_eq!(began.elapsed(), Duration::from_secs(1), "the pool's acquire timeout");
     }

@@ -101,7 +101,8 @@ impl Readiness {
 
     async fn check_database(&self) -> Result<(), String> {
         let deadline = Instant::now() + CHECK_DEADLINE;
-        let checking = self.probes.read(deadline, async |connection| database::fitness(connection).await);
+        let checking =
+            self.probes.read("database_condition", deadline, async |connection| database::fitness(connection).await);
         let pools = self.check_pools(deadline);
         let (checked, pools) = match self.probes.count().idle {
             // The probes connect first. If PostgreSQL has only one free connection, they must get it, because they find
@@ -135,7 +136,7 @@ async fn check_pool(pool: &Pool, deadline: Instant) -> Result<(), String> {
     if connections.busy == connections.limit {
         return Ok(());
     }
-    match pool.read(deadline, async |connection| connection.ping().await).await {
+    match pool.read("ping", deadline, async |connection| connection.ping().await).await {
         // A busy pool is no reason for a load balancer to remove the replica.
         Ok(()) | Err(DatabaseError::Shed(Shed::Waited)) => Ok(()),
         Err(error) => {

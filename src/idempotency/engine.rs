@@ -258,7 +258,7 @@ impl Engine {
     async fn delete_expired(&self, key: &ScopedKey, deadline: Instant) -> Result<(), DatabaseError> {
         let delete = async |options| {
             let delete = async |connection: &mut _| queries::delete_expired(connection, key, options).await;
-            self.pool.complete(key.tenant, deadline, delete).await
+            self.pool.complete("delete_expired_key", key.tenant, deadline, delete).await
         };
         self.with_lock_wait(key.tenant, deadline, delete).await
     }
@@ -270,7 +270,10 @@ impl Engine {
         deadline: Instant,
     ) -> Result<Option<queries::Stored>, KeyedError> {
         let key = &request.key;
-        Ok(self.pool.read(key.tenant, deadline, async |connection| queries::find(connection, key).await).await?)
+        Ok(self
+            .pool
+            .read("find_keys", key.tenant, deadline, async |connection| queries::find(connection, key).await)
+            .await?)
     }
 
     /// The same for one that came too late, maybe behind itself. There may be an outcome, if not of this attempt then of
@@ -282,7 +285,7 @@ impl Engine {
     ) -> Result<Option<queries::Stored>, KeyedError> {
         let key = &request.key;
         let find = async |connection: &mut _| queries::find(connection, key).await;
-        let found = self.pool.complete(key.tenant, deadline, find).await;
+        let found = self.pool.complete("find_keys", key.tenant, deadline, find).await;
         Ok(found.map_err(DatabaseError::after_a_write)?)
     }
 }

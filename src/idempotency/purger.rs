@@ -76,7 +76,7 @@ async fn purge_from(
     loop {
         let deadline = Instant::now() + BATCH_DEADLINE;
         let rows = i64::from(limit);
-        let deleting = pool.complete(deadline, async move |connection| queries::purge(connection, rows).await);
+        let deleting = pool.complete("purge", deadline, async move |connection| queries::purge(connection, rows).await);
         let Some(batch) = shutdown.run_until_cancelled(deleting).await.transpose()? else {
             return Ok(deleted);
         };

@@ -183,7 +183,7 @@ impl Intake {
     pub async fn put(&self, draft: &Arc<Draft>, deadline: Instant) -> Result<Put, DatabaseError> {
         let put = async |options| {
             let write = async |connection: &mut _| queries::put(connection, draft, options).await;
-            self.engine.pool().complete(draft.tenant, deadline, write).await
+            self.engine.pool().complete("put", draft.tenant, deadline, write).await
         };
         loop {
             if self.engine.with_lock_wait(draft.tenant, deadline, put).await? {
@@ -236,7 +236,7 @@ impl Intake {
             };
         }
         let write = async |connection: &mut _| queries::submit(connection, submission, options).await;
-        let written = self.engine.pool().complete(submission.draft.tenant, deadline, write).await?;
+        let written = self.engine.pool().complete("submit", submission.draft.tenant, deadline, write).await?;
         Ok(written
             .map_or(Attempt::NoRows, |expires_at| Attempt::Committed(submission.draft.answer.clone(), expires_at)))
     }
@@ -253,7 +253,7 @@ impl Intake {
             return self.adopt(submission, holder, content, options, deadline).await;
         }
         let write = async |connection: &mut _| queries::submit(connection, submission, options).await;
-        match self.engine.pool().complete(submission.draft.tenant, deadline, write).await {
+        match self.engine.pool().complete("submit", submission.draft.tenant, deadline, write).await {
             // Somebody was faster, and is found in the next turn.
             Err(DatabaseError::Violation(error)) if violates(&error, queries::CONTENT_TAKEN) => Ok(Attempt::NoRows),
             written => Ok(written?
@@ -285,7 +285,7 @@ impl Intake {
         drop((job, place));
         let write =
             async |connection: &mut _| queries::adopt(connection, &submission.keyed, &answer, content, options).await;
-        let written = self.engine.pool().complete(submission.draft.tenant, deadline, write).await?;
+        let written = self.engine.pool().complete("adopt", submission.draft.tenant, deadline, write).await?;
         Ok(written.map_or(Attempt::NoRows, |expires_at| Attempt::Committed(answer, expires_at)))
     }
 
@@ -297,7 +297,7 @@ impl Intake {
     ) -> Result<Option<JobId>, DatabaseError> {
         let tenant = submission.draft.tenant;
         let find = async |connection: &mut _| queries::find_content(connection, tenant, content).await;
-        self.engine.pool().read(tenant, deadline, find).await
+        self.engine.pool().read("find_content", tenant, deadline, find).await
     }
 
     async fn differences(
@@ -328,6 +328,6 @@ impl Intake {
         let place = timeout_at(deadline, self.readers.acquire(tenant, 1)).await;
         let place = place.map_err(|_| DatabaseError::Shed(Shed::TenantWaited))?;
         let find = async |connection: &mut _| jobs::queries::find_submitted(connection, tenant, id).await;
-        Ok((place, self.engine.pool().read(tenant, deadline, find).await?))
+        Ok((place, self.engine.pool().read("find_submitted", tenant, deadline, find).await?))
     }
 }

@@ -79,7 +79,7 @@ impl Writer {
                 false => queries::submit_many(connection, &submissions, options).await,
             }
         };
-        let made = self.pool.complete(batch.deadline, write).await?;
+        let made = self.pool.complete("submit_many", batch.deadline, write).await?;
         let mut met = Vec::new();
         for write in &batch.writes {
             let Some(submission) = write.mark_sent() else { continue };
@@ -106,7 +106,7 @@ impl Writer {
             let keys = submissions.iter().map(|submission| &submission.keyed.key);
             idempotency::queries::find_all(connection, keys).await
         };
-        let mut found = self.pool.complete(deadline, find).await.unwrap_or_else(|error| {
+        let mut found = self.pool.complete("find_keys", deadline, find).await.unwrap_or_else(|error| {
             // Each of them looks for himself, and is told why if he cannot either.
             tracing::debug!(%error, "what stands under some keys could not be read together");
             Default::default()

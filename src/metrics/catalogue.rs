@@ -296,6 +296,16 @@ pub(super) const DATABASE_CONNECTION_WAIT: Description = Description {
               that got a connection.",
 };
 
+pub(super) const DATABASE_STATEMENT_DURATION: Description = Description {
+    name: "database_statement_duration_seconds",
+    kind: Kind::Histogram,
+    unit: "seconds",
+    labels: &["statement"],
+    help: "Time from sending a statement to its answer",
+    meaning: "Shows which statement is slow. The label is the name in the comment that the statement begins with, so \
+              `pg_stat_activity` shows the same name. Counts each attempt that got an answer, also one that failed.",
+};
+
 pub(super) const PURGED_KEYS: Description = Description {
     name: "purged_keys",
     kind: Kind::Counter,
@@ -332,7 +342,7 @@ pub(super) const LOG_LINES_LOST: Description = Description {
     meaning: "Above 0: the reader of standard output is too slow or has closed it. Requests never wait for the log.",
 };
 
-const CATALOGUE: [&Description; 31] = [
+const CATALOGUE: [&Description; 32] = [
     &BUILD,
     &START_TIME,
     &READY,
@@ -360,6 +370,7 @@ const CATALOGUE: [&Description; 31] = [
     &DATABASE_CONNECTIONS,
     &DATABASE_CONNECTIONS_LIMIT,
     &DATABASE_CONNECTION_WAIT,
+    &DATABASE_STATEMENT_DURATION,
     &PURGED_KEYS,
     &PURGE_FAILURES,
     &PURGE_LAG,

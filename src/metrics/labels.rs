@@ -230,3 +230,8 @@ pub struct ConnectionLabels {
 pub struct PoolLabels {
     pub pool: &'static str,
 }
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StatementLabels {
+    pub statement: &'static str,
+}

@@ -57,6 +57,7 @@ struct Catalogue {
     database_connections: Family<ConnectionLabels, Gauge>,
     database_connections_limit: Family<PoolLabels, Gauge>,
     database_connection_wait: Family<PoolLabels, Histogram>,
+    database_statement_duration: Family<StatementLabels, Histogram>,
     purged_keys: Counter,
     purge_failures: Counter,
     purge_lag: Gauge<f64, AtomicU64>,
@@ -111,6 +112,7 @@ impl Metrics {
             database_connections: Family::default(),
             database_connections_limit: Family::default(),
             database_connection_wait: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
+            database_statement_duration: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
             purged_keys: Counter::default(),
             purge_failures: Counter::default(),
             purge_lag: Gauge::default(),
@@ -149,6 +151,7 @@ impl Metrics {
         register(&mut registry, &DATABASE_CONNECTIONS, catalogue.database_connections.clone());
         register(&mut registry, &DATABASE_CONNECTIONS_LIMIT, catalogue.database_connections_limit.clone());
         register(&mut registry, &DATABASE_CONNECTION_WAIT, catalogue.database_connection_wait.clone());
+        register(&mut registry, &DATABASE_STATEMENT_DURATION, catalogue.database_statement_duration.clone());
         register(&mut registry, &PURGED_KEYS, catalogue.purged_keys.clone());
         register(&mut registry, &PURGE_FAILURES, catalogue.purge_failures.clone());
         register(&mut registry, &PURGE_LAG, catalogue.purge_lag.clone());
@@ -221,6 +224,11 @@ impl Metrics {
     }
 
     /// How long a statement waited for a connection of this pool.
+    pub fn observe_statement(&self, statement: &'static str, duration: Duration) {
+        let labels = StatementLabels { statement };
+        self.catalogue.database_statement_duration.get_or_create(&labels).observe(duration.as_secs_f64());
+    }
+
     pub fn observe_connection_wait(&self, pool: &'static str, wait: Duration) {
         self.catalogue.database_connection_wait.get_or_create(&PoolLabels { pool }).observe(wait.as_secs_f64());
     }

@@ -248,21 +248,21 @@ async fn an_abandoned_statement_finishes_and_its_connection_is_reused() {
         Metrics::new(),
     );
     let later = || Instant::now() + MINUTE;
-    let first = pool.read(later(), backend).await.unwrap();
+    let first = pool.read("test", later(), backend).await.unwrap();
     // First it is cut off while it is prepared, then while it is executed; the last time it fails after the request has
     // gone.
     for roll_back in [true, true, false] {
         let held = ledger.lock_table("jobs", "access exclusive").await;
-        let cut_off = pool.complete(Instant::now() + Duration::from_millis(100), count_jobs).await;
+        let cut_off = pool.complete("test", Instant::now() + Duration::from_millis(100), count_jobs).await;
         assert!(matches!(cut_off, Err(DatabaseError::Unknown)), "{cut_off:?}");
-        let dropped = tokio::time::timeout(Duration::from_millis(100), pool.read(later(), count_jobs)).await;
+        let dropped = tokio::time::timeout(Duration::from_millis(100), pool.read("test", later(), count_jobs)).await;
         assert!(dropped.is_err());
         if roll_back {
             held.roll_back().await;
-            assert_eq!(pool.read(later(), count_jobs).await.unwrap(), 0);
-            assert_eq!(pool.read(later(), backend).await.unwrap(), first);
+            assert_eq!(pool.read("test", later(), count_jobs).await.unwrap(), 0);
+            assert_eq!(pool.read("test", later(), backend).await.unwrap(), first);
         } else {
-            assert_eq!(pool.read(later(), backend).await.unwrap(), first);
+            assert_eq!(pool.read("test", later(), backend).await.unwrap(), first);
             held.roll_back().await;
         }
     }
@@ -276,14 +276,14 @@ async fn an_abandoned_statement_counts_for_its_tenant_until_it_ends() {
     let later = || Instant::now() + MINUTE;
     let held = ledger.lock_table("jobs", "access exclusive").await;
     tokio::select! {
-        counted = pool.read(tenant, later(), count_jobs) => panic!("the table is locked: {counted:?}"),
+        counted = pool.read("test", tenant, later(), count_jobs) => panic!("the table is locked: {counted:?}"),
         () = ledger.until_waiting(1) => {}
     }
-    let refused = pool.read(tenant, Instant::now() + Duration::from_millis(100), backend).await;
+    let refused = pool.read("test", tenant, Instant::now() + Duration::from_millis(100), backend).await;
     assert!(matches!(refused, Err(DatabaseError::Shed(Shed::TenantWaited))), "{refused:?}");
-    assert!(pool.read(other, later(), backend).await.is_ok());
+    assert!(pool.read("test", other, later(), backend).await.is_ok());
     held.roll_back().await;
-    assert!(pool.read(tenant, later(), backend).await.is_ok());
+    assert!(pool.read("test", tenant, later(), backend).await.is_ok());
 }
 
 #[tokio::test]
@@ -295,7 +295,7 @@ async fn an_opening_connection_counts_for_its_tenant_after_the_request_has_gone(
     let pool = SharedPool::new(Pool::new("test", Settings { options, ..long_timeouts(&ledger) }, 2, Metrics::new()));
     let read = async || {
         let deadline = Instant::now() + Duration::from_millis(100);
-        pool.read(TenantId(uuid::Uuid::from_u128(1)), deadline, backend).await
+        pool.read("test", TenantId(uuid::Uuid::from_u128(1)), deadline, backend).await
     };
     let given_up = read().await;
     assert!(matches!(given_up, Err(DatabaseError::Unavailable(_))), "{given_up:?}");

@@ -255,6 +255,7 @@ impl Function {
                 parameters += usize::from(replaced != sql);
                 sql = replaced;
             }
+            sql = replace_word(&sql, "v_now", "now()");
             for variable in ["queue", "priority", "run_at", "max_attempts", "attempt", "version"] {
                 sql = replace_word(&sql, &format!("v_job.{variable}"), "null");
             }
@@ -288,6 +289,42 @@ pub async fn plan(ledger: &Ledger, sql: &str, parameters: usize) -> String {
     let explain = AssertSqlSafe(format!("explain execute s{arguments}"));
     let rows = sqlx::raw_sql(explain).fetch_all(&mut connection).await.unwrap();
     rows.iter().map(|row| row.get::<String, _>(0)).collect::<Vec<_>>().join("\n")
+}
+
+/// A statement may read one tenant's rows only, so each table that it names has a condition on the tenant. Inserts have
+/// the tenant among their values.
+#[tokio::test]
+async fn every_statement_names_one_tenant_for_each_table() {
+    // These clean and watch the whole database.
+    const OF_ALL_TENANTS: [&str; 2] = ["/* purge */", "/* purge_lag */"];
+    const TABLES: [&str; 6] = ["idempotency_keys", "jobs", "job_queue", "job_outcomes", "job_uniques", "job_states"];
+    let ledger = Ledger::new().await;
+    let mut looked_at = 0;
+    for (sql, _) in [statements(), statements_of_functions(&ledger).await].concat() {
+        if OF_ALL_TENANTS.iter().any(|name| sql.contains(name)) {
+            continue;
+        }
+        let words: Vec<&str> = sql.split_whitespace().collect();
+        let is_table = |word: &str| TABLES.iter().any(|table| word == format!("hapax.{table}"));
+        let reads = ["from", "join", "update", "using"];
+        let tables = words.windows(2).filter(|pair| reads.contains(&pair[0]) && is_table(pair[1])).count();
+        let conditions = sql.matches("tenant_id = ").count();
+        assert!(conditions >= tables, "{tables} tables, {conditions} conditions on the tenant:\n{sql}");
+        looked_at += usize::from(tables > 0);
+    }
+    assert!(looked_at > 15, "{looked_at}");
+}
+
+/// A distributed database must be able to send a statement to the node of its tenant: a volatile function in `set`
+/// prevents that.
+#[tokio::test]
+async fn no_update_sets_a_column_to_the_value_of_a_volatile_function() {
+    let ledger = Ledger::new().await;
+    for (sql, _) in [statements(), statements_of_functions(&ledger).await].concat() {
+        let volatile =
+            sql.split("set ").skip(1).any(|set| set.split("where").next().unwrap().contains("clock_timestamp()"));
+        assert!(!volatile || !sql.contains("update "), "{sql}");
+    }
 }
 
 #[tokio::test]

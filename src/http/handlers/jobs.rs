@@ -27,7 +27,7 @@ pub async fn show(
     known: IfNoneMatch,
 ) -> Result<HttpResponse, Problem> {
     let find = async |connection: &mut _| jobs::queries::find(connection, caller.tenant, id.0).await;
-    let job = there(app.reads.read(caller.tenant, Deadline::of(&request), find).await?)?;
+    let job = there(app.reads.read("find_job", caller.tenant, Deadline::of(&request), find).await?)?;
     if known.has(job.version) {
         return Ok(HttpResponse::NotModified().insert_header((ETAG, jobs::etag(job.version))).finish());
     }

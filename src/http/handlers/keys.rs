@@ -21,7 +21,7 @@ pub async fn show(
     let route = route.read(&expected, |name| KEYED_ROUTES.into_iter().find(|route| route.0 == name))?;
     let key = ScopedKey { tenant: caller.tenant, route: route.unwrap_or(SUBMIT), key: key.0 };
     let find = async |connection: &mut _| queries::find(connection, &key).await;
-    let stored = app.reads.read(caller.tenant, Deadline::of(&request), find).await?;
+    let stored = app.reads.read("find_keys", caller.tenant, Deadline::of(&request), find).await?;
     let stored = stored.filter(|stored| stored.life.is_some()).ok_or(Problem::KeyNotFound)?;
     let status = first_status(stored.outcome.answer.effect).as_u16();
     Ok(json(&mut HttpResponse::Ok(), &Summary::of(key.route, &stored.outcome, status)))

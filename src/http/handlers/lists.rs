@@ -33,7 +33,7 @@ pub async fn jobs(request: HttpRequest, app: web::Data<App>, caller: Caller) -> 
     let limit = limit.limit()?;
     let from = cursor.cursor(|bytes| Uuid::from_slice(&bytes).ok().map(JobId))?;
     let read = async |connection: &mut _| Page::read(connection, caller.tenant, &filter, from, limit).await;
-    let page = app.reads.read(caller.tenant, Deadline::of(&request), read).await?;
+    let page = app.reads.read("list_jobs", caller.tenant, Deadline::of(&request), read).await?;
     let link = page.next.map(|id| next_page(&app.public(JOBS), &given, id.0));
     Ok(json(&mut linked(link), &Jobs { jobs: page.jobs }))
 }
@@ -50,7 +50,7 @@ pub async fn queues(request: HttpRequest, app: web::Data<App>, caller: Caller) -
     let limit = limit.limit()?;
     let from = cursor.cursor(|bytes| String::from_utf8(bytes).ok().filter(|name| jobs::is_name(name)))?;
     let read = async |connection: &mut _| Depths::read(connection, caller.tenant, from.as_deref(), limit).await;
-    let page = app.reads.read(caller.tenant, Deadline::of(&request), read).await?;
+    let page = app.reads.read("queue_depths", caller.tenant, Deadline::of(&request), read).await?;
     let link = page.next.map(|name| next_page(&app.public(QUEUES), &given, name));
     Ok(json(&mut linked(link), &Queues { queues: page.queues }))
 }

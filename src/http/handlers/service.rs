@@ -83,5 +83,5 @@ pub async fn metrics(app: web::Data<App>, sources: web::Data<MetricsSources>) ->
 async fn purge_lag(scrapes: &Pool) -> Option<Duration> {
     const DEADLINE: Duration = Duration::from_secs(1);
     let deadline = Instant::now() + DEADLINE;
-    scrapes.read(deadline, async |connection| idempotency::queries::purge_lag(connection).await).await.ok()
+    scrapes.read("purge_lag", deadline, async |connection| idempotency::queries::purge_lag(connection).await).await.ok()
 }
