@@ -17,8 +17,9 @@ RUN mkdir src \
     && touch src/lib.rs \
     && cargo build --release --locked
 
-# The sources, and what they compile in: checked queries, migrations and the contract.
+# The sources, and what they compile in: checked queries, migrations (sqlx.toml names their schema) and the contract.
 COPY .sqlx .sqlx
+COPY sqlx.toml ./
 COPY migrations migrations
 COPY api-design/jobs-api.yaml api-design/
 COPY src src
