@@ -40,6 +40,7 @@ mod replays;
 mod replicas;
 mod retries;
 mod schema;
+mod sql_submission;
 mod submission;
 mod telemetry;
 mod uniques;

@@ -256,6 +256,7 @@ impl Function {
                 sql = replaced;
             }
             sql = replace_word(&sql, "v_now", "now()");
+            sql = replace_word(&sql, "v_tenant_id", "(select gen_random_uuid())");
             for variable in ["queue", "priority", "run_at", "max_attempts", "attempt", "version"] {
                 sql = replace_word(&sql, &format!("v_job.{variable}"), "null");
             }
