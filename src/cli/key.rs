@@ -7,7 +7,7 @@ use clap::builder::PossibleValuesParser;
 use super::{block_on, connect, print};
 use crate::access::{self, TenantName};
 use crate::configuration::Configuration;
-use crate::http::{KEYED_ROUTES, first_status};
+use crate::http::{SUBMIT, first_status, keyed_routes};
 use crate::idempotency::{Key, ScopedKey, Summary, queries};
 
 #[derive(Subcommand)]
@@ -17,8 +17,8 @@ pub enum KeyCommand {
         #[arg(long, value_name = "NAME")]
         tenant: TenantName,
         /// The method and path that the key was sent to.
-        #[arg(long, value_parser = PossibleValuesParser::new(KEYED_ROUTES.map(|route| route.0)),
-            default_value = KEYED_ROUTES[0].0)]
+        #[arg(long, value_parser = PossibleValuesParser::new(keyed_routes().map(|route| route.0)),
+            default_value = SUBMIT.0)]
         route: String,
         /// The key as it was sent, without quotes. Put it after `--` if it begins with a hyphen.
         key: Key,
@@ -27,7 +27,7 @@ pub enum KeyCommand {
 
 pub fn run(command: KeyCommand, configuration: &Configuration) -> anyhow::Result<()> {
     let KeyCommand::Show { tenant, route, key } = command;
-    let route = KEYED_ROUTES.into_iter().find(|known| known.0 == route).expect("clap lets no other through");
+    let route = keyed_routes().find(|known| known.0 == route).expect("clap lets no other through");
     block_on(async {
         let mut connection = connect(configuration).await?;
         let Some(id) = access::queries::find_tenant(&mut connection, &tenant).await? else {

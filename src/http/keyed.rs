@@ -8,7 +8,8 @@ use actix_web::http::header::{self, HeaderName, HeaderValue};
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, HttpResponseBuilder};
 
 use super::quotas::reserve;
-use super::{App, JOBS, Problem};
+use super::routes::JOBS;
+use super::{App, Problem};
 use crate::access::Caller;
 use crate::idempotency::{Answer, Effect, Key, KeyedError, KeyedResult, Outcome, Route, ScopedKey};
 use crate::jobs;

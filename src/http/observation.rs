@@ -20,7 +20,8 @@ use super::connection::ConnectionState;
 use super::extractors::{Deadline, IDEMPOTENCY_KEY};
 use super::outgoing::{in_pieces, is_large};
 use super::quotas::{self, QuotaStatuses};
-use super::{App, KEY_REQUIRED, KEYED_ROUTES, PROBES, Problem, TEMPLATES};
+use super::routes::Path;
+use super::{App, Problem};
 use crate::access::Caller;
 use crate::ids::RequestId;
 use crate::metrics::KeyedOutcome;
@@ -37,8 +38,8 @@ pub async fn observe<B: MessageBody + 'static>(
     let app = request.app_data::<web::Data<App>>().expect("the server registers it").clone();
     let request_id = request.headers().get(X_REQUEST_ID).and_then(|id| RequestId::accept(id.as_bytes()));
     let request_id = request_id.unwrap_or_else(RequestId::mint);
-    let (method, route) = (method_label(request.method()), route_label(&request));
-    let context = request_context(&request, &request_id, method, route);
+    let (method, path) = (method_label(request.method()), Path::of(&request));
+    let context = request_context(&request, &request_id, method, route_label(path));
     request.extensions_mut().insert(request_id.clone());
     request.extensions_mut().insert(Deadline(started + app.limits.request_deadline));
     let leftover = Leftover::of(&mut request);
@@ -73,7 +74,7 @@ pub async fn observe<B: MessageBody + 'static>(
     }
     let code = problem.map(|problem| problem.code);
     write_headers(&mut response, &request_id);
-    context.in_scope(|| report(&app, &response, method, route, code, started.elapsed()));
+    context.in_scope(|| report(&app, &response, method, path, code, started.elapsed()));
     Ok(in_pieces(response, unread, held, busy.flatten()))
 }
 
@@ -146,21 +147,21 @@ fn report(
     app: &App,
     response: &ServiceResponse<BoxBody>,
     method: &'static str,
-    route: &'static str,
+    path: Option<&'static Path>,
     code: Option<&'static str>,
     duration: Duration,
 ) {
     let status = response.status().as_u16();
-    app.metrics.count_request(method, route, status, duration);
-    let keyed = KEYED_ROUTES.iter().find(|keyed| keyed.0.split_once(' ') == Some((method, route)));
-    if let Some(keyed) = keyed.filter(|keyed| KEY_REQUIRED.contains(keyed) || bears_key(response.request())) {
+    app.metrics.count_request(method, route_label(path), status, duration);
+    let key = path.and_then(|path| path.key_use(method));
+    if let Some(key) = key.filter(|key| key.required || bears_key(response.request())) {
         let outcome = response.request().extensions().get::<KeyedOutcome>().copied();
         let outcome = outcome.unwrap_or(KeyedOutcome::Refused);
         RequestContext::current().record("idempotency.outcome", outcome.name());
-        app.metrics.count_outcome(keyed.0, outcome);
+        app.metrics.count_outcome(key.route.0, outcome);
     }
     let duration_ms = (duration.as_secs_f64() * 1e6).round() / 1e3;
-    if PROBES.contains(&route) && code.is_none() {
+    if path.is_some_and(Path::is_polled) && code.is_none() {
         tracing::debug!(status, duration_ms, "answered");
         return;
     }
@@ -227,14 +228,9 @@ fn is_alias(uri: &Uri) -> bool {
     })
 }
 
-/// The label of a path in metrics and logs: its template.
-fn route_label(request: &ServiceRequest) -> &'static str {
-    // Most paths equal their template. `match_pattern` is slower, because it tries one pattern after the other.
-    if let Some(template) = TEMPLATES.into_iter().find(|template| *template == request.path()) {
-        return template;
-    }
-    let pattern = request.match_pattern();
-    TEMPLATES.into_iter().find(|template| pattern.as_deref() == Some(template)).unwrap_or("(none)")
+/// The label of a path in metrics and logs. Paths that do not exist share one, because a client can invent any number.
+fn route_label(path: Option<&'static Path>) -> &'static str {
+    path.map_or("(none)", |path| path.template)
 }
 
 /// The label of a method in metrics and logs. It is one of a fixed set, because a client can invent any number of

@@ -41,7 +41,7 @@ pub enum Problem {
     InvalidBatch,
     InvalidItem,
     MethodNotAllowed {
-        allow: &'static str,
+        allow: String,
     },
     BodyTooSlow,
     BodyBroken,
@@ -321,7 +321,7 @@ impl Problem {
                     format!("Bearer realm=\"hapax\", error=\"insufficient_scope\", scope=\"{}\"", scope.name());
                 response.insert_header((header::WWW_AUTHENTICATE, challenge))
             }
-            Self::MethodNotAllowed { allow } => response.insert_header((header::ALLOW, *allow)),
+            Self::MethodNotAllowed { allow } => response.insert_header((header::ALLOW, allow.as_str())),
             Self::UnsupportedMediaType { taken, told_in } => response.insert_header((told_in.clone(), *taken)),
             Self::PreconditionFailed { version, .. } => response.insert_header((header::ETAG, etag(*version))),
             Self::UnsupportedContentEncoding => response.insert_header((header::ACCEPT_ENCODING, "identity")),
@@ -589,7 +589,7 @@ mod tests {
             Problem::UnsupportedCondition,
             Problem::InvalidBatch,
             Problem::InvalidItem,
-            Problem::MethodNotAllowed { allow: "GET" },
+            Problem::MethodNotAllowed { allow: "GET".to_owned() },
             Problem::BodyTooSlow,
             Problem::BodyBroken,
             Problem::BodyTooLarge { limit_bytes: 1 },

@@ -177,7 +177,7 @@ impl Pools {
 }
 
 fn compose(configuration: &Configuration, pools: &Pools, use_times: UseTimes, metrics: &Metrics) -> App {
-    http::KEYED_ROUTES.iter().for_each(|route| metrics.expect_outcomes(route.0));
+    http::keyed_routes().for_each(|route| metrics.expect_outcomes(route.0));
     let Configuration { server, database, intake, idempotency, access, .. } = configuration;
     let options =
         WriteOptions { lock_wait: intake.lock_wait, insist_on_durability: !database.allow_losing_acknowledged_jobs };

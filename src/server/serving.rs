@@ -55,7 +55,7 @@ pub fn serve_api(
         .shutdown_timeout(finish.as_secs().max(1));
     let deadlines = ConnectionDeadlines { head: HEAD_DEADLINE, write: server.write_deadline };
     let metrics = app.metrics.clone();
-    serve(builder, listener, app, deadlines, move || Some(metrics.count_connection()), http::routes)
+    serve(builder, listener, app, deadlines, move || Some(metrics.count_connection()), http::api_routes)
 }
 
 /// Serves HTTP/1.1 on [`Connection`]s, which have additional deadlines. `actix_web::HttpServer` has no hook for them.

@@ -6,8 +6,9 @@
 use actix_web::http::header::{self, AcceptEncoding, ContentEncoding, Encoding, Header};
 use actix_web::{HttpRequest, HttpResponse};
 
+use crate::http::Problem;
 use crate::http::extractors::NoParameters;
-use crate::http::{DOCS_SCRIPT, DOCS_STYLE, Problem, SWAGGER_UI_SCRIPT, SWAGGER_UI_STYLE};
+use crate::http::routes::{DOCS_SCRIPT, DOCS_STYLE, SWAGGER_UI_SCRIPT, SWAGGER_UI_STYLE};
 
 /// Allows only what the page needs, and only from this host. The style sheet of Swagger UI has its arrows as `data:`
 /// URLs.

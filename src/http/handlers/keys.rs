@@ -6,7 +6,8 @@ use crate::access::Caller;
 use crate::http::extractors::{Deadline, PathKey};
 use crate::http::outgoing::json;
 use crate::http::parameters::parameters;
-use crate::http::{App, KEYED_ROUTES, Problem, SUBMIT, first_status};
+use crate::http::routes::{SUBMIT, keyed_routes};
+use crate::http::{App, Problem, first_status};
 use crate::idempotency::{ScopedKey, Summary, queries};
 
 /// `GET /idempotency-keys/{key}`: the first request, status and job of a key on a route, until the key expires.
@@ -17,8 +18,9 @@ pub async fn show(
     key: PathKey,
 ) -> Result<HttpResponse, Problem> {
     let [route] = parameters(&request, ["route"])?;
-    let expected = format!("{} is expected", KEYED_ROUTES.map(|route| route.0).join(" or "));
-    let route = route.read(&expected, |name| KEYED_ROUTES.into_iter().find(|route| route.0 == name))?;
+    let names: Vec<&str> = keyed_routes().map(|route| route.0).collect();
+    let expected = format!("{} is expected", names.join(" or "));
+    let route = route.read(&expected, |name| keyed_routes().find(|route| route.0 == name))?;
     let key = ScopedKey { tenant: caller.tenant, route: route.unwrap_or(SUBMIT), key: key.0 };
     let find = async |connection: &mut _| queries::find(connection, &key).await;
     let stored = app.reads.read("find_keys", caller.tenant, Deadline::of(&request), find).await?;

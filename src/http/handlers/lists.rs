@@ -9,7 +9,8 @@ use crate::access::Caller;
 use crate::http::extractors::Deadline;
 use crate::http::outgoing::json;
 use crate::http::parameters::{CURSOR, next_page, parameters};
-use crate::http::{App, JOBS, Problem, QUEUES};
+use crate::http::routes::{JOBS, QUEUES};
+use crate::http::{App, Problem};
 use crate::ids::JobId;
 use crate::jobs::{self, Depth, Depths, Filter, Job, Page, State};
 

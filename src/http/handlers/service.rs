@@ -9,7 +9,8 @@ use tokio::time::Instant;
 
 use crate::database::Pool;
 use crate::http::extractors::NoParameters;
-use crate::http::{App, DOCS, KEY_REQUIRED, KEYED_ROUTES, OPENAPI, Problem, outgoing};
+use crate::http::routes::{DOCS, OPENAPI, key_uses};
+use crate::http::{App, Problem, outgoing};
 use crate::idempotency::{self, KEY_LENGTH_MAX};
 
 const CONTRACT: &str = include_str!("../../../api-design/jobs-api.yaml");
@@ -21,14 +22,16 @@ const CONTRACT_CACHE_CONTROL: &str = "max-age=300";
 
 /// `GET /`: the name and version of the service, its documents, and its idempotency settings.
 pub async fn about(app: web::Data<App>, _: NoParameters) -> HttpResponse {
+    let taken_on: Vec<&str> = key_uses().map(|key| key.route.0).collect();
+    let required_on: Vec<&str> = key_uses().filter(|key| key.required).map(|key| key.route.0).collect();
     let about = json!({
         "name": env!("CARGO_PKG_NAME"),
         "version": env!("CARGO_PKG_VERSION"),
         "documents": { "docs": app.public(DOCS), "openapi": app.public(OPENAPI) },
         "idempotency": {
             "header": "Idempotency-Key",
-            "required_on": KEY_REQUIRED.map(|route| route.0),
-            "taken_on": KEYED_ROUTES.map(|route| route.0),
+            "required_on": required_on,
+            "taken_on": taken_on,
             "key_length_max": KEY_LENGTH_MAX,
             "time_to_live_seconds": app.time_to_live.as_secs(),
         },
