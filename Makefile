@@ -20,7 +20,7 @@ WITH_BALANCER = haproxy="$$(scripts/debian-program haproxy haproxy)" && export H
 WITH_POOLER = pgbouncer="$$(scripts/pgbouncer)" && without="" || without="--skip pooler::"; \
     export HAPAX_PGBOUNCER="$$pgbouncer"
 
-.PHONY: run test demo drill siege bench bench-full bench-smoke bench-build release check fmt lint api contract alerts load-balancer containers docs supply-chain sqlx-check sqlx-prepare metrics-page retries-page build
+.PHONY: run test demo drill siege bench bench-full bench-smoke bench-build release check fmt lint api contract alerts load-balancer containers docs supply-chain sqlx-check functions sqlx-prepare metrics-page retries-page build
 
 ## run: serve on http://127.0.0.1:8080, with a private PostgreSQL in .hapax/
 run: build
@@ -70,7 +70,7 @@ build:
 	cargo build --locked --workspace
 
 ## check: run all checks of .ci/run, without the tests and benchmarks
-check: fmt lint docs sqlx-check supply-chain api contract alerts load-balancer containers
+check: fmt lint docs sqlx-check functions supply-chain api contract alerts load-balancer containers
 
 fmt:
 	cargo fmt --all --check
@@ -84,6 +84,10 @@ docs:
 ## sqlx-check: check that .sqlx fits the queries and the migrations
 sqlx-check: build $(TOOLS)/bin/sqlx
 	@$(WITH_DATABASE) scripts/sqlx-prepare --check
+
+## functions: check the bodies of the database functions
+functions: $(TOOLS)/bin/sqlx build
+	@$(WITH_DATABASE) scripts/function-check
 
 ## sqlx-prepare: update .sqlx after a change of SQL
 sqlx-prepare: $(TOOLS)/bin/sqlx
