@@ -146,7 +146,7 @@ impl<'run> Ledger<'run> {
     }
 
     fn jobs(&self) -> anyhow::Result<u64> {
-        let jobs: i64 = self.postgres.ask(&self.database, "select count(*) from hapax.jobs")?;
+        let jobs: i64 = self.postgres.ask(&self.database, "select count(*) from jobs")?;
         Ok(u64::try_from(jobs)?)
     }
 }

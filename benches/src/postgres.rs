@@ -10,7 +10,8 @@ use anyhow::ensure;
 use hapax::cli::private_postgres::{Durability, Place, PrivatePostgres};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 
 use crate::account;
 
@@ -78,13 +79,14 @@ impl Postgres {
         })
     }
 
-    /// Queries one value.
+    /// Queries one value. Finds the tables of Hapax without their schema, which an older build to compare with has not.
     pub fn ask<T>(&self, database: &str, sql: &str) -> anyhow::Result<T>
     where
         T: Send + Unpin + for<'row> sqlx::Decode<'row, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
     {
         self.runtime.block_on(async {
-            let mut connection = PgConnection::connect(&self.server.url(database)).await?;
+            let options: PgConnectOptions = self.server.url(database).parse()?;
+            let mut connection = options.options([("search_path", "hapax, public")]).connect().await?;
             let value = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut connection).await?;
             connection.close().await?;
             Ok(value)

@@ -101,6 +101,8 @@ impl NewJob {
 
 #[cfg(test)]
 mod tests {
+    use sha2::{Digest, Sha256};
+
     use super::*;
 
     fn parse(body: &str) -> Result<NewJob, InvalidJob> {
@@ -181,6 +183,22 @@ mod tests {
             assert!(are_same(utc, &format!(r#","run_at":"{same}""#)), "{same}");
         }
         assert!(!are_same(utc, r#","run_at":"2030-01-01T00:00:00.000001Z""#));
+    }
+
+    /// For authors of clients and of SQL. Stored fingerprints outlive a release, so no vector ever changes.
+    #[test]
+    fn the_published_fingerprints_are_those_of_this_release() {
+        let published: serde_json::Value =
+            serde_json::from_str(include_str!("../../api-design/fingerprints.json")).unwrap();
+        for vector in published["vectors"].as_array().unwrap() {
+            let member = |name: &str| vector[name].as_str().unwrap();
+            let document = Document::parse(member("body").as_bytes()).unwrap();
+            let canonical = NewJob::canonical(document.root());
+            assert_eq!(String::from_utf8(canonical.clone()).unwrap(), member("canonical"), "{}", member("rule"));
+            let hash = Sha256::new().chain_update("/jobs\n").chain_update(canonical).finalize();
+            assert_eq!(hex::encode(hash), member("fingerprint"), "{}", member("rule"));
+            assert!(NewJob::parse(document.root()).is_ok(), "{}", member("rule"));
+        }
     }
 
     #[test]
