@@ -15,35 +15,35 @@ pub struct Tenant {
     pub id: TenantId,
     pub name: String,
     pub created_at: DateTime<Utc>,
-    /// As in [`Caller`].
+    /// See [`Caller`].
     pub key_time_to_live: Option<Duration>,
 }
 
-/// A token as an operator sees it: everything but the token.
+/// A token as an operator sees it, without its secret.
 pub struct IssuedToken {
     pub id: Uuid,
     pub tenant_name: String,
-    /// As stored, with those that permit nothing in this release.
+    /// The stored names, including scopes that this release does not know.
     pub scopes: Vec<String>,
     pub name: Option<String>,
     pub created_at: DateTime<Utc>,
     pub expires_at: Option<DateTime<Utc>>,
     pub expired: bool,
-    /// About: see [`UseTimes`](super::UseTimes).
+    /// Approximate. See [`UseTimes`](super::UseTimes).
     pub last_used_at: Option<DateTime<Utc>>,
     pub revoked_at: Option<DateTime<Utc>>,
 }
 
-/// A token that is to be made, but for the token itself.
+/// The properties of a new token, without its secret.
 pub struct NewToken<'a> {
     pub tenant: &'a TenantName,
     pub scopes: Scopes,
     pub name: Option<&'a TokenName>,
-    /// How long it is valid; `None`: without end.
+    /// How long it is valid; `None`: without limit.
     pub life: Option<Duration>,
 }
 
-/// Whom those of the tokens that are known and neither revoked nor expired speak for.
+/// The callers of the valid tokens: those that exist and are neither revoked nor expired.
 pub async fn find_callers(
     connection: &mut PgConnection,
     digests: &[TokenDigest],
@@ -72,7 +72,7 @@ pub async fn find_callers(
             tenant_name: row.name.into(),
             scopes: Scopes::stored(&row.scopes),
             key_time_to_live: row.key_time_to_live_seconds.map(duration),
-            // Between the two looks at its clock the last moment may have passed.
+            // Negative if the token expired between the two calls of clock_timestamp().
             token_life: row.life_seconds.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()),
         };
         Some((TokenDigest::stored(&row.digest)?, caller))
@@ -80,12 +80,12 @@ pub async fn find_callers(
     Ok(callers.collect())
 }
 
-/// A column of seconds, which a constraint keeps positive.
+/// Converts a column of seconds. A constraint keeps it positive.
 fn duration(seconds: i32) -> Duration {
     Duration::from_secs(u64::from(seconds.unsigned_abs()))
 }
 
-/// Makes a tenant of this name; `false` if there was one.
+/// Creates a tenant. Returns `false` if the name is taken.
 pub async fn create_tenant(connection: &mut PgConnection, name: &TenantName) -> sqlx::Result<bool> {
     let done = sqlx::query!(
         "/* create_tenant */ insert into hapax.tenants (id, name) values ($1, $2) on conflict on constraint tenants_name_key do nothing",
@@ -117,7 +117,8 @@ pub async fn list_tenants(connection: &mut PgConnection) -> sqlx::Result<Vec<Ten
     Ok(tenants.collect())
 }
 
-/// Sets how long a tenant's new keys live; `None`: as long as the setting says. `false` if there is no such tenant.
+/// Sets how long new keys of a tenant are valid; `None`: as in the setting. Returns `false` if the tenant does not
+/// exist.
 pub async fn set_key_time_to_live(
     connection: &mut PgConnection,
     tenant: &TenantName,
@@ -134,7 +135,7 @@ pub async fn set_key_time_to_live(
     Ok(done.rows_affected() == 1)
 }
 
-/// Stores a token's digest under a new id; `None` if there is no such tenant.
+/// Stores the digest of a token. Returns its new id, or `None` if the tenant does not exist.
 pub async fn create_token(
     connection: &mut PgConnection,
     digest: &TokenDigest,
@@ -192,8 +193,8 @@ pub async fn list_tokens(connection: &mut PgConnection, tenant: Option<&TenantNa
     Ok(tokens.collect())
 }
 
-/// Notes that these tokens have been used in the last minutes. One that another replica has noted since is left as it is,
-/// and so is one that anyone else holds: it waits for nobody.
+/// Sets the time of last use of these tokens to now. Skips tokens that another replica has updated in the last 4
+/// minutes, and tokens that another transaction has locked. So it never waits.
 pub async fn record_use(connection: &mut PgConnection, digests: &[TokenDigest]) -> sqlx::Result<()> {
     let digests: Vec<&[u8]> = digests.iter().map(TokenDigest::as_bytes).collect();
     sqlx::query!(
@@ -215,7 +216,7 @@ pub async fn record_use(connection: &mut PgConnection, digests: &[TokenDigest]) 
     Ok(())
 }
 
-/// Ends a token's validity; `false` if there is none of this id. Revoking twice changes nothing.
+/// Revokes a token. Returns `false` if no token has this id. Revoking it again changes nothing.
 pub async fn revoke_token(connection: &mut PgConnection, id: Uuid) -> sqlx::Result<bool> {
     let done = sqlx::query!(
         "/* revoke_token */ update hapax.access_tokens set revoked_at = coalesce(revoked_at, now()) where id = $1",

@@ -1,7 +1,7 @@
-//! Changes: what a client may do to a job that is there.
+//! Changes to existing jobs.
 //!
-//! Owns the change of a job that waits, the cancellation and the deletion, with the statements that do them. It never
-//! makes a job, and never begins a transaction.
+//! Owns the change of a queued job, the cancellation and the deletion, with their statements. It never creates a job
+//! and never begins a transaction.
 
 mod queries;
 
@@ -14,12 +14,12 @@ use crate::idempotency::{Answer, Attempt, Effect, Engine, Keyed, KeyedError, Key
 use crate::ids::{JobId, TenantId};
 use crate::jobs::{self, Job, Lookup, Patch, State};
 
-/// The one way to change a job.
+/// Changes jobs. Every change goes through it.
 pub struct Changes {
     engine: Engine,
 }
 
-/// What is to be changed, of which job, and of which versions of it.
+/// What to change, in which job, and in which versions of it.
 #[derive(Debug)]
 pub struct Change {
     pub tenant: TenantId,
@@ -28,7 +28,7 @@ pub struct Change {
     pub condition: Condition,
 }
 
-/// The versions of a job that a request is meant for.
+/// The versions of a job that a request accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
     Any,
@@ -40,22 +40,22 @@ pub enum Condition {
 pub enum Refusal {
     NotFound,
     Deleted,
-    /// It runs, or is over.
+    /// The job is running or finished.
     NotWaiting {
         id: JobId,
         state: State,
     },
-    /// It is of a version that the request is not meant for.
+    /// The job has a version that the request does not accept.
     Stale {
         id: JobId,
         version: i32,
     },
 }
 
-/// A job as it will be, made from the version that was read.
-pub struct Next {
+/// A job after the change, computed from the version that was read.
+pub struct ChangedJob {
     job: Job,
-    made_from: i32,
+    base_version: i32,
     answer: Answer,
 }
 
@@ -64,10 +64,10 @@ impl Changes {
         Self { engine }
     }
 
-    /// Changes the job, or finds the outcome of the request that did.
+    /// Changes the job, or finds the outcome of an earlier request with the key.
     ///
     /// # Errors
-    /// [`KeyedError`], at `deadline` at the latest.
+    /// [`KeyedError`], by `deadline` at the latest.
     pub async fn patch_keyed(
         &self,
         change: &Change,
@@ -86,39 +86,40 @@ impl Changes {
         self.engine.find_outcome(keyed, deadline).await
     }
 
-    /// Changes the job. Without a key, a repetition meets the version that the first has made.
+    /// Changes the job. Without a key, a repeated request finds the version that the first one produced.
     ///
     /// # Errors
-    /// [`DatabaseError`], at `deadline` at the latest.
+    /// [`DatabaseError`], by `deadline` at the latest.
     pub async fn patch(&self, change: &Change, deadline: Instant) -> Result<Result<Answer, Refusal>, DatabaseError> {
         loop {
-            let next = match self.next(change, deadline).await? {
-                Ok(next) => next,
+            let changed = match self.changed(change, deadline).await? {
+                Ok(changed) => changed,
                 Err(refusal) => return Ok(Err(refusal)),
             };
-            // Whether an attempt was sent again, since the one before it was lost.
+            // Whether the statement was sent again after a lost attempt.
             let mut repeated = false;
             let patch = async |options| {
                 let mut attempts = 0;
                 let write = async |connection: &mut _| {
                     attempts += 1;
-                    queries::patch(connection, change.tenant, &next, options).await
+                    queries::patch(connection, change.tenant, &changed, options).await
                 };
                 let written = self.pool().complete("patch", change.tenant, deadline, write).await;
                 repeated |= attempts > 1;
                 written
             };
-            let made = self.engine.with_lock_wait(change.tenant, deadline, patch).await?;
-            if made || (repeated && self.was_ours(change, &next, deadline).await?) {
-                return Ok(Ok(next.answer));
+            let written = self.engine.with_lock_wait(change.tenant, deadline, patch).await?;
+            if written || (repeated && self.was_committed(change, &changed, deadline).await?) {
+                return Ok(Ok(changed.answer));
             }
         }
     }
 
-    /// Cancels a job that waits, and says how it stands, whoever has made it so; `None` if there is none.
+    /// Cancels a job if it is queued. Returns the current job, also if it was cancelled or finished before; `None` if
+    /// it does not exist.
     ///
     /// # Errors
-    /// [`DatabaseError`], at `deadline` at the latest.
+    /// [`DatabaseError`], by `deadline` at the latest.
     pub async fn cancel(
         &self,
         tenant: TenantId,
@@ -132,17 +133,17 @@ impl Changes {
         loop {
             self.engine.with_lock_wait(tenant, deadline, cancel).await?;
             match self.find(tenant, id, deadline).await.map_err(DatabaseError::after_a_write)? {
-                // It came into the queue in between.
+                // The job was put into the queue after the statement.
                 Some(Lookup::Job(job)) if job.state == State::Queued => {}
                 found => return Ok(found),
             }
         }
     }
 
-    /// Deletes a job, wherever it is. Succeeds if there is none.
+    /// Deletes a job in any state. Succeeds if the job does not exist.
     ///
     /// # Errors
-    /// [`DatabaseError`], at `deadline` at the latest.
+    /// [`DatabaseError`], by `deadline` at the latest.
     pub async fn delete(&self, tenant: TenantId, id: JobId, deadline: Instant) -> Result<(), DatabaseError> {
         let delete = async |options| {
             let write = async |connection: &mut _| queries::delete(connection, tenant, id, options).await;
@@ -158,43 +159,48 @@ impl Changes {
         options: WriteOptions,
         deadline: Instant,
     ) -> Result<Attempt<Refusal>, DatabaseError> {
-        let next = match self.next(change, deadline).await? {
-            Ok(next) => next,
+        let changed = match self.changed(change, deadline).await? {
+            Ok(changed) => changed,
             Err(refusal) => return Ok(Attempt::Rejected(refusal)),
         };
-        let write = async |connection: &mut _| queries::patch_keyed(connection, keyed, &next, options).await;
+        let write = async |connection: &mut _| queries::patch_keyed(connection, keyed, &changed, options).await;
         let written = self.pool().complete("patch_keyed", change.tenant, deadline, write).await?;
-        Ok(written.map_or(Attempt::NoRows, |expires_at| Attempt::Committed(next.answer, expires_at)))
+        Ok(written.map_or(Attempt::NoRows, |expires_at| Attempt::Committed(changed.answer, expires_at)))
     }
 
-    /// Reads the job and makes of it what it shall be. That it does not wait comes before its version: RFC 9110, section
-    /// 13.2.1, has conditions ignored where the answer would be an error without them, too.
-    async fn next(&self, change: &Change, deadline: Instant) -> Result<Result<Next, Refusal>, DatabaseError> {
+    /// Reads the job and computes its next version. Checks the state before the version: by RFC 9110, section 13.2.1, a
+    /// server ignores conditions if the answer would be an error without them, too.
+    async fn changed(&self, change: &Change, deadline: Instant) -> Result<Result<ChangedJob, Refusal>, DatabaseError> {
         let mut job = match self.find(change.tenant, change.id, deadline).await? {
             None => return Ok(Err(Refusal::NotFound)),
             Some(Lookup::Deleted) => return Ok(Err(Refusal::Deleted)),
             Some(Lookup::Job(job)) => job,
         };
-        let made_from = job.version;
+        let base_version = job.version;
         if job.state != State::Queued {
             return Ok(Err(Refusal::NotWaiting { id: job.id, state: job.state }));
         }
         if let Condition::OneOf(versions) = &change.condition
-            && !versions.contains(&made_from)
+            && !versions.contains(&base_version)
         {
-            return Ok(Err(Refusal::Stale { id: job.id, version: made_from }));
+            return Ok(Err(Refusal::Stale { id: job.id, version: base_version }));
         }
         change.patch.apply(&mut job);
         let answer = Answer { effect: Effect::Changed, job_id: job.id, job_version: job.version, body: job.to_json() };
-        Ok(Ok(Next { job, made_from, answer }))
+        Ok(Ok(ChangedJob { job, base_version, answer }))
     }
 
-    /// Whether it was ours that made the version that an attempt of ours has met, after one whose acknowledgement was lost.
-    /// RFC 9110, section 13.1.1, has a change answered as done where it appears to be.
-    async fn was_ours(&self, change: &Change, next: &Next, deadline: Instant) -> Result<bool, DatabaseError> {
+    /// Whether a lost attempt was committed: whether the job now is what the change would have produced. By RFC 9110,
+    /// section 13.1.1, a server may then answer that the change is done.
+    async fn was_committed(
+        &self,
+        change: &Change,
+        changed: &ChangedJob,
+        deadline: Instant,
+    ) -> Result<bool, DatabaseError> {
         match self.find(change.tenant, change.id, deadline).await.map_err(DatabaseError::after_a_write)? {
-            Some(Lookup::Job(now)) if now.version == next.job.version => Ok(now.to_json() == next.answer.body),
-            // Another change hides whether ours came before it.
+            Some(Lookup::Job(now)) if now.version == changed.job.version => Ok(now.to_json() == changed.answer.body),
+            // A later change hides whether the attempt was committed.
             _ => Err(DatabaseError::Unknown),
         }
     }

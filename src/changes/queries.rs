@@ -3,15 +3,15 @@
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use super::Next;
+use super::ChangedJob;
 use crate::idempotency::{Keyed, WriteOptions};
 use crate::ids::{JobId, TenantId};
 
-/// Changes a job that waits, if it still has the version that the change was made from. Returns whether it had.
+/// Changes a queued job if it still has the version that was read. Returns whether it did.
 pub async fn patch(
     connection: &mut PgConnection,
     tenant: TenantId,
-    next: &Next,
+    changed: &ChangedJob,
     options: WriteOptions,
 ) -> sqlx::Result<bool> {
     sqlx::query_scalar!(
@@ -29,11 +29,11 @@ pub async fn patch(
         ) as "changed!"
         "#,
         tenant.0,
-        next.job.id.0,
-        next.made_from,
-        next.job.priority,
-        next.job.run_at,
-        next.job.max_attempts,
+        changed.job.id.0,
+        changed.base_version,
+        changed.job.priority,
+        changed.job.run_at,
+        changed.job.max_attempts,
         options.lock_timeout_ms(),
         options.insist_on_durability,
     )
@@ -41,12 +41,12 @@ pub async fn patch(
     .await
 }
 
-/// Does the same and writes a key, both or neither. Returns when the key expires; `None` if the job has another version or
-/// the key is taken.
+/// Does the same and inserts an idempotency key, both or neither. Returns when the key expires, or `None` if the job is
+/// not queued with this version or the key is taken.
 pub async fn patch_keyed(
     connection: &mut PgConnection,
     keyed: &Keyed,
-    next: &Next,
+    changed: &ChangedJob,
     options: WriteOptions,
 ) -> sqlx::Result<Option<DateTime<Utc>>> {
     sqlx::query_scalar!(
@@ -77,12 +77,12 @@ pub async fn patch_keyed(
         keyed.request_id.as_str(),
         keyed.created_at,
         keyed.time_to_live.as_secs_f64(),
-        &next.answer.body[..],
-        next.job.id.0,
-        next.made_from,
-        next.job.priority,
-        next.job.run_at,
-        next.job.max_attempts,
+        &changed.answer.body[..],
+        changed.job.id.0,
+        changed.base_version,
+        changed.job.priority,
+        changed.job.run_at,
+        changed.job.max_attempts,
         options.lock_timeout_ms(),
         options.insist_on_durability,
     )
@@ -90,7 +90,7 @@ pub async fn patch_keyed(
     .await
 }
 
-/// Moves a job that waits to the outcomes, and frees its content.
+/// Moves a queued job to the outcomes and frees its content. Does nothing if the job is not queued.
 pub async fn cancel(
     connection: &mut PgConnection,
     tenant: TenantId,
@@ -117,8 +117,8 @@ pub async fn cancel(
     Ok(())
 }
 
-/// Removes the payload of a job, the job from wherever it is, and frees its content. A row remains, which says that the
-/// job was deleted.
+/// Removes the payload of a job, removes the job from queue or outcomes, and frees its content. Its row in `jobs`
+/// remains and says that the job was deleted.
 pub async fn delete(
     connection: &mut PgConnection,
     tenant: TenantId,

@@ -113,7 +113,8 @@ pub struct Intake {
     /// Connections for single writes: changes, named and unique jobs, and submissions that wait for another
     /// transaction.
     pub connections: usize,
-    /// How long a submission waits for another one with the same idempotency key.
+    /// How long a write waits for a lock of another transaction, on an idempotency key, a job or a table. Also the lock
+    /// timeout of sessions, which limits reads.
     #[serde(with = "humantime_serde")]
     pub lock_wait: Duration,
 }

@@ -9,7 +9,7 @@ use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// The connection was lost, and the answer with it: the statement may have been committed.
+    /// The connection was lost before the answer arrived. The statement may have been committed.
     Lost,
     /// A pooler had no server connection for the statement. Not executed.
     Away,
@@ -17,10 +17,11 @@ pub enum Failure {
     Stale,
     /// The server is read-only, for example after a failover that this connection has missed. Not executed.
     ReadOnly,
-    /// The statement names a missing object: the schema differs, or the `search_path` is wrong. Not executed.
+    /// The statement names a missing schema, table, column, type or function. Not executed, or rolled back.
     Unfit,
     /// Deadlock or serialization failure. Rolled back; retry.
     Collided,
+    /// The lock wait expired. Rolled back.
     Locked,
     /// The server is out of resources, or its disk failed. Rolled back.
     Refused,
@@ -51,7 +52,7 @@ impl Failure {
     fn of_database(error: &dyn DatabaseError) -> Self {
         let severity = error.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::severity);
         if let Some(PgSeverity::Fatal | PgSeverity::Panic) = severity {
-            return if is_from_before_a_session(error) { Self::Away } else { Self::Lost };
+            return if is_from_opening_a_session(error) { Self::Away } else { Self::Lost };
         }
         match error.code().unwrap_or_default().as_ref() {
             "55P03" => Self::Locked,
@@ -61,8 +62,8 @@ impl Failure {
             // Severity ERROR, too: Citus and poolers relay the termination of a backend behind them this way, and that
             // backend may have committed.
             "40003" | "57P01" | "57P02" | "57P03" => Self::Lost,
-            // All names in our statements are checked against the migrations at build time, so a missing one is the
-            // database's fault.
+            // The build checks all names in statements, and tests check those in functions, against the migrations. So
+            // a missing name means that the schema of the database differs.
             "42P01" | "42703" | "42883" | "42704" | "3F000" => Self::Unfit,
             "23505" => Self::Violation,
             "57014" => Self::Cancelled,
@@ -94,19 +95,19 @@ pub fn words(error: &sqlx::Error) -> String {
 
 /// An error and its causes, each text once. sqlx errors repeat their causes in their own text.
 pub fn with_causes(error: &(dyn Error + 'static)) -> String {
-    let mut said = Vec::<String>::new();
+    let mut texts = Vec::<String>::new();
     let mut rest = Some(error);
     while let Some(cause) = rest {
         let of_database = cause
             .downcast_ref::<sqlx::Error>()
             .or_else(|| cause.downcast_ref::<Arc<sqlx::Error>>().map(|error| &**error));
         let words = of_database.map_or_else(|| cause.to_string(), words);
-        if !said.last().is_some_and(|last| last.contains(&words)) {
-            said.push(words);
+        if !texts.last().is_some_and(|last| last.contains(&words)) {
+            texts.push(words);
         }
         rest = if of_database.is_some() { None } else { cause.source() };
     }
-    said.join(": ")
+    texts.join(": ")
 }
 
 /// Whether a statement failed because of this constraint.
@@ -120,7 +121,7 @@ pub fn may_pass(error: &sqlx::Error) -> bool {
     match error.as_database_error() {
         // The database does not exist. A wrong name is far more likely than a database that is just being created.
         Some(error) if error.code().as_deref() == Some("3D000") => false,
-        Some(error) => starting_or_full(&error.code().unwrap_or_default()) || is_from_before_a_session(error),
+        Some(error) => starting_or_full(&error.code().unwrap_or_default()) || is_from_opening_a_session(error),
         None => matches!(error, sqlx::Error::Io(_)),
     }
 }
@@ -128,10 +129,11 @@ pub fn may_pass(error: &sqlx::Error) -> bool {
 /// Whether the error comes from opening a session, which a pooler reports to the statement that waited for the session.
 /// These are PostgreSQL's codes for it (no such database, too many connections, starting up or shutting down) and
 /// PgBouncer's messages, which share one code.
-fn is_from_before_a_session(error: &dyn DatabaseError) -> bool {
+fn is_from_opening_a_session(error: &dyn DatabaseError) -> bool {
     let code = error.code().unwrap_or_default();
-    let (words, pooler_s) = (error.message(), ["server login has been failing", "query_wait_timeout"]);
-    matches!(code.as_ref(), "3D000" | "53300" | "57P03") || pooler_s.iter().any(|own| words.starts_with(own))
+    let pgbouncer = ["server login has been failing", "query_wait_timeout"];
+    matches!(code.as_ref(), "3D000" | "53300" | "57P03")
+        || pgbouncer.iter().any(|message| error.message().starts_with(message))
 }
 
 #[cfg(test)]

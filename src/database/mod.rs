@@ -36,12 +36,12 @@ pub struct Settings {
     pub pooler: Pooler,
     /// Time limit for opening a connection.
     pub connect_timeout: Duration,
-    /// How long a statement waits for a free connection or an unreachable database.
+    /// How long a statement waits for a free connection, or while the database is unreachable.
     pub acquire_timeout: Duration,
     /// The server cancels statements that take longer. Behind a pooler the operator must set this on the server.
     pub statement_timeout: Duration,
-    /// The server cancels a statement that waits longer for a lock. A submission's own lock wait is shorter; this limit
-    /// is for table locks, which PostgreSQL takes before the statement can set its own.
+    /// The server cancels a statement that waits longer for a lock. This limit is for reads. A write function sets its
+    /// own before it locks anything.
     pub lock_timeout: Duration,
     /// The server ends a session with an older open transaction. Hapax opens none.
     pub idle_in_transaction_timeout: Duration,
@@ -57,16 +57,16 @@ pub async fn connect(settings: &Settings) -> sqlx::Result<PgConnection> {
             ("statement_timeout", milliseconds(settings.statement_timeout)),
             ("lock_timeout", milliseconds(settings.lock_timeout)),
             ("idle_in_transaction_session_timeout", milliseconds(settings.idle_in_transaction_timeout)),
-            // Every statement has an index. Without this, a plan made while a table was small would stay in use when it
-            // is large.
+            // Every statement can use an index. Without this setting, a plan that was made while a table was small
+            // stays in use when the table is large.
             ("enable_seqscan", "off".to_owned()),
-            // Lets the server detect a dead client, while it sends an answer and while the connection is idle.
+            // Lets the server detect a dead client while it sends an answer or the connection is idle.
             ("tcp_user_timeout", milliseconds(settings.statement_timeout)),
             ("tcp_keepalives_idle", "30".to_owned()),
             ("tcp_keepalives_interval", "10".to_owned()),
             ("tcp_keepalives_count", "3".to_owned()),
             // Proves that these settings have reached the session.
-            (queries::OUR_MARK, "yes".to_owned()),
+            (queries::SESSION_MARK, "yes".to_owned()),
         ]);
     }
     match tokio::time::timeout(settings.connect_timeout, options.connect()).await {

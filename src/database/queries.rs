@@ -1,10 +1,10 @@
-//! The SQL that asks a server about itself.
+//! SQL about the server, its sessions and the schema.
 
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
-/// A database, as a new session meets it.
+/// The state of a database, and settings of a new session.
 pub struct Condition {
-    /// The migrations that have run, each list in the order of the versions.
+    /// The applied migrations. All three lists are in the order of versions.
     pub versions: Vec<i64>,
     pub successes: Vec<bool>,
     pub checksums: Vec<Vec<u8>>,
@@ -13,8 +13,8 @@ pub struct Condition {
     pub synchronous_commit: bool,
 }
 
-/// One statement, hence one round trip, for a probe must be quick on a slow link, too. Fails where no migration has run,
-/// because there is no table of them.
+/// One statement and so one round trip, because a probe must be fast on a slow network, too. Fails if the table of
+/// applied migrations does not exist.
 pub async fn condition(connection: &mut PgConnection) -> sqlx::Result<Condition> {
     sqlx::query_as!(
         Condition,
@@ -34,26 +34,26 @@ pub async fn condition(connection: &mut PgConnection) -> sqlx::Result<Condition>
     .await
 }
 
-/// How many migrations have run.
+/// The number of applied migrations.
 pub async fn count_applied_migrations(connection: &mut PgConnection) -> sqlx::Result<i64> {
     sqlx::query_scalar!(r#"/* count_migrations */ select count(*) as "count!" from hapax._sqlx_migrations"#)
         .fetch_one(connection)
         .await
 }
 
-/// A session that keeps another waiting for a lock. Never its statement, which may hold secrets.
+/// A session that blocks another one. Without the text of its statement, which may contain secrets.
 #[derive(Clone, Debug)]
 pub struct Blocker {
     pub pid: i32,
-    /// What PostgreSQL does not show of other roles' sessions is missing.
+    /// `None`, like the fields below, if PostgreSQL does not show it for sessions of other roles.
     pub application: Option<String>,
     pub user: Option<String>,
     pub state: Option<String>,
-    /// For how long it has been at its statement, or since that ended.
+    /// The time since its current or last statement began.
     pub statement_seconds: Option<f64>,
 }
 
-/// Who keeps the session `pid` waiting. A prepared transaction has the pid 0.
+/// The sessions that block the session `pid`. A prepared transaction has the pid 0.
 pub async fn blockers(connection: &mut PgConnection, pid: i32) -> sqlx::Result<Vec<Blocker>> {
     sqlx::query_as!(
         Blocker,
@@ -76,22 +76,23 @@ pub async fn blockers(connection: &mut PgConnection, pid: i32) -> sqlx::Result<V
     .await
 }
 
-/// A setting that means nothing to PostgreSQL, and shows that what a session was to start with has arrived.
-pub const OUR_MARK: &str = "hapax.session_is_ours";
+/// A setting without effect in PostgreSQL. It shows that the settings which Hapax sends have reached the session.
+pub const SESSION_MARK: &str = "hapax.session_is_ours";
 
-pub async fn bears_our_mark(connection: &mut PgConnection) -> sqlx::Result<bool> {
-    sqlx::query_scalar!(r#"/* session_mark */ select current_setting($1, true) = 'yes' as "ours""#, OUR_MARK)
+pub async fn has_session_mark(connection: &mut PgConnection) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(r#"/* session_mark */ select current_setting($1, true) = 'yes' as "ours""#, SESSION_MARK)
         .fetch_one(connection)
         .await
-        .map(|ours| ours.unwrap_or(false))
+        .map(|is_set| is_set.unwrap_or(false))
 }
 
-/// The process of the session that this statement has met. Not prepared, so that any pooler lets it through.
+/// The process id of the server session that runs this statement. The statement is not prepared, so it works behind any
+/// pooler.
 pub async fn backend(connection: &mut PgConnection) -> sqlx::Result<i32> {
     sqlx::raw_sql("/* backend */ select pg_backend_pid()").fetch_one(connection).await?.try_get(0)
 }
 
-/// Whether the session knows this very statement under another name than the one sqlx gave it.
+/// Whether a pooler renames prepared statements: whether the session lacks this statement under a name that sqlx gives.
 pub async fn renames_statements(connection: &mut PgConnection) -> sqlx::Result<bool> {
     sqlx::query_scalar!(
         r#"
@@ -107,14 +108,14 @@ pub async fn renames_statements(connection: &mut PgConnection) -> sqlx::Result<b
     .await
 }
 
-/// 0: no limit.
+/// The session's `statement_timeout`. 0 means no limit.
 pub async fn statement_timeout_milliseconds(connection: &mut PgConnection) -> sqlx::Result<i64> {
     sqlx::query_scalar!(r#"/* statement_timeout */ select setting::bigint as "limit!" from pg_settings where name = 'statement_timeout'"#)
         .fetch_one(connection)
         .await
 }
 
-/// Ends the session that this statement meets, and with it all that it has prepared.
+/// Ends the server session that runs this statement, with all its prepared statements.
 pub async fn end_session(connection: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::raw_sql("/* end_session */ select pg_terminate_backend(pg_backend_pid())").execute(connection).await?;
     Ok(())
@@ -129,7 +130,7 @@ pub async fn database_exists(connection: &mut PgConnection, name: &str) -> sqlx:
     .await
 }
 
-/// `name` is made part of the statement's text.
+/// `name` becomes part of the statement's text, quoted.
 pub async fn create_database(connection: &mut PgConnection, name: &str) -> sqlx::Result<()> {
     let name = name.replace('"', "\"\"");
     sqlx::raw_sql(AssertSqlSafe(format!(r#"/* create_database */ create database "{name}""#)))

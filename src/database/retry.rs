@@ -22,10 +22,10 @@ pub enum DatabaseError {
     /// Not sent, because of overload or an open circuit breaker.
     #[error("{0}")]
     Shed(Shed),
-    /// Not executed: the schema is not the expected one, or is not on the session's `search_path`.
+    /// The schema differs from what this release needs. Not executed, or rolled back.
     #[error("the database's schema does not fit: {0}")]
     Unfit(String),
-    /// Sent, but no answer came before the deadline: it may have been committed.
+    /// Sent, but the answer was lost or did not arrive by the deadline. It may have been committed.
     #[error("the outcome of the statement is unknown")]
     Unknown,
     /// The lock wait expired. Rolled back.
@@ -38,7 +38,7 @@ pub enum DatabaseError {
     /// result.
     #[error("the statement violates a unique constraint")]
     Violation(#[source] Arc<sqlx::Error>),
-    /// PostgreSQL rejected it, and a retry would fail, too.
+    /// PostgreSQL rejected it. A retry would fail, too.
     #[error("the statement failed")]
     Statement(#[source] Arc<sqlx::Error>),
 }
@@ -127,12 +127,12 @@ impl RetryState {
         self.last_failure = Some(reason.to_string());
     }
 
-    /// The database is reachable and did its part, so the acquire timeout starts again.
+    /// The database is reachable and has answered, so the acquire timeout starts again.
     pub fn restart_acquire_timeout(&mut self) {
         self.acquire_ends = self.deadline.min(Instant::now() + self.acquire_timeout);
     }
 
-    /// The error for an expired lock wait. A read only ever waits for maintenance of the database, such as a migration.
+    /// The error for an expired lock wait. A read waits only for a lock on a whole table, for example of a migration.
     pub fn locked(&self) -> DatabaseError {
         match self.loss {
             Loss::ChangesNothing => DatabaseError::Unavailable("a lock was held for too long".to_owned()),
@@ -140,7 +140,7 @@ impl RetryState {
         }
     }
 
-    /// The final error, given what went before.
+    /// The final error. It is [`DatabaseError::Unknown`] after a lost attempt.
     pub fn refuse(&self, error: DatabaseError) -> DatabaseError {
         if self.unknown {
             tracing::error!(%error, "the statement failed after an attempt that may have been committed");
@@ -151,7 +151,7 @@ impl RetryState {
 
     /// The error when the circuit breaker refuses an attempt.
     pub fn shed_by_circuit_breaker(self) -> DatabaseError {
-        // A request that has tried itself knows the reason.
+        // If an attempt of this request failed, its error says more.
         self.last_failure.map_or(DatabaseError::Shed(Shed::Outage), DatabaseError::Unavailable)
     }
 

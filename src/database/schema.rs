@@ -1,4 +1,4 @@
-//! Whether a server is fit for use: its schema and its durability.
+//! Checks of the database: its schema and its durability.
 
 use sqlx::PgConnection;
 use sqlx::migrate::Migrator;
@@ -32,7 +32,7 @@ pub enum Durability {
 pub async fn fitness(connection: &mut PgConnection) -> sqlx::Result<(Schema, Durability)> {
     match queries::condition(connection).await {
         Ok(condition) => Ok((schema_of(&condition), durability_of(&condition))),
-        // The durability does not matter then.
+        // With an unfit schema, the durability does not matter.
         Err(error) if Failure::of(&error) == Failure::Unfit => Ok((Schema::Unfit, Durability::Durable)),
         Err(error) => Err(error),
     }

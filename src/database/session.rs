@@ -49,7 +49,7 @@ async fn look(settings: &Settings, connection: &mut PgConnection) -> sqlx::Resul
     if queries::renames_statements(connection).await? {
         return Ok(Sessions::Shared);
     }
-    if queries::bears_our_mark(connection).await? {
+    if queries::has_session_mark(connection).await? {
         return Ok(Sessions::Ours);
     }
     let mut another = connect(settings).await?;

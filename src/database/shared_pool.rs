@@ -77,7 +77,9 @@ impl SharedPool {
         }
         match timeout_at(retry.ends(), self.shares.acquire(tenant, 1)).await {
             Ok(share) => Ok((retry, Arc::new(share))),
-            Err(_) if self.pool.is_away() => Err(DatabaseError::Unavailable("there is no connection to it".to_owned())),
+            Err(_) if self.pool.is_away() => {
+                Err(DatabaseError::Unavailable("no connection to the database".to_owned()))
+            }
             Err(_) => Err(DatabaseError::Shed(Shed::TenantWaited)),
         }
     }

@@ -1,7 +1,8 @@
-//! What every route with a key has in common.
+//! The engine of all routes with an idempotency key.
 //!
-//! A route brings one act: a statement that writes the key together with what the request asks for, or nothing. The
-//! engine decides what it means that nothing was written.
+//! A route supplies an attempt: one call of a write function, which commits the key together with the effect of the
+//! request, or nothing. If nothing was written, the engine finds out why. If the key's row has expired, the engine
+//! deletes the row and repeats the attempt.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,114 +20,114 @@ use crate::ids::{JobId, RequestId, TenantId};
 use crate::metrics::Shed;
 use crate::shares::{Shares, half};
 
-/// A request under a key. Minted once: however often its attempt is tried, it is the same request, so what is stored tells
-/// whether an attempt of ours was committed.
+/// A request with an idempotency key. All its attempts use the same values, so the stored row shows whether an earlier
+/// attempt was committed.
 #[derive(Debug)]
 pub struct Keyed {
     pub key: ScopedKey,
     pub fingerprint: Fingerprint,
     pub request_id: RequestId,
     pub created_at: DateTime<Utc>,
-    /// How long the key lives once it is committed.
+    /// How long the key is valid after the commit.
     pub time_to_live: Duration,
-    /// The job that it makes, of an id that nobody else has; `None` if it changes one that is there.
+    /// The new, unique id of the job that the request creates; `None` if it changes an existing job.
     pub makes: Option<JobId>,
 }
 
-/// With which options a statement is sent. They are set within it, so that it needs no session of its own.
+/// The options of a write. The write function sets them for its transaction, so they need no setting of the session.
 #[derive(Clone, Copy, Debug)]
 pub struct WriteOptions {
-    /// How long the statement waits for another transaction that holds the key.
+    /// How long the write waits for a lock of another transaction, on a key, a job or a table.
     pub lock_wait: Duration,
-    /// Commit durably even if somebody has turned the server's synchronous_commit off since we looked.
+    /// Commit durably even if `synchronous_commit` was turned off after the start.
     pub insist_on_durability: bool,
 }
 
 impl WriteOptions {
-    /// As PostgreSQL takes it. 0 would mean without limit.
+    /// The value for PostgreSQL's `lock_timeout`. At least 1, because 0 means no limit.
     pub fn lock_timeout_ms(&self) -> i32 {
         i32::try_from(self.lock_wait.as_millis()).unwrap_or(i32::MAX).max(1)
     }
 
-    /// Whether the statement may keep others waiting for it.
+    /// Whether this is the first try, with a short lock wait. Only then may other submissions share its statement.
     pub fn is_brief(&self) -> bool {
         self.lock_wait <= FIRST_LOCK_WAIT
     }
 }
 
-/// What one attempt came to.
+/// The result of one attempt.
 #[derive(Debug)]
 pub enum Attempt<R> {
-    /// Key and effect are committed, and the key lives until then.
+    /// Key and effect are committed. The key expires at this time.
     Committed(Answer, DateTime<Utc>),
-    /// Nothing was written: the key is taken, by this.
+    /// Nothing was written. The key is taken; this is its row.
     Conflict(queries::Stored),
-    /// Nothing was written: the key is taken, or what the attempt was made from has changed meanwhile.
+    /// Nothing was written. The key is taken, or the data that the attempt had read has changed.
     NoRows,
-    /// The request cannot be carried out as things are, unless it has been already. Nothing was written.
+    /// Nothing was written. The request cannot be carried out now, but an earlier request with the key may have been.
     Rejected(R),
 }
 
-/// How a request under a key ended well, or as well as it could. But for a refusal, the outcome is committed, and its
-/// bytes are the answer.
+/// The result of a request with a key. Unless refused, its outcome is committed and is the answer.
 #[derive(Debug)]
 pub enum KeyedResult<R> {
-    /// This request did it.
+    /// This request committed the outcome.
     First(Arc<Outcome>),
-    /// An earlier request with the same key did.
+    /// An earlier request with the same key did. This one is a replay.
     Replayed(Arc<Outcome>),
-    /// Nobody did, and the key is as it was before.
+    /// The request was rejected. The key is unchanged.
     Refused(R),
 }
 
-/// Why there is no answer. Unless said otherwise, the key is as it was before.
+/// Why a request has no outcome. Unless noted, the key is unchanged.
 #[derive(Debug, Error)]
 pub enum KeyedError {
-    #[error("the key stands for another request")]
+    #[error("the idempotency key was used for another request")]
     KeyReused {
         first: Arc<Outcome>,
-        /// JSON Pointers to what differs; empty where the first request is not known any more.
+        /// JSON Pointers to the differences. Empty if they are unknown.
         pointers: Vec<String>,
     },
-    /// Somebody else's transaction holds the key.
+    /// Another transaction holds the key, or a copy of the request is in flight on this replica.
     #[error("the first request with this key is still in flight")]
     InFlight,
     #[error("nothing was written: {0}")]
     Unavailable(String),
     #[error("nothing was written: the statement took too long and was cancelled")]
     TimedOut,
-    #[error("nothing was written, since the database's schema does not fit: {0}")]
+    #[error("nothing was written: the database's schema does not fit: {0}")]
     Unfit(String),
     #[error("nothing was written: {0}")]
     Shed(Shed),
-    /// The statement was sent and may have been committed. The same key will tell.
+    /// The statement was sent and may have been committed. A retry with the same key finds out.
     #[error("it is unknown whether the request was carried out")]
     OutcomeUnknown,
     #[error("the statement failed")]
     Failed(#[source] Arc<sqlx::Error>),
 }
 
-/// The way of every keyed request: look into memory, attempt the statement, and if nothing was written, look who has the key.
+/// Carries out requests with a key: looks into the replay cache, makes an attempt, and reads the key's row if nothing
+/// was written.
 #[derive(Clone)]
 pub struct Engine {
     pool: SharedPool,
     options: WriteOptions,
-    /// Places for those who wait out a lock, so that one held key cannot take every connection.
+    /// Limits the requests with a long lock wait, so that one held key cannot take every connection.
     lock_waiters: Arc<Semaphore>,
-    /// One tenant's part of these places.
+    /// The share of one tenant in `lock_waiters`.
     lock_waiter_shares: Arc<Shares>,
     replays: Arc<Replays>,
 }
 
-/// How long a statement waits for a lock at first. Measured: enough for another request's commit, and short enough
-/// that the neighbours of a held key hardly notice.
+/// The lock wait of the first try. Measured: enough for the commit of another request, and short enough to hardly delay
+/// the other submissions of the batch.
 const FIRST_LOCK_WAIT: Duration = Duration::from_millis(20);
-/// Between turns that come to nothing: none after the first, for the row that was in the way has just gone.
+/// The pause between attempts without a result. There is none after the first: the conflicting row has just gone.
 const PAUSE_FIRST: Duration = Duration::from_millis(1);
 const PAUSE_LONGEST: Duration = Duration::from_millis(100);
 
 impl Engine {
-    /// `pool` is for writes alone; `options.lock_wait` is the longest that a request waits for another that holds its key.
+    /// `pool` is for writes. `options.lock_wait` limits how long a request waits for another transaction.
     pub fn new(pool: SharedPool, options: WriteOptions, replays: Arc<Replays>) -> Self {
         let places = (pool.count().limit / 2).max(1);
         let (lock_waiters, lock_waiter_shares) =
@@ -134,22 +135,22 @@ impl Engine {
         Self { pool, options, lock_waiters, lock_waiter_shares, replays }
     }
 
-    /// With which options an attempt is tried at first.
+    /// The options of the first try.
     pub fn first_options(&self) -> WriteOptions {
         WriteOptions { lock_wait: FIRST_LOCK_WAIT.min(self.options.lock_wait), ..self.options }
     }
 
-    /// What the attempts are sent on.
+    /// The connections of the attempts.
     pub fn pool(&self) -> &SharedPool {
         &self.pool
     }
 
-    /// Sends a statement without a key by `attempt`, with a short wait for locks, and where that is not enough once more with
-    /// the whole of it, on one of a few places: whoever holds a row must not take every connection from the others. One
-    /// tenant has at most half of these places.
+    /// Calls `attempt` with a short lock wait. If that expires, calls it once more with the rest of
+    /// `options.lock_wait`. The number of such lock waiters is limited, so that one held row cannot take every
+    /// connection. One tenant gets at most half of them.
     ///
     /// # Errors
-    /// [`DatabaseError`], at `deadline` at the latest.
+    /// [`DatabaseError`], by `deadline` at the latest.
     pub async fn with_lock_wait<T>(
         &self,
         tenant: TenantId,
@@ -162,41 +163,41 @@ impl Engine {
             done => return done,
         };
         let lock_wait_ends = deadline.min(began + self.options.lock_wait);
-        let places = async {
+        let permits = async {
             let share = self.lock_waiter_shares.acquire(tenant, 1).await;
-            self.lock_waiters.acquire().await.map(|place| (share, place))
+            self.lock_waiters.acquire().await.map(|permit| (share, permit))
         };
-        let Ok(Ok(_places)) = timeout_at(lock_wait_ends, places).await else {
+        let Ok(Ok(_permits)) = timeout_at(lock_wait_ends, permits).await else {
             return Err(DatabaseError::Locked { after_loss });
         };
         let wait = lock_wait_ends.saturating_duration_since(Instant::now());
-        // Less than what was not enough is not worth another try; and by its wait a try with the whole of it is told from
-        // the first.
+        // A shorter wait than the first is not worth a second try. Also, `is_brief` tells the two tries apart by their
+        // wait.
         if wait <= FIRST_LOCK_WAIT {
             return Err(DatabaseError::Locked { after_loss });
         }
         match attempt(WriteOptions { lock_wait: wait, ..self.options }).await {
-            Err(DatabaseError::Locked { after_loss: again }) => {
-                Err(DatabaseError::Locked { after_loss: after_loss || again })
+            Err(DatabaseError::Locked { after_loss: lost_again }) => {
+                Err(DatabaseError::Locked { after_loss: after_loss || lost_again })
             }
             Err(_) if after_loss => Err(DatabaseError::Unknown),
             done => done,
         }
     }
 
-    /// The outcome of an earlier copy of a request, if this replica remembers it.
+    /// The outcome of an earlier request with the same key and content, if it is in this replica's cache.
     pub fn recall(&self, key: &ScopedKey, fingerprint: &Fingerprint) -> Option<Arc<Outcome>> {
         self.replays.recall(key, fingerprint)
     }
 
-    /// Carries a request out, or finds the outcome of the earlier one that did. Copies that come meanwhile wait for it, as
-    /// long as they would wait for another replica's.
+    /// Carries out a request, or finds the outcome of an earlier request with its key. Copies that arrive meanwhile
+    /// wait for the result, for at most `options.lock_wait`.
     ///
-    /// `attempt` writes the key with all that belongs to it in one statement, by [`SharedPool::complete`], and may be called again
-    /// after any answer but [`Attempt::Committed`].
+    /// `attempt` writes the key and the effect in one statement, by [`SharedPool::complete`]. It may be called again
+    /// after any result but [`Attempt::Committed`].
     ///
     /// # Errors
-    /// [`KeyedError`], at `deadline` at the latest.
+    /// [`KeyedError`], by `deadline` at the latest.
     pub async fn perform<R>(
         &self,
         request: &Keyed,
@@ -205,11 +206,11 @@ impl Engine {
     ) -> Result<KeyedResult<R>, KeyedError> {
         let lock_wait_ends = deadline.min(Instant::now() + self.options.lock_wait);
         let leader = match timeout_at(lock_wait_ends, self.replays.get_or_lead(&request.key)).await {
-            Ok(CacheLookup::Outcome(outcome)) => return judge(request, outcome).map(KeyedResult::Replayed),
+            Ok(CacheLookup::Outcome(outcome)) => return replay(request, outcome),
             Ok(CacheLookup::Nothing(leader)) => leader,
             Err(_) => return Err(KeyedError::InFlight),
         };
-        // Each turn ends in an answer, unless what was in the way has gone or changed in between.
+        // An attempt is repeated only if the conflicting row has gone, changed or expired.
         let mut pause = Duration::ZERO;
         loop {
             let asked = Moment::now();
@@ -225,14 +226,14 @@ impl Engine {
                 Attempt::NoRows => (self.find_after_conflict(request, deadline).await?, None),
             };
             match (stored, refusal) {
-                // An attempt of ours was committed and its acknowledgement lost.
-                (Some(stored), _) if request.has_made(&stored.outcome) => {
+                // An earlier attempt was committed, but its acknowledgement was lost.
+                (Some(stored), _) if request.produced(&stored.outcome) => {
                     leader.end(Arc::clone(&stored.outcome), asked, stored.life.unwrap_or_default());
                     return Ok(KeyedResult::First(stored.outcome));
                 }
                 (Some(queries::Stored { outcome, life: Some(life) }), _) => {
                     leader.end(Arc::clone(&outcome), asked, life);
-                    return judge(request, outcome).map(KeyedResult::Replayed);
+                    return replay(request, outcome);
                 }
                 (_, Some(refusal)) => return Ok(KeyedResult::Refused(refusal)),
                 (None, None) => {}
@@ -243,7 +244,7 @@ impl Engine {
         }
     }
 
-    /// The outcome of an earlier request with the key, for one that must not be carried out itself.
+    /// The outcome of an earlier request with the key. Does not carry out this one.
     ///
     /// # Errors
     /// As [`Engine::perform`].
@@ -254,7 +255,7 @@ impl Engine {
         }
     }
 
-    /// Deletes the expired row that holds the key. The next attempt inserts it anew.
+    /// Deletes the expired row of the key, so that the next attempt can insert the key.
     async fn delete_expired(&self, key: &ScopedKey, deadline: Instant) -> Result<(), DatabaseError> {
         let delete = async |options| {
             let delete = async |connection: &mut _| queries::delete_expired(connection, key, options).await;
@@ -263,7 +264,7 @@ impl Engine {
         self.with_lock_wait(key.tenant, deadline, delete).await
     }
 
-    /// Reads what stands under the key for a request that has written nothing.
+    /// Reads the row of the key after an attempt that was rejected without a write.
     async fn find_after_rejection(
         &self,
         request: &Keyed,
@@ -276,8 +277,8 @@ impl Engine {
             .await?)
     }
 
-    /// The same for one that came too late, maybe behind itself. There may be an outcome, if not of this attempt then of
-    /// another, so not being able to read it means that it is unknown.
+    /// Reads the row of the key after a conflict. The conflict may be with an earlier attempt of the same request. So
+    /// if the read fails, the outcome is unknown.
     async fn find_after_conflict(
         &self,
         request: &Keyed,
@@ -301,10 +302,10 @@ impl Keyed {
         }
     }
 
-    /// Whether this very request has left an outcome, and not a copy of it. Where a job was made, its id tells. Where none
-    /// was, two copies would have to bear one `X-Request-Id` and be accepted in one microsecond to be mixed up; they then
-    /// differ in nothing but who is told that it came first.
-    fn has_made(&self, outcome: &Outcome) -> bool {
+    /// Whether this request produced the outcome, and not a copy of it. If a job was created, its id decides. Otherwise
+    /// two copies are mistaken for each other only if they have the same `X-Request-Id` and were accepted in the same
+    /// microsecond. Then both get the answer of a first request, which has the same bytes.
+    fn produced(&self, outcome: &Outcome) -> bool {
         if self.makes.is_some() && outcome.answer.effect == Effect::Created {
             return self.makes == Some(outcome.answer.job_id);
         }
@@ -314,10 +315,10 @@ impl Keyed {
     }
 }
 
-/// Compares with what is stored, whoever wrote it.
-fn judge(request: &Keyed, first: Arc<Outcome>) -> Result<Arc<Outcome>, KeyedError> {
+/// The stored outcome, if the request has the same content as the first one.
+fn replay<R>(request: &Keyed, first: Arc<Outcome>) -> Result<KeyedResult<R>, KeyedError> {
     if first.fingerprint == request.fingerprint {
-        return Ok(first);
+        return Ok(KeyedResult::Replayed(first));
     }
     Err(KeyedError::KeyReused { first, pointers: Vec::new() })
 }
@@ -330,7 +331,7 @@ impl From<DatabaseError> for KeyedError {
             DatabaseError::TimedOut => Self::TimedOut,
             DatabaseError::Unfit(reason) => Self::Unfit(reason),
             DatabaseError::Shed(reason) => Self::Shed(reason),
-            // The lost attempt may have been committed, and may be what holds the lock.
+            // The lost attempt may have been committed, or may hold the lock.
             DatabaseError::Unknown | DatabaseError::Locked { after_loss: true } => Self::OutcomeUnknown,
             DatabaseError::Statement(error) | DatabaseError::Violation(error) => Self::Failed(error),
         }
@@ -362,7 +363,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_second_try_waits_longer_than_the_first_or_is_none() {
+    async fn a_second_try_is_made_only_if_it_can_wait_longer_than_the_first() {
         for (lock_wait, second) in [(1, None), (20, None), (35, None), (50, Some(30)), (2000, Some(1980))] {
             let mut waits = Vec::new();
             let attempt = async |options: WriteOptions| {
@@ -380,8 +381,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_attempt_that_was_lost_is_remembered_when_the_second_try_fails() {
-        let unavailable = || DatabaseError::Unavailable("it is away".to_owned());
+    async fn after_a_lost_first_try_a_failed_second_try_has_an_unknown_outcome() {
+        let unavailable = || DatabaseError::Unavailable("unreachable".to_owned());
         for after_loss in [false, true] {
             let attempt = async |options: WriteOptions| {
                 Err::<(), _>(if options.is_brief() { DatabaseError::Locked { after_loss } } else { unavailable() })
@@ -392,7 +393,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_lock_wait_remembers_an_attempt_that_either_try_has_lost() {
+    async fn a_failed_lock_wait_says_whether_either_try_was_lost() {
         for (first, second) in [(false, false), (false, true), (true, false), (true, true)] {
             let attempt = async |options: WriteOptions| {
                 Err::<(), _>(DatabaseError::Locked { after_loss: if options.is_brief() { first } else { second } })
@@ -403,7 +404,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_copy_waits_for_the_first_as_long_as_for_a_lock() {
+    async fn a_copy_waits_for_the_first_request_as_long_as_for_a_lock() {
         let lock_wait = Duration::from_secs(2);
         let engine = engine(lock_wait);
         let key: Key = "k".parse().unwrap();

@@ -1,8 +1,8 @@
-//! Keys and what they name.
+//! Idempotency keys and their outcomes.
 //!
-//! Owns the key, the fingerprint, the outcome, what is told of it and what is remembered, the engine that every route
-//! with a key goes through, their queries and the purger. It never makes a job and never decides what a request does: it
-//! knows which outcome a key names, and whether a request is the one that the key stands for.
+//! Owns the key, the fingerprint, the outcome and its summary, the replay cache, the engine of the routes with a key,
+//! the queries and the purger. It finds the outcome of a key and decides whether a request is a replay. It never
+//! creates a job and never decides what a request does.
 
 mod clock;
 mod engine;
@@ -25,11 +25,11 @@ use sha2::{Digest, Sha256};
 
 use crate::ids::{JobId, RequestId, TenantId};
 
-/// A method and a path template, such as `POST /jobs`: the same key on two routes is two keys.
+/// A method and a path template, such as `POST /jobs`. The same key on two routes is two keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Route(pub &'static str);
 
-/// A key with all that it is unique within.
+/// An idempotency key with its scope. It is unique within tenant and route.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ScopedKey {
     pub tenant: TenantId,
@@ -37,19 +37,19 @@ pub struct ScopedKey {
     pub key: Key,
 }
 
-/// A committed answer, stored under its key: every later request with the key is given these bytes.
+/// A committed answer, stored with its key. Every replay gets its bytes.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     pub fingerprint: Fingerprint,
     pub answer: Answer,
-    /// Which request the first one was, and when.
+    /// The id of the first request, and when it was accepted.
     pub request_id: RequestId,
     pub created_at: DateTime<Utc>,
-    /// From when on the key is free again, by PostgreSQL's clock.
+    /// When the key expires, by PostgreSQL's clock.
     pub expires_at: DateTime<Utc>,
 }
 
-/// The answer to a request with a key. The server stores it and sends it again to every replay.
+/// The answer to a request with a key. The server stores it and sends it to every replay.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub effect: Effect,
@@ -89,7 +89,7 @@ impl Effect {
 }
 
 impl ScopedKey {
-    /// What logs show instead of the key: equal for equal scoped keys, and not to be linked across tenants.
+    /// A digest for logs, which never show the key. The same key of two tenants or routes has different digests.
     pub fn log_digest(&self) -> String {
         const SHOWN_BYTES: usize = 8;
         let mut hash = Sha256::new();

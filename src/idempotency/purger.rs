@@ -1,6 +1,7 @@
 //! The purger: every replica deletes expired idempotency keys in small batches.
 //!
-//! Nothing depends on when it runs, because an expired key has no effect. It never touches jobs.
+//! It never deletes jobs. An expired key has no effect, so the time of the purge does not matter: the engine deletes an
+//! expired key that is used again.
 
 use std::time::Duration;
 
@@ -17,13 +18,13 @@ use crate::metrics::Metrics;
 pub struct Pace {
     /// Time between two rounds, ±25 %, so that replicas that start together spread out.
     pub interval: Duration,
-    /// Keys per statement. A request that takes over an expired key may have to wait for one such statement.
+    /// Keys per statement. A request that uses an expired key may have to wait for one such statement.
     pub batch: u32,
-    /// Time between two batches of a round, so that other statements can use the disk.
+    /// Pause between two batches of a round, so that other statements can use the disk.
     pub pause: Duration,
 }
 
-/// Longer than PostgreSQL's statement timeout, which ends a batch first.
+/// Longer than the default of PostgreSQL's statement timeout, which ends a batch first.
 const BATCH_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Purges until `shutdown`.

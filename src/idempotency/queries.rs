@@ -13,17 +13,18 @@ use crate::ids::{JobId, RequestId};
 #[derive(Debug)]
 pub struct Stored {
     pub outcome: Arc<Outcome>,
-    /// How long the key will live, by PostgreSQL's clock. `None`: it has expired, and the purger has not deleted it yet.
+    /// The time until the key expires, by PostgreSQL's clock. `None` if it has expired and is not deleted yet.
     pub life: Option<Duration>,
 }
 
-/// Looks a key up. This needs a statement of its own: the statement that lost a race for the key cannot see the winner.
+/// Reads the row of a key. A write needs this as a second statement if the key is taken: an insert that lost a race for
+/// the key cannot see the winner's row.
 pub async fn find(connection: &mut PgConnection, key: &ScopedKey) -> sqlx::Result<Option<Stored>> {
     Ok(find_all(connection, std::iter::once(key)).await?.remove(&0))
 }
 
-/// Looks many keys up. The result says which of them by their position. The lateral join with `limit 1` makes the planner
-/// look each up in the index, whatever it expects of their number.
+/// Reads the rows of many keys. The result maps the position of a key to its row. The lateral join with `limit 1` makes
+/// the planner use the index for each key, whatever number of keys it expects.
 pub async fn find_all<'k>(
     connection: &mut PgConnection,
     keys: impl Iterator<Item = &'k ScopedKey> + Clone,
@@ -72,7 +73,7 @@ pub async fn find_all<'k>(
         .collect()
 }
 
-/// Deletes a key if it has expired, as the purger would, so that it can be used at once.
+/// Deletes a key if it has expired and the purger has not deleted it yet. So it can be used again immediately.
 pub async fn delete_expired(connection: &mut PgConnection, key: &ScopedKey, options: WriteOptions) -> sqlx::Result<()> {
     sqlx::query!(
         r#"
@@ -96,11 +97,12 @@ pub async fn delete_expired(connection: &mut PgConnection, key: &ScopedKey, opti
     Ok(())
 }
 
-/// Deletes up to `limit` expired keys and returns how many. It skips rows that another transaction has locked, so it never
-/// waits, and several purgers may run at once.
+/// Deletes up to `limit` expired keys and returns how many. It skips rows that another transaction has locked, so it
+/// never waits, and several purgers may run at once.
 pub async fn purge(connection: &mut PgConnection, limit: i64) -> sqlx::Result<u64> {
-    // now() and not clock_timestamp(), because an index serves only what does not change within the statement. By ctid,
-    // which a locked row keeps: once statistics are stale, a join by key is planned as a scan of the whole table.
+    // now() instead of clock_timestamp(), because an index condition must not change during the statement. Deleting by
+    // ctid is safe, because a locked row keeps its ctid. With stale statistics, the planner scans the whole table for a
+    // join by key.
     let done = sqlx::query!(
         r#"
         /* purge */
@@ -121,7 +123,7 @@ pub async fn purge(connection: &mut PgConnection, limit: i64) -> sqlx::Result<u6
     Ok(done.rows_affected())
 }
 
-/// How long ago the oldest expired key has expired that the purger has not deleted yet. Zero if there is none.
+/// The time since the expiry of the oldest key that is expired and not deleted. Zero if there is none.
 pub async fn purge_lag(connection: &mut PgConnection) -> sqlx::Result<Duration> {
     let seconds = sqlx::query_scalar!(
         r#"

@@ -1,7 +1,7 @@
 //! Group commit: submissions that arrive while a statement is in flight go into the next one.
 //!
-//! Owns the queue, its bounds, and the requests that wait in it. It knows no SQL and decides nothing about keys. There is
-//! no timer: a free writer takes what has arrived, so no submission waits for others to come.
+//! Owns the intake queue, its limits, and the pending writes. It knows no SQL and decides nothing about idempotency
+//! keys. There is no timer: a free writer takes what has arrived, so no submission waits for later ones.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,27 +18,27 @@ use crate::ids::TenantId;
 use crate::metrics::{Shed, Usage};
 use crate::shares::{Shares, half};
 
-/// How much may wait, and how much one statement may carry. A submission that is larger than either limit of bytes is
-/// taken all the same, alone.
+/// The limits of the queue and of one statement. A submission that is larger than a limit of bytes is accepted and sent
+/// alone.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     pub batch_jobs: usize,
     pub batch_bytes: usize,
-    /// Of all that is not answered yet, in a statement or on the way to one.
+    /// Counts all submissions that are not answered yet, in the queue or in a statement.
     pub queue_jobs: usize,
     pub queue_bytes: usize,
-    /// How long a submission waits to be sent.
+    /// How long a submission waits until it is sent.
     pub acquire_timeout: Duration,
 }
 
-/// What a statement did for one submission.
+/// The result of a statement for one submission.
 #[derive(Debug)]
 pub enum WriteResult {
-    /// All is committed, and the key lives until then.
+    /// The job is committed. The key expires at this time.
     Inserted(DateTime<Utc>),
-    /// The key is taken, by this.
+    /// The key is taken. This is its row.
     Conflict(Stored),
-    /// The key was taken, and nothing stands there any more or it could not be read.
+    /// The key was taken, but its row is gone or could not be read.
     Retry,
 }
 
@@ -50,7 +50,7 @@ pub struct Batcher {
     bounds: Bounds,
     jobs: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
-    /// One tenant's part of either: half of it, so that a slow database does not make one tenant's jobs fill the queue.
+    /// One tenant may use half of either limit. So one tenant cannot fill the queue while the database is slow.
     job_shares: Shares,
     byte_shares: Shares,
 }
@@ -61,7 +61,7 @@ struct Queue {
     closed: bool,
 }
 
-/// A submission in the queue, and then in a batch.
+/// A submission in the queue or in a batch.
 pub struct PendingWrite {
     pub since: Instant,
     pub deadline: Instant,
@@ -69,17 +69,17 @@ pub struct PendingWrite {
     state: Mutex<WriteState>,
 }
 
-/// The request's handle on its write. When the request ends, however it does, an unsent write is cancelled.
+/// The request's handle to its pending write. Dropping it cancels a write that is not sent.
 struct EnqueuedWrite {
     write: Arc<PendingWrite>,
 }
 
-/// How far a write is. The writer marks it as sent; the request may cancel it before that.
+/// The progress of a write. The writer marks it as sent. The request may cancel it before that.
 enum WriteState {
-    /// It can still be cancelled.
+    /// The request can still cancel it.
     Queued(Load),
     Sent(Load),
-    /// It was sent and certainly not committed. It will be sent again.
+    /// It was sent and was certainly not committed. The writer will send it again.
     Failed(Load),
     /// Cancelled or answered.
     Done,
@@ -88,10 +88,10 @@ enum WriteState {
 struct Load {
     submission: Arc<Submission>,
     answer: oneshot::Sender<Answer>,
-    _room: [OwnedSemaphorePermit; 4],
+    _permits: [OwnedSemaphorePermit; 4],
 }
 
-/// What a row has besides the client's own texts.
+/// The size of a row without the texts of the client.
 const ROW_BYTES: usize = 512;
 
 impl Batcher {
@@ -108,13 +108,13 @@ impl Batcher {
         }
     }
 
-    /// Has the next statement write a submission, and returns the result.
+    /// Adds a submission to the queue and returns the result of its statement.
     ///
     /// # Errors
-    /// [`DatabaseError`], at `deadline` at the latest; at once if the queue is full, and after [`Bounds::acquire_timeout`] if
-    /// nothing was sent by then.
+    /// [`DatabaseError`], by `deadline` at the latest; immediately if the queue is full, and after
+    /// [`Bounds::acquire_timeout`] if the submission was not sent by then.
     pub async fn enqueue(&self, submission: Arc<Submission>, deadline: Instant) -> Result<WriteResult, DatabaseError> {
-        let (enqueued, mut answer) = self.enter(submission, deadline)?;
+        let (enqueued, mut answer) = self.push(submission, deadline)?;
         let acquire_ends = deadline.min(Instant::now() + self.bounds.acquire_timeout);
         if let Ok(answered) = timeout_at(acquire_ends, &mut answer).await {
             return answered.unwrap_or(Err(DatabaseError::Unknown));
@@ -122,7 +122,7 @@ impl Batcher {
         if enqueued.write.cancel_if_unsent() {
             return Err(DatabaseError::Shed(Shed::Waited));
         }
-        // It was sent, so the truth is worth waiting for.
+        // It was sent and may be committed, so the request waits for the result.
         match timeout_at(deadline, &mut answer).await {
             Ok(Ok(answered)) => answered,
             _ if enqueued.write.cancel_unless_committed() => Err(DatabaseError::Shed(Shed::Waited)),
@@ -130,47 +130,47 @@ impl Batcher {
         }
     }
 
-    /// What a writer sends next, as soon as there is anything; `None` once the queue is closed and all is taken.
+    /// Waits for the next batch. `None` once the queue is closed and empty.
     pub async fn next_batch(&self) -> Option<Vec<Arc<PendingWrite>>> {
         loop {
             let arrived = self.arrived.notified();
-            let (batch, is_over) = self.take();
+            let (batch, closed) = self.take();
             if !batch.is_empty() {
                 return Some(batch);
             }
-            if is_over {
+            if closed {
                 return None;
             }
             arrived.await;
         }
     }
 
-    /// Takes no more; what was taken is answered.
+    /// Accepts no more submissions. Those in the queue are still written.
     pub fn close(&self) {
         self.queue().closed = true;
         self.arrived.notify_waiters();
     }
 
-    /// How many submissions are not answered yet, of those that may be.
+    /// The number of submissions that are not answered yet, and its limit.
     pub fn usage(&self) -> Usage {
         Usage { now: self.bounds.queue_jobs - self.jobs.available_permits(), limit: self.bounds.queue_jobs }
     }
 
-    fn enter(
+    fn push(
         &self,
         submission: Arc<Submission>,
         deadline: Instant,
     ) -> Result<(EnqueuedWrite, oneshot::Receiver<Answer>), DatabaseError> {
         let bytes = ROW_BYTES + submission.bytes();
-        let room = self.room(submission.draft.tenant, bytes).map_err(DatabaseError::Shed)?;
+        let permits = self.acquire(submission.draft.tenant, bytes).map_err(DatabaseError::Shed)?;
         let (answer, answered) = oneshot::channel();
-        let state = WriteState::Queued(Load { submission, answer, _room: room });
+        let state = WriteState::Queued(Load { submission, answer, _permits: permits });
         let write = Arc::new(PendingWrite { since: Instant::now(), deadline, bytes, state: Mutex::new(state) });
         let mut queue = self.queue();
         if queue.closed {
             return Err(DatabaseError::Unavailable("the service is shutting down".to_owned()));
         }
-        // The oldest writes time out first, so those that are done are at the front.
+        // The oldest writes time out first, so the cancelled ones are at the front.
         while queue.writes.front().is_some_and(|write| write.is_done()) {
             queue.writes.pop_front();
         }
@@ -180,8 +180,8 @@ impl Batcher {
         Ok((EnqueuedWrite { write }, answered))
     }
 
-    /// Room for one submission: in its tenant's share first, then in the queue.
-    fn room(&self, tenant: TenantId, bytes: usize) -> Result<[OwnedSemaphorePermit; 4], Shed> {
+    /// The permits for one submission: first from the share of its tenant, then from the queue.
+    fn acquire(&self, tenant: TenantId, bytes: usize) -> Result<[OwnedSemaphorePermit; 4], Shed> {
         let own_job = self.job_shares.try_acquire(tenant, 1).ok_or(Shed::TenantQueueFull)?;
         let own_bytes = self.byte_shares.try_acquire(tenant, bytes).ok_or(Shed::TenantQueueFull)?;
         let full = |_| Shed::QueueFull;
@@ -191,7 +191,7 @@ impl Batcher {
         Ok([own_job, own_bytes, job, bytes])
     }
 
-    /// As much as one statement may carry, and whether there will never be any more.
+    /// The next batch, within the limits of one statement, and whether the queue is closed.
     fn take(&self) -> (Vec<Arc<PendingWrite>>, bool) {
         let mut queue = self.queue();
         let mut bytes = 0;
@@ -203,7 +203,7 @@ impl Batcher {
         let jobs = jobs.max(1).min(queue.writes.len());
         let batch = queue.writes.drain(..jobs).collect();
         if !queue.writes.is_empty() {
-            // There is work for another writer.
+            // Another writer can take the rest.
             self.arrived.notify_one();
         }
         (batch, queue.closed)
@@ -215,7 +215,7 @@ impl Batcher {
 }
 
 impl PendingWrite {
-    /// The submission to be sent. From now on it cannot be cancelled. `None` if it was.
+    /// Returns the submission to send. From now on it cannot be cancelled. `None` if it is cancelled or answered.
     pub fn mark_sent(&self) -> Option<Arc<Submission>> {
         let mut state = self.state();
         *state = match std::mem::replace(&mut *state, WriteState::Done) {
@@ -228,7 +228,7 @@ impl PendingWrite {
         }
     }
 
-    /// The statement was certainly not committed, and will be sent again.
+    /// Records that the statement was certainly not committed. The writer sends it again.
     pub fn mark_failed(&self) {
         let mut state = self.state();
         *state = match std::mem::replace(&mut *state, WriteState::Done) {
@@ -237,33 +237,33 @@ impl PendingWrite {
         };
     }
 
-    /// Answers the request, once.
-    pub fn tell(&self, answer: Answer) {
+    /// Sends the result to the request, once.
+    pub fn answer(&self, answer: Answer) {
         if let WriteState::Queued(load) | WriteState::Sent(load) | WriteState::Failed(load) =
             std::mem::replace(&mut *self.state(), WriteState::Done)
         {
-            // A client whose request has ended finds the result by its key.
+            // If the request has ended, a retry with the same key finds the result.
             let _ = load.answer.send(answer);
         }
     }
 
-    /// Cancels it, if it was not sent.
+    /// Cancels the write if it was not sent. Returns whether it did.
     fn cancel_if_unsent(&self) -> bool {
         self.cancel_if(|state| matches!(state, WriteState::Queued(_)))
     }
 
-    /// Cancels it, if it cannot have been committed.
+    /// Cancels the write if it cannot have been committed. Returns whether it did.
     fn cancel_unless_committed(&self) -> bool {
         self.cancel_if(|state| matches!(state, WriteState::Queued(_) | WriteState::Failed(_)))
     }
 
-    fn cancel_if(&self, may: impl FnOnce(&WriteState) -> bool) -> bool {
+    fn cancel_if(&self, may_cancel: impl FnOnce(&WriteState) -> bool) -> bool {
         let mut state = self.state();
-        let leaves = may(&state);
-        if leaves {
+        let cancelled = may_cancel(&state);
+        if cancelled {
             *state = WriteState::Done;
         }
-        leaves
+        cancelled
     }
 
     fn is_done(&self) -> bool {
@@ -333,12 +333,16 @@ pub(super) mod tests {
         }};
     }
 
-    fn tell_all(batch: Vec<Arc<PendingWrite>>) -> usize {
-        batch.iter().filter(|write| write.mark_sent().is_some()).map(|write| write.tell(Ok(WriteResult::Retry))).count()
+    fn answer_all(batch: Vec<Arc<PendingWrite>>) -> usize {
+        batch
+            .iter()
+            .filter(|write| write.mark_sent().is_some())
+            .map(|write| write.answer(Ok(WriteResult::Retry)))
+            .count()
     }
 
     #[tokio::test]
-    async fn a_batch_is_what_has_come_up_to_its_bounds() {
+    async fn a_batch_takes_what_has_arrived_within_its_limits() {
         let batcher = Batcher::new(BOUNDS);
         let mut enqueued = Vec::new();
         for (bytes, tenant) in [(10, 0), (10, 1), (10, 0), (6000, 1), (6000, 0)] {
@@ -346,19 +350,19 @@ pub(super) mod tests {
         }
         let mut sizes = Vec::new();
         for _ in 0..3 {
-            sizes.push(tell_all(batcher.next_batch().await.unwrap()));
+            sizes.push(answer_all(batcher.next_batch().await.unwrap()));
         }
         assert_eq!(sizes, [3, 1, 1], "by count, then by bytes");
         for write in enqueued {
             assert!(matches!(write.await, Ok(WriteResult::Retry)));
         }
         let large = enqueued!(batcher, 100_000);
-        assert_eq!(tell_all(batcher.next_batch().await.unwrap()), 1, "larger than any bound, it goes alone");
+        assert_eq!(answer_all(batcher.next_batch().await.unwrap()), 1, "too large for a batch, it is sent alone");
         assert!(large.await.is_ok());
     }
 
     #[tokio::test]
-    async fn a_full_queue_says_so_at_once_until_somebody_is_answered() {
+    async fn a_full_queue_refuses_immediately_until_a_submission_is_answered() {
         for (bytes, fit) in [(10, 5), (5000, 2)] {
             let batcher = Batcher::new(BOUNDS);
             let mut enqueued = Vec::new();
@@ -369,17 +373,17 @@ pub(super) mod tests {
             assert!(matches!(refused, Err(DatabaseError::Shed(Shed::QueueFull))), "{refused:?}");
             let batch = batcher.next_batch().await.unwrap();
             let refused = batcher.enqueue(submission_of(fit, bytes), in_a_minute()).await;
-            assert!(matches!(refused, Err(DatabaseError::Shed(Shed::QueueFull))), "what is under way counts");
-            tell_all(batch);
+            assert!(matches!(refused, Err(DatabaseError::Shed(Shed::QueueFull))), "a submission in a statement counts");
+            answer_all(batch);
             let _write = enqueued!(batcher, bytes);
         }
     }
 
     #[tokio::test]
-    async fn one_tenant_has_half_of_the_queue() {
+    async fn one_tenant_can_use_half_of_the_queue() {
         for (bytes, fit) in [(10, 3), (5000, 1)] {
             let batcher = Batcher::new(BOUNDS);
-            let _writes: Vec<_> = (0..fit).map(|_| batcher.enter(submission(bytes), in_a_minute()).unwrap()).collect();
+            let _writes: Vec<_> = (0..fit).map(|_| batcher.push(submission(bytes), in_a_minute()).unwrap()).collect();
             let refused = batcher.enqueue(submission(bytes), in_a_minute()).await;
             assert!(matches!(refused, Err(DatabaseError::Shed(Shed::TenantQueueFull))), "{refused:?}");
             let _other = enqueued!(batcher, bytes, 1);
@@ -393,10 +397,10 @@ pub(super) mod tests {
         let unsent = batcher.enqueue(submission(10), in_a_minute()).await;
         assert!(matches!(unsent, Err(DatabaseError::Shed(Shed::Waited))), "{unsent:?}");
         assert_eq!(started.elapsed(), BOUNDS.acquire_timeout);
-        assert_eq!(batcher.usage().now, 0, "its room is free");
+        assert_eq!(batcher.usage().now, 0, "its permits are free");
         assert!(batcher.enqueue(submission(10), in_a_minute()).await.is_err());
-        assert_eq!(batcher.queue().writes.len(), 1, "without a writer, the next write removes those that are done");
-        assert_eq!(tell_all(batcher.next_batch().await.unwrap()), 0);
+        assert_eq!(batcher.queue().writes.len(), 1, "without a writer, the next write removes cancelled ones");
+        assert_eq!(answer_all(batcher.next_batch().await.unwrap()), 0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -409,7 +413,7 @@ pub(super) mod tests {
         let answer = write.await;
         assert!(matches!(answer, Err(DatabaseError::Unknown)), "{answer:?}");
         assert_eq!(started.elapsed(), Duration::from_secs(60));
-        assert!(batch[0].mark_sent().is_some(), "it may be sent again all the same");
+        assert!(batch[0].mark_sent().is_some(), "it may still be sent again");
     }
 
     #[tokio::test(start_paused = true)]
@@ -421,9 +425,9 @@ pub(super) mod tests {
         batch[0].mark_failed();
         let started = Instant::now();
         let answer = write.await;
-        assert_eq!(started.elapsed(), Duration::from_secs(60), "it was about to be sent again");
+        assert_eq!(started.elapsed(), Duration::from_secs(60), "the writer was going to send it again");
         assert!(matches!(answer, Err(DatabaseError::Shed(Shed::Waited))), "{answer:?}");
-        assert!(batch[0].mark_sent().is_none(), "it has left");
+        assert!(batch[0].mark_sent().is_none(), "it is cancelled");
     }
 
     #[tokio::test]
@@ -431,11 +435,11 @@ pub(super) mod tests {
         let batcher = Batcher::new(BOUNDS);
         drop(enqueued!(batcher, 10));
         assert_eq!(batcher.usage().now, 0);
-        assert_eq!(tell_all(batcher.next_batch().await.unwrap()), 0);
+        assert_eq!(answer_all(batcher.next_batch().await.unwrap()), 0);
     }
 
     #[tokio::test]
-    async fn a_closed_queue_takes_no_write_and_hands_out_all_that_it_has() {
+    async fn a_closed_queue_accepts_no_write_and_empties() {
         let batcher = Batcher::new(BOUNDS);
         let enqueued: Vec<_> = vec![enqueued!(batcher, 10), enqueued!(batcher, 10), enqueued!(batcher, 6000)];
         batcher.close();
@@ -443,13 +447,13 @@ pub(super) mod tests {
         assert!(matches!(refused, Err(DatabaseError::Unavailable(_))), "{refused:?}");
         let mut sent = 0;
         while let Some(batch) = batcher.next_batch().await {
-            sent += tell_all(batch);
+            sent += answer_all(batch);
         }
         assert_eq!(sent, enqueued.len());
     }
 
     #[tokio::test]
-    async fn a_writer_that_waits_is_woken_by_an_arrival_and_by_the_end() {
+    async fn a_waiting_writer_wakes_when_a_write_arrives_or_the_queue_closes() {
         let batcher = Batcher::new(BOUNDS);
         let mut writers = [Box::pin(batcher.next_batch()), Box::pin(batcher.next_batch())];
         for writer in &mut writers {
@@ -457,7 +461,7 @@ pub(super) mod tests {
         }
         let [one, two] = writers;
         let write = enqueued!(batcher, 10);
-        assert_eq!(tell_all(one.await.unwrap()), 1);
+        assert_eq!(answer_all(one.await.unwrap()), 1);
         assert!(write.await.is_ok());
         batcher.close();
         assert!(two.await.is_none());

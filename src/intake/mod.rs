@@ -1,8 +1,7 @@
-//! Intake: a submission becomes a job, once.
+//! Intake creates jobs: one job for each submission.
 //!
-//! Owns the statements that make jobs, and the judgement of who meets one that is there: under the same key, of the same
-//! content, or of the same name. It knows nothing of HTTP but the status that an answer was given with, and it never
-//! begins a transaction.
+//! Owns the statements that insert jobs. Decides what a submission gets if a job already exists with the same
+//! idempotency key, the same content or the same id. It knows nothing of HTTP and never begins a transaction.
 
 mod batcher;
 mod queries;
@@ -31,57 +30,57 @@ use crate::offload::Offload;
 use crate::shares::Shares;
 use batcher::{Batcher, WriteResult};
 
-/// The one way in.
+/// Creates jobs. Every submission goes through it.
 pub struct Intake {
     engine: Engine,
     batcher: Arc<Batcher>,
-    /// What batches are sent on.
+    /// The connections of the writers.
     pool: Pool,
-    /// Where large jobs are compared.
+    /// Compares large jobs.
     offload: Arc<Offload>,
-    /// Who reads jobs as they were submitted. A small request may have a large one read, so a tenant has a few places.
+    /// Limits how many submitted jobs a tenant reads at once: a small request may read a large job.
     readers: Shares,
 }
 
 type Submitted = Lookup<(NewJob, DateTime<Utc>)>;
 
-/// How many jobs one tenant may have read as they were submitted at once.
+/// The limit of `readers`.
 const READERS_MAX: usize = 4;
 
-/// There is neither an outcome under the key nor a job of the content.
+/// No outcome exists for the key, and no active job has the content.
 #[derive(Clone, Copy, Debug)]
 pub struct NotFound;
 
-/// How many submissions one request may have under way at once.
+/// How many submissions one request may have in progress at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Share {
-    /// Of those that are written in batches.
+    /// Submissions that are written in batches.
     pub in_batches: usize,
-    /// Of those that ask to be unique, each of which takes a connection.
+    /// Unique jobs. Each takes a connection.
     pub one_by_one: usize,
 }
 
-/// What became of a job that its client has named.
+/// The result of a `PUT`.
 #[derive(Debug)]
 pub enum Put {
     Created(Answer),
-    /// The job is there, of the same content: the answer to the request that made it.
+    /// The job exists with the same content. This is the answer to the request that created it.
     Existing(Answer),
-    /// The id stands for another job.
+    /// The job exists with other content.
     Other {
-        /// JSON Pointers to what differs.
+        /// JSON Pointers to the differences.
         pointers: Vec<String>,
     },
     Deleted,
 }
 
 impl Intake {
-    /// `pool` is for the writers alone.
+    /// Only the writers use `pool`.
     pub fn new(engine: Engine, pool: Pool, bounds: Bounds, offload: Arc<Offload>) -> Self {
         Self { engine, batcher: Arc::new(Batcher::new(bounds)), pool, offload, readers: Shares::new(READERS_MAX) }
     }
 
-    /// One for each connection of the writers' pool. Nothing is written until they run.
+    /// One writer for each connection of their pool. Batches are written only while they run.
     pub fn writers(&self, metrics: &Metrics) -> Vec<Writer> {
         let writer = |_| Writer {
             batcher: Arc::clone(&self.batcher),
@@ -92,28 +91,29 @@ impl Intake {
         (0..self.pool.count().limit).map(writer).collect()
     }
 
-    /// Takes no more submissions. The writers end when those that were taken are answered.
+    /// Accepts no more submissions. The writers end when all accepted ones are answered.
     pub fn close(&self) {
         self.batcher.close();
     }
 
-    /// How many submissions are not answered yet, of those that may be.
+    /// The number of submissions that are not answered yet, and its limit.
     pub fn usage(&self) -> Usage {
         self.batcher.usage()
     }
 
-    /// How many submissions one request may have under way at once: a part of what its tenant has room for.
+    /// How many submissions one request may have in progress at once: a part of its tenant's share.
     pub fn share(&self) -> Share {
         let Usage { limit, .. } = self.batcher.usage();
         Share { in_batches: (limit / 16).max(1), one_by_one: (self.engine.pool().share() / 2).max(1) }
     }
 
-    /// The outcome of an earlier copy of a request, if this replica remembers it.
+    /// The outcome of an earlier request with the same key and content, if it is in this replica's cache.
     pub fn recall(&self, key: &ScopedKey, fingerprint: &Fingerprint) -> Option<Arc<Outcome>> {
         self.engine.recall(key, fingerprint)
     }
 
-    /// Makes the job, or finds the outcome of the request that did, or the active job of the same content.
+    /// Creates the job, or finds the outcome of an earlier request with the key, or adopts the active job with the same
+    /// content.
     ///
     /// # Errors
     /// [`KeyedError`], at `deadline` at the latest.
@@ -124,18 +124,18 @@ impl Intake {
     ) -> Result<KeyedResult<Infallible>, KeyedError> {
         match submission.content {
             None => {
-                let attempt = async |options| self.make(submission, options, deadline).await;
+                let attempt = async |options| self.insert(submission, options, deadline).await;
                 self.engine.perform(&submission.keyed, deadline, attempt).await
             }
             Some(content) => {
-                let attempt = async |options| self.make_or_adopt(submission, content, options, deadline).await;
+                let attempt = async |options| self.insert_or_adopt(submission, content, options, deadline).await;
                 self.engine.perform(&submission.keyed, deadline, attempt).await
             }
         }
     }
 
-    /// Does all that [`Intake::submit`] does, but makes no job: finds the outcome of an earlier request with the key, or
-    /// adopts the active job of the same content.
+    /// Does what [`Intake::submit`] does, but creates no job: finds the outcome of an earlier request with the key, or
+    /// adopts the active job with the same content.
     ///
     /// # Errors
     /// As [`Intake::submit`].
@@ -166,17 +166,17 @@ impl Intake {
         self.engine.find_outcome(&submission.keyed, deadline).await
     }
 
-    /// Adds to a refusal because of the key where the two requests differ. That they differ is certain; where, is a
-    /// courtesy, which costs the reading of the first request's job.
+    /// Adds to a [`KeyedError::KeyReused`] where the two requests differ. For that it reads the job of the first
+    /// request. If that fails, the error stays without the pointers.
     pub async fn compare(&self, submission: &Arc<Submission>, error: &mut KeyedError, deadline: Instant) {
         let KeyedError::KeyReused { first, pointers } = error else { return };
         match self.differences(submission, first, deadline).await {
             Ok(found) => *pointers = found,
-            Err(error) => tracing::warn!(%error, "the first request could not be read to be compared with"),
+            Err(error) => tracing::warn!(%error, "could not read the job of the first request to compare it"),
         }
     }
 
-    /// Makes a job under the id that its client has chosen, or looks what is there.
+    /// Creates a job under an id that the client chose, or compares with the existing job.
     ///
     /// # Errors
     /// [`DatabaseError`], at `deadline` at the latest.
@@ -195,20 +195,20 @@ impl Intake {
         }
     }
 
-    /// What stands under the id of a draft, if anything.
+    /// Compares a draft with the existing job under its id. `None` if there is none.
     ///
     /// # Errors
     /// As [`Intake::put`].
     pub async fn find_named(&self, draft: &Arc<Draft>, deadline: Instant) -> Result<Option<Put>, DatabaseError> {
         let id = draft.answer.job_id;
-        let (_place, found) = self.submitted(draft.tenant, id, deadline).await?;
+        let (_permit, found) = self.submitted(draft.tenant, id, deadline).await?;
         let (job, created_at) = match found {
             None => return Ok(None),
             Some(Lookup::Deleted) => return Ok(Some(Put::Deleted)),
             Some(Lookup::Job(submitted)) => submitted,
         };
-        let (bytes, asked) = (job.payload.len() + draft.job.payload.len(), Arc::clone(draft));
-        let compare = move || match job.differences(&asked.job) {
+        let (bytes, requested) = (job.payload.len() + draft.job.payload.len(), Arc::clone(draft));
+        let compare = move || match job.differences(&requested.job) {
             pointers if pointers.is_empty() => Put::Existing(submission::answer(Effect::Adopted, id, created_at, &job)),
             pointers => Put::Other { pointers },
         };
@@ -216,7 +216,7 @@ impl Intake {
         compared.map(Some).map_err(DatabaseError::Shed)
     }
 
-    async fn make(
+    async fn insert(
         &self,
         submission: &Arc<Submission>,
         options: WriteOptions,
@@ -230,7 +230,7 @@ impl Intake {
                 Ok(WriteResult::Conflict(stored)) => Ok(Attempt::Conflict(stored)),
                 Ok(WriteResult::Retry) => Ok(Attempt::NoRows),
                 Err(DatabaseError::Shed(Shed::Waited)) if self.pool.is_away() => {
-                    Err(DatabaseError::Unavailable("there is no connection to it".to_owned()))
+                    Err(DatabaseError::Unavailable("no connection to the database".to_owned()))
                 }
                 Err(error) => Err(error),
             };
@@ -241,8 +241,9 @@ impl Intake {
             .map_or(Attempt::NoRows, |expires_at| Attempt::Committed(submission.draft.answer.clone(), expires_at)))
     }
 
-    /// Reads first: a statement cannot both find the content taken and write a key for the job that has it.
-    async fn make_or_adopt(
+    /// Reads first which active job has the content. `hapax.submit` cannot both find that the content is taken and
+    /// insert a key for the job that has it.
+    async fn insert_or_adopt(
         &self,
         submission: &Submission,
         content: ContentDigest,
@@ -254,14 +255,14 @@ impl Intake {
         }
         let write = async |connection: &mut _| queries::submit(connection, submission, options).await;
         match self.engine.pool().complete("submit", submission.draft.tenant, deadline, write).await {
-            // Somebody was faster, and is found in the next turn.
+            // Another submission was faster. The next attempt finds its job.
             Err(DatabaseError::Violation(error)) if violates(&error, queries::CONTENT_TAKEN) => Ok(Attempt::NoRows),
             written => Ok(written?
                 .map_or(Attempt::NoRows, |expires_at| Attempt::Committed(submission.draft.answer.clone(), expires_at))),
         }
     }
 
-    /// Lets the key stand for the job that has the content.
+    /// Stores the key with an answer about the job that has the content.
     async fn adopt<R>(
         &self,
         submission: &Submission,
@@ -270,19 +271,19 @@ impl Intake {
         options: WriteOptions,
         deadline: Instant,
     ) -> Result<Attempt<R>, DatabaseError> {
-        let (place, found) = self.submitted(submission.draft.tenant, holder, deadline).await?;
+        let (permit, found) = self.submitted(submission.draft.tenant, holder, deadline).await?;
         let (job, created_at) = match found {
             Some(Lookup::Job(submitted)) => submitted,
-            // And its content with it, by now.
+            // The deletion has freed the content.
             Some(Lookup::Deleted) => return Ok(Attempt::NoRows),
             None => {
                 return Err(DatabaseError::Statement(Arc::new(sqlx::Error::Decode(
-                    "content is taken by no job".into(),
+                    "the job that has the content does not exist".into(),
                 ))));
             }
         };
         let answer = submission::answer(Effect::Adopted, holder, created_at, &job);
-        drop((job, place));
+        drop((job, permit));
         let write =
             async |connection: &mut _| queries::adopt(connection, &submission.keyed, &answer, content, options).await;
         let written = self.engine.pool().complete("adopt", submission.draft.tenant, deadline, write).await?;
@@ -311,23 +312,24 @@ impl Intake {
             // It adopted a job that another request had created.
             return Ok(Vec::new());
         }
-        let (_place, found) = self.submitted(tenant, first.answer.job_id, deadline).await?;
+        let (_permit, found) = self.submitted(tenant, first.answer.job_id, deadline).await?;
         let Some(Lookup::Job((job, _))) = found else { return Ok(Vec::new()) };
         let (bytes, submission) = (job.payload.len() + submission.draft.job.payload.len(), Arc::clone(submission));
         let compare = move || job.differences(&submission.draft.job);
         self.offload.run(tenant, bytes, deadline, compare).await.map_err(DatabaseError::Shed)
     }
 
-    /// A job as it was submitted, which may be large, and the place that its reader has meanwhile.
+    /// A job as it was submitted, and a permit of `readers`. The caller holds the permit as long as the job, which may
+    /// be large.
     async fn submitted(
         &self,
         tenant: TenantId,
         id: JobId,
         deadline: Instant,
     ) -> Result<(OwnedSemaphorePermit, Option<Submitted>), DatabaseError> {
-        let place = timeout_at(deadline, self.readers.acquire(tenant, 1)).await;
-        let place = place.map_err(|_| DatabaseError::Shed(Shed::TenantWaited))?;
+        let permit = timeout_at(deadline, self.readers.acquire(tenant, 1)).await;
+        let permit = permit.map_err(|_| DatabaseError::Shed(Shed::TenantWaited))?;
         let find = async |connection: &mut _| jobs::queries::find_submitted(connection, tenant, id).await;
-        Ok((place, self.engine.pool().read("find_submitted", tenant, deadline, find).await?))
+        Ok((permit, self.engine.pool().read("find_submitted", tenant, deadline, find).await?))
     }
 }

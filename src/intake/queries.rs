@@ -1,4 +1,5 @@
-//! Calls of the functions that make jobs (`migrations/*_submit.sql`, `*_adopt.sql`, `*_put.sql`). ADR 0003 and ADR 0013.
+//! Calls of the functions that insert jobs (`migrations/*_submit.sql`, `*_adopt.sql`, `*_put.sql`). See ADR 0003 and
+//! 0013.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,10 +12,10 @@ use crate::idempotency::{Answer, Keyed, WriteOptions};
 use crate::ids::{JobId, TenantId};
 use crate::jobs::ContentDigest;
 
-/// Writes key, stored answer, job and place in the queue, all or none, and returns when the key expires; `None` if the
-/// key is taken. Violates [`CONTENT_TAKEN`] if an active job has the content.
+/// Inserts the idempotency key with its stored answer, the job, and its place in the queue, all or none. Returns when
+/// the key expires, or `None` if the key is taken. Violates [`CONTENT_TAKEN`] if an active job has the content.
 ///
-/// It may be sent again after an unknown commit.
+/// Safe to send again if the outcome of an attempt is unknown.
 pub async fn submit(
     connection: &mut PgConnection,
     submission: &Submission,
@@ -70,8 +71,8 @@ pub async fn submit(
     .await
 }
 
-/// Does the same for many submissions at once, none of which is unique by content. Returns those that were written, with
-/// the time at which their keys expire. Of two with the same key, only the first is written.
+/// Does the same for many submissions, none of which is unique by content. Returns the inserted jobs and when their
+/// keys expire. Of two submissions with the same key, only the first is inserted.
 pub async fn submit_many(
     connection: &mut PgConnection,
     submissions: &[Arc<Submission>],
@@ -153,8 +154,8 @@ pub async fn find_content(
     Ok(id.map(JobId))
 }
 
-/// Writes a key for an active job with the same content. Returns when the key expires; `None` if the job no longer has the
-/// content, or if the key is taken.
+/// Inserts an idempotency key for an active job with the same content. Returns when the key expires, or `None` if the
+/// job no longer has the content or the key is taken.
 pub async fn adopt(
     connection: &mut PgConnection,
     keyed: &Keyed,
@@ -199,7 +200,7 @@ pub async fn adopt(
     .await
 }
 
-/// Writes a job under the id that its client has chosen, and its place in the queue. Returns `false` if the id is taken.
+/// Inserts a job under an id that the client chose, and its place in the queue. Returns `false` if the id is taken.
 pub async fn put(connection: &mut PgConnection, draft: &Draft, options: WriteOptions) -> sqlx::Result<bool> {
     let job = &draft.job;
     sqlx::query_scalar!(

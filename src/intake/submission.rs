@@ -1,4 +1,4 @@
-//! A job on its way in: all that the statement writes, made before the first attempt and never again.
+//! A submission: all that its statement writes, made once, before the first attempt.
 
 use std::time::Duration;
 
@@ -8,28 +8,28 @@ use crate::idempotency::{Answer, Effect, Fingerprint, Keyed, ScopedKey};
 use crate::ids::{JobId, RequestId, TenantId};
 use crate::jobs::{self, ContentDigest, Job, NewJob};
 
-/// Minted once: however often the statement is sent, it carries this id, this time and these bytes, so the row itself
-/// tells whether an attempt of ours was committed.
+/// A job to insert. Every attempt sends the same id, time and bytes. So the stored row shows whether an earlier attempt
+/// was committed.
 #[derive(Debug)]
 pub struct Draft {
     pub tenant: TenantId,
     pub job: NewJob,
     pub created_at: DateTime<Utc>,
-    /// What the request is answered that makes the job.
+    /// The answer to the request that creates the job.
     pub answer: Answer,
 }
 
-/// A draft under a key.
+/// A draft with an idempotency key.
 #[derive(Debug)]
 pub struct Submission {
     pub keyed: Keyed,
     pub draft: Draft,
-    /// The content that the job asks to be unique by while it is active.
+    /// The content that no other active job may have; `None` if the job is not unique.
     pub content: Option<ContentDigest>,
 }
 
 impl Draft {
-    /// A job of an id that the client has chosen.
+    /// A job whose id the client chose.
     pub fn named(tenant: TenantId, id: JobId, job: NewJob) -> Self {
         Self::new(tenant, id, jobs::now(), job)
     }
@@ -40,13 +40,13 @@ impl Draft {
 }
 
 impl Submission {
-    /// How much the client's own texts take, about.
+    /// The approximate size of the texts of the client.
     pub fn bytes(&self) -> usize {
         let NewJob { payload, kind, queue, .. } = &self.draft.job;
         payload.len() + kind.len() + queue.as_ref().map_or(0, String::len) + self.keyed.key.key.as_str().len()
     }
 
-    /// A job of an id that nobody else has.
+    /// A job with a new, unique id.
     pub fn mint(
         key: ScopedKey,
         fingerprint: Fingerprint,
@@ -65,7 +65,7 @@ impl Submission {
     }
 }
 
-/// The answer to a request that created or found a job: the job as it was created.
+/// The answer to a request that created or adopted a job. It shows the job as it was created.
 pub fn answer(effect: Effect, id: JobId, created_at: DateTime<Utc>, job: &NewJob) -> Answer {
     let job = Job::submitted(id, created_at, job);
     Answer { effect, job_id: id, job_version: job.version, body: job.to_json() }

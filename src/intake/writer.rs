@@ -1,7 +1,7 @@
-//! One of the few who write: sends what is waiting as one statement, and tells each what came of it.
+//! A writer sends the pending writes as one statement and returns each result to its request.
 //!
-//! A batch that fails is split until the guilty one stands alone. It never begins a transaction: a batch is one
-//! statement, and may be sent again as it is.
+//! A failed batch is split until the submission that causes the failure is alone. A writer never begins a transaction.
+//! A batch is one statement and can be sent again unchanged.
 
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
@@ -17,40 +17,41 @@ use crate::database::{DatabaseError, Pool};
 use crate::idempotency::{self, WriteOptions};
 use crate::metrics::{Metrics, Split};
 
-/// Has a connection of its own among those of `pool`.
+/// `pool` has one connection for each writer.
 pub struct Writer {
     pub batcher: Arc<Batcher>,
     pub pool: Pool,
-    /// With a short wait for locks.
+    /// Options with a short lock wait.
     pub options: WriteOptions,
     pub metrics: Metrics,
 }
 
-/// Some who are sent together.
+/// Pending writes that are sent in one statement.
 struct Batch {
     writes: Vec<Arc<PendingWrite>>,
-    /// The last of theirs.
+    /// The latest deadline of the writes.
     deadline: Instant,
     options: WriteOptions,
-    /// An attempt to send them was lost, and may have been committed.
+    /// An attempt was lost and may have been committed.
     after_loss: bool,
 }
 
-/// Into how many parts a batch is split. A key that is held elsewhere costs its neighbours a lock wait for each time that
-/// they are split with it: nine times for 512 jobs if by 2, three times if by 8. The wait is split likewise: whoever
-/// holds the key has had the time of a commit before, and where hundreds are held their waits add up.
+/// The number of parts into which a batch is split. If another transaction holds one key of a batch, the other
+/// submissions wait for its lock once per split: nine times for 512 jobs if split by 2, three times if split by 8. The
+/// lock wait is divided by the same number: the other transaction has already had the time of a commit, and if hundreds
+/// of keys are held, the waits add up.
 const PARTS: u8 = 8;
-/// The shortest wait for a lock; 0 would mean for ever.
+/// The shortest lock wait. PostgreSQL takes 0 as no limit.
 const LOCK_WAIT_MIN: Duration = Duration::from_millis(1);
 
 impl Writer {
     /// Writes until the queue is closed and empty.
     pub async fn run(self) {
         while let Some(writes) = self.batcher.next_batch().await {
-            // A defect that one batch brings to light must not stop the others.
+            // A panic in one batch must not stop the writer.
             if AssertUnwindSafe(self.write(writes.clone())).catch_unwind().await.is_err() {
-                tracing::error!("the writing of a batch panicked; what became of it is unknown");
-                writes.iter().for_each(|write| write.tell(Err(DatabaseError::Unknown)));
+                tracing::error!("a batch write panicked; its outcome is unknown");
+                writes.iter().for_each(|write| write.answer(Err(DatabaseError::Unknown)));
             }
         }
     }
@@ -68,10 +69,10 @@ impl Writer {
         }
     }
 
-    /// Sends a batch, and tells everybody in it.
+    /// Sends a batch and answers all its writes.
     async fn send(&self, batch: &Batch) -> Result<(), DatabaseError> {
         let (writes, options) = (batch.writes.clone(), batch.options);
-        // A write that was cancelled before the first attempt is not in it. One that is in it is in all.
+        // A write that is cancelled before the first attempt is left out. The others are in every attempt.
         let write = async move |connection: &mut _| {
             let submissions = mark_all_sent(&writes);
             match submissions.is_empty() {
@@ -79,44 +80,44 @@ impl Writer {
                 false => queries::submit_many(connection, &submissions, options).await,
             }
         };
-        let made = self.pool.complete("submit_many", batch.deadline, write).await?;
-        let mut met = Vec::new();
+        let inserted = self.pool.complete("submit_many", batch.deadline, write).await?;
+        let mut conflicts = Vec::new();
         for write in &batch.writes {
             let Some(submission) = write.mark_sent() else { continue };
-            match made.get(&submission.draft.answer.job_id) {
-                Some(expires_at) => write.tell(Ok(WriteResult::Inserted(*expires_at))),
-                None => met.push(Arc::clone(write)),
+            match inserted.get(&submission.draft.answer.job_id) {
+                Some(expires_at) => write.answer(Ok(WriteResult::Inserted(*expires_at))),
+                None => conflicts.push(Arc::clone(write)),
             }
         }
-        let carried = made.len() + met.len();
-        if carried > 0 {
-            self.metrics.observe_batch(carried);
+        let size = inserted.len() + conflicts.len();
+        if size > 0 {
+            self.metrics.observe_batch(size);
         }
-        if !met.is_empty() {
-            self.look(met, batch.deadline).await;
+        if !conflicts.is_empty() {
+            self.resolve_conflicts(conflicts, batch.deadline).await;
         }
         Ok(())
     }
 
-    /// Answers the writes whose keys are taken with what is stored there. A statement of its own: the first one's snapshot
-    /// is older than the transaction that it has waited for.
-    async fn look(&self, writes: Vec<Arc<PendingWrite>>, deadline: Instant) {
+    /// Answers the writes whose keys are taken with the stored rows. This needs a second statement: the snapshot of the
+    /// first one is older than the transaction that it waited for.
+    async fn resolve_conflicts(&self, writes: Vec<Arc<PendingWrite>>, deadline: Instant) {
         let submissions = mark_all_sent(&writes);
         let find = async move |connection: &mut _| {
             let keys = submissions.iter().map(|submission| &submission.keyed.key);
             idempotency::queries::find_all(connection, keys).await
         };
         let mut found = self.pool.complete("find_keys", deadline, find).await.unwrap_or_else(|error| {
-            // Each of them looks for himself, and is told why if he cannot either.
-            tracing::debug!(%error, "what stands under some keys could not be read together");
+            // Each request then reads its own key. If that fails, too, it gets the error.
+            tracing::debug!(%error, "the taken keys of a batch could not be read together");
             Default::default()
         });
         for (place, write) in writes.iter().enumerate() {
-            write.tell(Ok(found.remove(&place).map_or(WriteResult::Retry, WriteResult::Conflict)));
+            write.answer(Ok(found.remove(&place).map_or(WriteResult::Retry, WriteResult::Conflict)));
         }
     }
 
-    /// What is to be sent again after an error; nothing if it was everybody's, who are told so.
+    /// The parts of a failed batch to send again. Empty if a split cannot help; then all writes have got the error.
     fn split(&self, mut batch: Batch, error: DatabaseError) -> Vec<Batch> {
         let reason = match &error {
             DatabaseError::Locked { after_loss } => {
@@ -125,7 +126,7 @@ impl Writer {
                 Some(Split::Locked)
             }
             DatabaseError::Violation(_) | DatabaseError::Statement(_) => Some(Split::Refused),
-            // Refused after an attempt that was lost: of one of them, maybe.
+            // Rejected after a lost attempt, perhaps because of a single submission.
             DatabaseError::Unknown if Instant::now() < batch.deadline => {
                 batch.after_loss = true;
                 Some(Split::Refused)
@@ -152,7 +153,7 @@ impl Writer {
                     _ if batch.after_loss => DatabaseError::Unknown,
                     error => error,
                 };
-                batch.writes.iter().for_each(|write| write.tell(Err(error.clone())));
+                batch.writes.iter().for_each(|write| write.answer(Err(error.clone())));
                 Vec::new()
             }
         }
@@ -171,7 +172,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_was_lost_with_a_batch_is_unknown_of_each_of_its_parts() {
+    async fn after_a_lost_attempt_the_outcome_of_each_part_is_unknown() {
         let options = WriteOptions { lock_wait: Duration::from_millis(20), insist_on_durability: true };
         let batcher = Arc::new(Batcher::new(BOUNDS));
         let writer = Writer { batcher, pool: Pool::to_nowhere(), options, metrics: Metrics::new() };
@@ -184,9 +185,9 @@ mod tests {
         let batch = Batch { writes, deadline, options, after_loss: false };
         let mut parts = writer.split(batch, DatabaseError::Locked { after_loss: true });
         assert_eq!(parts.len(), 2);
-        let away = DatabaseError::Unavailable("it is away".to_owned());
+        let unavailable = DatabaseError::Unavailable("unreachable".to_owned());
         assert!(writer.split(parts.remove(0), DatabaseError::Locked { after_loss: false }).is_empty());
-        assert!(writer.split(parts.remove(0), away).is_empty());
+        assert!(writer.split(parts.remove(0), unavailable).is_empty());
         let (held, other) = (enqueued.remove(0).await, enqueued.remove(0).await);
         assert!(matches!(held, Err(DatabaseError::Locked { after_loss: true })), "{held:?}");
         assert!(matches!(other, Err(DatabaseError::Unknown)), "{other:?}");

@@ -1,23 +1,23 @@
-//! The SQL that counts the jobs that wait.
+//! The SQL that counts queued jobs.
 
 use sqlx::PgConnection;
 
 use crate::ids::TenantId;
 
-/// A queue in which jobs wait, and what was counted of them.
+/// A queue with queued jobs, and their count.
 pub struct Counted {
     pub queue: String,
-    /// `None` if the page ended before this queue.
+    /// `None` if the page ends before this queue.
     pub depth: Option<i64>,
     pub depth_capped: bool,
     pub oldest_age_seconds: f64,
 }
 
-/// The queues from this name on, up to `limit` of them and the next one. They are counted in this order until `limit` are
-/// counted, or more than 10,000 jobs are.
+/// Up to `limit` queues from this name on, and the next one, in the order of names. Counts them until `limit` queues or
+/// more than 10,000 jobs are counted.
 ///
-/// The names are found by one look into the index each, from one to the next. Of each queue, 10,001 jobs are counted at the
-/// most, to see whether there are more than 10,000; so one statement reads 20,001 at the most.
+/// Each name takes one index look-up, which starts from the previous name. In each queue at most 10,001 jobs are
+/// counted, to see whether there are more than 10,000. So one statement reads at most 20,001 jobs.
 pub async fn depths(
     connection: &mut PgConnection,
     tenant: TenantId,

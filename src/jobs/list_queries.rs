@@ -1,6 +1,6 @@
-//! The SQL of lists. Whoever calls brings the connection.
+//! The SQL of lists.
 //!
-//! A page is one statement, hence one snapshot: what it shows and where it says to go on fit together. See ADR 0015.
+//! A page is one statement and so one snapshot: its jobs and the start of the next page are consistent. See ADR 0015.
 
 use std::ops::RangeInclusive;
 
@@ -11,13 +11,14 @@ use uuid::Uuid;
 use super::{Filter, Job, State};
 use crate::ids::{JobId, TenantId};
 
-/// A job of a page, or the place at which the look at the index ended before the index did.
+/// A job of a page, or, without a job, the id where the statement stopped reading the index.
 pub struct Listed {
     pub id: JobId,
     pub job: Option<Job>,
 }
 
-/// What is in no table but `jobs` is null where a job waits, and where the look ended.
+/// `finished_at` is null for a queued job. In the row where the statement stopped reading, all columns of the state may
+/// be.
 struct Row {
     id: Uuid,
     is_beyond: bool,
@@ -33,14 +34,15 @@ struct Row {
     finished_at: Option<DateTime<Utc>>,
 }
 
-/// The jobs that are found through one index: `$ids` selects their ids.
+/// Reads jobs through one index. `$ids` selects their ids.
 ///
-/// It and `$order` name what the index begins with, although there it is always the same: said as an equation, any index
-/// in the order of ids would do for the planner, and it was seen to read all of another one in search of what was not
-/// there. The subquery in `from` ends after 10,001 ids, and sooner once the page is full; the last of them passes whatever
-/// it is. `offset 0` has each looked up by its primary key: a merge join would read the other tables from their beginning.
-/// The filters are one `case`, of which the planner knows nothing and expects that half of all rows pass (a null parameter
-/// lets all pass): if it expected few, it would read and sort the whole tenant rather than begin with the index.
+/// - `$ids` and `$order` contain the index's first columns, although these have a single value here. With an equality,
+///   the planner may use any index in the order of ids. It was seen to read another index completely, without a match.
+/// - The subquery in `from` ends after 10,001 ids, or when the page is full. The 10,001st id passes every filter.
+/// - `offset 0` forces a look-up by primary key for each id. A merge join would read the other tables from their
+///   beginning.
+/// - The filters are one `case`, and a null parameter passes all rows. The planner cannot see into it and expects half
+///   of the rows to pass. If it expected few, it would read and sort all rows of the tenant instead of the index.
 macro_rules! page {
     ($connection:expr, $tenant:expr, $filter:expr, $from:expr, $until:expr, $limit:expr, $ids:literal, $order:literal) => {
         sqlx::query_as!(
@@ -117,8 +119,8 @@ macro_rules! page {
     };
 }
 
-/// The jobs of these ids that the filter is for, in the order of their ids, and up to `limit` of them. If the look ended
-/// before that, the last one is the place where to go on.
+/// Up to `limit` jobs with these ids that match the filter, in the order of ids. If the statement stopped reading
+/// before that, the last row has no job and is where the next page begins.
 pub async fn page(
     connection: &mut PgConnection,
     tenant: TenantId,
@@ -207,7 +209,7 @@ impl Row {
         if self.is_beyond {
             return Ok(Listed { id, job: None });
         }
-        let job = self.job().ok_or_else(|| sqlx::Error::Decode("the job is in no state".into()))?;
+        let job = self.job().ok_or_else(|| sqlx::Error::Decode("the job has no valid state".into()))?;
         Ok(Listed { id, job: Some(job) })
     }
 
@@ -229,7 +231,7 @@ impl Row {
     }
 }
 
-/// Whether a client has ever chosen the id of one of the tenant's jobs.
+/// Whether the tenant has a job whose id a client chose.
 pub async fn has_named_jobs(connection: &mut PgConnection, tenant: TenantId) -> sqlx::Result<bool> {
     sqlx::query_scalar!(
         r#"/* has_named_jobs */ select exists (select from hapax.jobs where tenant_id = $1 and named) as "has!""#,

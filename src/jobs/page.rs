@@ -1,7 +1,7 @@
-//! Lists of jobs, a page at a time.
+//! Pages of job lists.
 //!
-//! Owns which jobs a list is of and where its next page begins; the SQL is in `list_queries`. A page is in the order of
-//! ids, shows what is there now, and never looks at more than a bounded number of rows, whatever is asked for. ADR 0015.
+//! Decides which jobs a page shows and where the next page begins. The SQL is in `list_queries`. A page is in the order
+//! of ids and shows the current jobs. Whatever the filter, it reads a bounded number of rows. See ADR 0015.
 
 use std::ops::RangeInclusive;
 
@@ -13,35 +13,35 @@ use super::list_queries::{self, Listed};
 use super::{Job, State};
 use crate::ids::{JobId, TenantId};
 
-/// Which jobs a list is of: those that are like all that is given here.
+/// Selects the jobs of a list: those that match all given fields.
 #[derive(Debug, Default)]
 pub struct Filter {
     pub state: Option<State>,
-    /// Where the job waits, or waited last.
+    /// The queue that the job is in, or was in last.
     pub queue: Option<String>,
     pub kind: Option<String>,
-    /// Neither of the two moments counts as between them.
+    /// Exclusive, as is `created_before`.
     pub created_after: Option<DateTime<Utc>>,
     pub created_before: Option<DateTime<Utc>>,
 }
 
-/// Some jobs of a list, without their payloads. There may be none, and a next page all the same: see [`Page::next`].
+/// Some jobs of a list, without their payloads. An empty page can have a next page: see [`Page::next`].
 #[derive(Debug)]
 pub struct Page {
     pub jobs: Vec<Job>,
-    /// The id at which the next page begins; `None` after the last. A job with this id need not be there any more.
+    /// The id at which the next page begins; `None` on the last page. The job with this id may be deleted by then.
     pub next: Option<JobId>,
 }
 
-/// How far from the time in its id a job's `created_at` may lie. In those that we mint now the two are one; an earlier
-/// release read the clock once for each.
+/// The largest difference between `created_at` and the time in a job's id. New jobs have none. An earlier release read
+/// the clock twice.
 const SLACK: TimeDelta = TimeDelta::seconds(1);
 
 impl Page {
-    /// The jobs from this id on, up to so many.
+    /// Up to `limit` jobs, from the id `from` on.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn read(
         connection: &mut PgConnection,
         tenant: TenantId,
@@ -52,13 +52,13 @@ impl Page {
         if filter.state == Some(State::Running) {
             return Ok(Self { jobs: Vec::new(), next: None });
         }
-        let by_time = filter.is_of_a_time() && !list_queries::has_named_jobs(connection, tenant).await?;
+        let by_time = filter.limits_creation_time() && !list_queries::has_named_jobs(connection, tenant).await?;
         let ids = filter.ids(from, by_time);
         let listed = list_queries::page(connection, tenant, filter, ids, i64::from(limit) + 1).await?;
         Ok(Self::of(listed, usize::from(limit)))
     }
 
-    /// `listed` may have one more than fits, which is where the next page begins, as is a row without a job.
+    /// `listed` may have one more job than the page. The next page begins at that job, or at a row without a job.
     fn of(listed: Vec<Listed>, limit: usize) -> Self {
         let mut page = Self { jobs: Vec::new(), next: None };
         for Listed { id, job } in listed {
@@ -72,11 +72,12 @@ impl Page {
 }
 
 impl Filter {
-    fn is_of_a_time(&self) -> bool {
+    fn limits_creation_time(&self) -> bool {
         self.created_after.is_some() || self.created_before.is_some()
     }
 
-    /// The ids to look at. `by_time`: all of the tenant's ids are of our making, hence in the order of time.
+    /// The range of ids to read. `by_time`: Hapax made all ids of the tenant, so they are in the order of creation
+    /// times.
     fn ids(&self, from: Option<JobId>, by_time: bool) -> RangeInclusive<JobId> {
         let first = from.unwrap_or(JobId(Uuid::nil()));
         if !by_time {
@@ -97,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ids_of_a_time_are_those_that_are_minted_in_it_and_few_others() {
+    fn a_range_of_times_becomes_a_slightly_larger_range_of_ids() {
         let (after, before) = (at("2026-11-21T22:57:04.855855Z"), at("2026-11-21T22:58:04.855855Z"));
         let filter = Filter { created_after: Some(after), created_before: Some(before), ..Filter::default() };
         let ids = filter.ids(None, true);
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_counts_where_it_is_beyond_the_time() {
+    fn a_cursor_after_the_start_time_wins() {
         let filter = Filter { created_after: Some(at("2026-11-21T22:57:04Z")), ..Filter::default() };
         let (earlier, later) = (JobId::mint(at("2020-01-01T00:00:00Z")), JobId::mint(at("2027-01-01T00:00:00Z")));
         assert_eq!(*filter.ids(Some(later), true).start(), later);
@@ -121,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_of_time_have_ids() {
+    fn the_first_and_the_last_time_have_ids() {
         let filter = Filter {
             created_after: Some(at("0001-01-01T00:00:00Z")),
             created_before: Some(at("9999-12-31T23:59:59.999999Z")),

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{Job, Lookup, NewJob, State};
 use crate::ids::{JobId, TenantId};
 
-/// A job, and its current state unless it was deleted.
+/// A job. The columns of its current state are null if it was deleted.
 struct Row {
     id: Uuid,
     kind: String,
@@ -26,7 +26,7 @@ struct Row {
     payload: Option<Json<Box<RawValue>>>,
 }
 
-/// `$payload`: the payload, or null where it is not shown.
+/// `$payload`: the column, or null to leave the payload out.
 macro_rules! find {
     ($name:literal, $payload:literal, $tenant:expr, $id:expr) => {
         sqlx::query_as!(
@@ -60,12 +60,12 @@ macro_rules! find {
     };
 }
 
-/// The job as it is now.
+/// The current job.
 pub async fn find(connection: &mut PgConnection, tenant: TenantId, id: JobId) -> sqlx::Result<Option<Lookup<Job>>> {
     find!("find_job", "jobs.payload", tenant, id).fetch_optional(connection).await?.map(Row::read).transpose()
 }
 
-/// The same, but for the payload.
+/// The current job without its payload.
 pub async fn find_without_payload(
     connection: &mut PgConnection,
     tenant: TenantId,
@@ -83,7 +83,7 @@ impl Row {
         if self.deleted {
             return Ok(Lookup::Deleted);
         }
-        self.job().map(Lookup::Job).ok_or_else(|| sqlx::Error::Decode("the job is in no state".into()))
+        self.job().map(Lookup::Job).ok_or_else(|| sqlx::Error::Decode("the job has no valid state".into()))
     }
 
     fn job(self) -> Option<Job> {

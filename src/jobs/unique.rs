@@ -5,14 +5,14 @@ use sha2::{Digest, Sha256};
 use super::members::{InvalidJob, invalid, members, required};
 use crate::json::{InvalidPointer, Kind, Value, resolve};
 
-/// SHA-256 over a job's type, its queue, and the values at the pointers that it is unique by. The spelling of the
-/// content does not matter.
+/// SHA-256 of a job's type, its queue, and the values at the pointers of `unique.by`. Different spellings of the same
+/// content have the same digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ContentDigest([u8; 32]);
 
-/// More than a client needs, and few enough to store with each job.
+/// Limits what is stored with each job.
 const POINTERS_MAX: usize = 16;
-/// In characters, as in the contract.
+/// In characters, as in the API contract.
 const POINTER_LENGTH_MAX: usize = 256;
 
 /// Parses `{"by": ["/payload/…", …]}`.
@@ -32,7 +32,7 @@ pub fn pointers(unique: Value<'_, '_>) -> Result<Vec<String>, InvalidJob> {
         let pointer = pointer.ok_or_else(|| {
             invalid(&place(position), "a JSON Pointer to /payload or into it is expected, of 256 characters at most")
         })?;
-        // A pointer into a place that is already named adds nothing.
+        // A pointer into the value of another pointer adds nothing.
         if pointers.iter().any(|known: &String| is_within(known, &pointer) || is_within(&pointer, known)) {
             return Err(invalid(&place(position), "the pointer is given twice, or one of the others leads into it"));
         }
@@ -46,7 +46,7 @@ fn leads_into_payload(pointer: &str) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) && pointer.chars().count() <= POINTER_LENGTH_MAX
 }
 
-/// Whether `inner` leads to the same place as `outer`, or into it.
+/// Whether `inner` is the same pointer as `outer`, or leads into its value.
 fn is_within(outer: &str, inner: &str) -> bool {
     inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
@@ -59,7 +59,7 @@ impl ContentDigest {
     /// The digest of the values at these pointers in a request.
     ///
     /// # Errors
-    /// [`InvalidJob`] for the first pointer that does not identify one place, or if no pointer leads to a value.
+    /// [`InvalidJob`] for the first pointer that is invalid or ambiguous, or if no pointer leads to a value.
     pub fn of(kind: &str, queue: &str, request: Value<'_, '_>, by: &[String]) -> Result<Self, InvalidJob> {
         let mut places = Vec::new();
         for (position, pointer) in by.iter().enumerate() {
@@ -72,13 +72,13 @@ impl ContentDigest {
             })?;
             places.push((pointer, value));
         }
-        // A missing value is content, too. But if all values were missing, all such jobs would be equal.
+        // A missing value is content, too. But without any value, all such jobs would have the same content.
         if places.iter().all(|(_, value)| value.is_none()) {
             return Err(invalid(&place(0), "no pointer leads to a value in this payload; at least one must"));
         }
         // The order of the pointers does not matter.
         places.sort_by_key(|(pointer, _)| *pointer);
-        // As JSON text, so that different content cannot give the same bytes. A missing value adds nothing.
+        // JSON text, so that different content always has different bytes. A missing value adds nothing.
         let quoted = |text: &str| serde_json::Value::from(text).to_string();
         let mut hash = Sha256::new();
         hash.update(format!("[{},{}", quoted(kind), quoted(queue)));
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn pointers_of_which_none_leads_to_a_value_are_refused() {
+    fn at_least_one_pointer_must_lead_to_a_value() {
         for (payload, by) in [
             ("{}", r#"["/payload/a"]"#),
             (r#"{"customer":7}"#, r#"["/payload/custommer"]"#),
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pointer_may_have_256_characters_whatever_their_bytes() {
+    fn a_pointer_may_have_256_characters_of_any_size_in_bytes() {
         let longest = format!("/payload/{}", "é".repeat(247));
         assert!(parse(&format!(r#""payload":{{"{}":1}},"unique":{{"by":["{longest}"]}}"#, "é".repeat(247))).is_ok());
     }
