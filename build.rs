@@ -8,8 +8,9 @@ use utoipa_swagger_ui_vendored::SWAGGER_UI_VENDORED;
 use zip::ZipArchive;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // `sqlx::migrate!` embeds the folder, but does not notice new files.
+    // `sqlx::migrate!` reads these, but cargo does not notice their changes.
     println!("cargo:rerun-if-changed=migrations");
+    println!("cargo:rerun-if-changed=sqlx.toml");
     println!("cargo:rerun-if-changed=build.rs");
     unpack_swagger_ui(&PathBuf::from(std::env::var("OUT_DIR")?))
 }
