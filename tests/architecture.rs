@@ -243,3 +243,56 @@ fn every_statement_is_measured_under_its_own_name() {
     let unknown: Vec<_> = labels.iter().filter(|label| !names.contains(label.as_str())).collect();
     assert_eq!(unknown, [""; 0]);
 }
+
+/// Words of a private dialect that the project has left. CONTRIBUTING.md has the words to use.
+const DIALECT: [&str; 21] = [
+    "lane",
+    "lanes",
+    "rider",
+    "ridden",
+    "aboard",
+    "patience",
+    "patiently",
+    "whoever",
+    "himself",
+    "in vain",
+    "senseless",
+    "somebody",
+    "give back",
+    "gives back",
+    "given back",
+    "that is there",
+    "told so",
+    "as good as",
+    "whom",
+    "unhurried",
+    "impatient",
+];
+
+#[test]
+fn code_and_documents_use_common_words() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    for folder in ["src", "benches/src", "tests/api", "tests/harness", "tests/siege"] {
+        list(&root.join(folder), &mut files);
+    }
+    let is_text = |path: &PathBuf| {
+        path.extension().is_some_and(|kind| ["md", "sql", "yaml", "cfg"].iter().any(|text| kind == *text))
+    };
+    for folder in ["", "docs", "docs/adr", "migrations", "api-design", "deploy"] {
+        let entries = fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap().path());
+        files.extend(entries.filter(is_text));
+    }
+    let mut found = Vec::new();
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        for (number, line) in text.lines().enumerate() {
+            let words = line.to_lowercase().replace(|c: char| !c.is_alphabetic(), " ");
+            let words = format!(" {} ", words.split_whitespace().collect::<Vec<_>>().join(" "));
+            let dialect = DIALECT.iter().filter(|word| words.contains(&format!(" {word} ")));
+            let name = file.strip_prefix(root).unwrap().display();
+            found.extend(dialect.map(|word| format!("{name}:{}: {word}", number + 1)));
+        }
+    }
+    assert_eq!(found, [""; 0]);
+}

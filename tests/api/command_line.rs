@@ -124,7 +124,7 @@ async fn a_missing_database_ends_the_start_with_one_message() {
 #[tokio::test]
 async fn an_unreachable_database_is_named_during_the_wait_and_in_the_final_error() {
     // A local address that is not the loopback address.
-    let url = "postgres://somebody:s3cret@0.0.0.0:1/jobs";
+    let url = "postgres://operator:s3cret@0.0.0.0:1/jobs";
     let settings = [("DATABASE_URL", url), ("HAPAX__LOG__FORMAT", "json")];
     let output = run_hapax(&["serve", "--bind", "127.0.0.1:0"], &settings).await;
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();

@@ -139,8 +139,8 @@ async fn hapax_health_distinguishes_alive_ready_and_gone() {
 #[tokio::test]
 async fn a_stopping_server_fails_readiness_and_keeps_serving() {
     let ledger = Ledger::new().await;
-    let unhurried = [("HAPAX__SERVER__DRAIN_DELAY", "10m"), ("HAPAX__SERVER__SHUTDOWN_DEADLINE", "20m")];
-    let server = ledger.serve_with(&unhurried).await;
+    let long_drain = [("HAPAX__SERVER__DRAIN_DELAY", "10m"), ("HAPAX__SERVER__SHUTDOWN_DEADLINE", "20m")];
+    let server = ledger.serve_with(&long_drain).await;
     let before = server.submit("key-1", job(1)).await;
     assert!(!before.headers.contains_key("connection"), "{before:?}");
     let mut kept_alive = server.raw().await;
@@ -168,8 +168,8 @@ async fn a_stopping_server_fails_readiness_and_keeps_serving() {
 #[tokio::test]
 async fn a_second_signal_ends_the_drain_immediately() {
     let ledger = Ledger::new().await;
-    let unhurried = [("HAPAX__SERVER__DRAIN_DELAY", "10m"), ("HAPAX__SERVER__SHUTDOWN_DEADLINE", "20m")];
-    let mut server = ledger.serve_with(&unhurried).await;
+    let long_drain = [("HAPAX__SERVER__DRAIN_DELAY", "10m"), ("HAPAX__SERVER__SHUTDOWN_DEADLINE", "20m")];
+    let mut server = ledger.serve_with(&long_drain).await;
     server.signal(Signal::TERM);
     server.until_logged("no longer ready").await;
     // A second signal within one second may be an echo of the first, and is ignored.

@@ -35,16 +35,16 @@ enum Kind {
 const CALLS: [Call; 10] = [
     Call { name: "`POST /jobs`", why: "`Idempotency-Key`, required", kind: Kind::Submission },
     Call {
-        name: "`POST /jobs` with `unique`, each copy under a key of its own",
-        why: "the content",
+        name: "`POST /jobs` with `unique`, each copy with its own key",
+        why: "the content is unique",
         kind: Kind::Unique,
     },
     Call { name: "an item of `POST /jobs/batch`", why: "its `idempotency_key`, required", kind: Kind::BatchItem },
-    Call { name: "`PUT /jobs/{id}`", why: "the client names the job", kind: Kind::Put },
+    Call { name: "`PUT /jobs/{id}`", why: "the client chooses the id", kind: Kind::Put },
     Call { name: "`PATCH /jobs/{id}`", why: "`If-Match`, required", kind: Kind::Change },
-    Call { name: "`PATCH /jobs/{id}` with a key", why: "`Idempotency-Key` besides", kind: Kind::KeyedChange },
-    Call { name: "`DELETE /jobs/{id}`", why: "naturally", kind: Kind::Delete },
-    Call { name: "`POST /jobs/{id}/cancel`", why: "naturally", kind: Kind::Cancel },
+    Call { name: "`PATCH /jobs/{id}` with a key", why: "`If-Match` and `Idempotency-Key`", kind: Kind::KeyedChange },
+    Call { name: "`DELETE /jobs/{id}`", why: "idempotent by nature", kind: Kind::Delete },
+    Call { name: "`POST /jobs/{id}/cancel`", why: "idempotent by nature", kind: Kind::Cancel },
     Call { name: "`GET /jobs/{id}`", why: "it changes nothing", kind: Kind::Show },
     Call { name: "`GET /jobs/{id}` with `If-None-Match`", why: "it changes nothing", kind: Kind::ConditionalShow },
 ];
@@ -53,23 +53,23 @@ const COPIES: usize = 20;
 
 const HEAD: &str = "# What a retry is answered
 
-For each call: the first time, the same again on another replica, the same again after the job was changed by somebody
-else in between, 20 copies at once on two replicas (of a call that nobody has made before), and the same call with other
-content. *Same bytes* is said where the body is that of the first answer. The table is made by asking two servers (`make
-retries-page`), and a test holds this page to what they answer.
+The table shows what each call gets: the first time, when repeated on another replica, when repeated after another
+client changed the job, with 20 new copies at once on two replicas, and with other content. *Same bytes* means that the
+body equals the body of the first answer. `make retries-page` generates this page from the answers of two servers, and a
+test compares it with them.
 
 | call | why a retry is safe | first | again, elsewhere | again, after a change | 20 at once | other content |
 |---|---|---|---|---|---|---|
 ";
 
 const FOOT: &str = "
-Changed in between: by a PATCH of `max_attempts`; for the cancellation and the deletion, by a deletion.
+The change is a PATCH of `max_attempts`. For cancellation and deletion, it is a deletion.
 
-No answer at all, or an error whose body says `\"retryable\": true`, leaves it open or undone: send the very same again.
-Every such error has `Retry-After`. Wait for at least that long, and back off exponentially with jitter: before attempt
-*n*, wait for a random time of up to 2ⁿ⁻² seconds, 60 at most, or for `Retry-After` if that is longer. Without jitter,
-clients that failed together come back together; without backoff, they keep a struggling service down. Stop before the
-key expires.
+If there is no answer, or an error whose body says `\"retryable\": true`, send the same request again: it may not have
+been carried out. Every such error has `Retry-After`. Wait for at least that long, and back off exponentially with jitter:
+before attempt *n*, wait for a random time of up to 2ⁿ⁻² seconds, at most 60, or for `Retry-After` if that is longer.
+Without jitter, clients that failed together retry together. Without backoff, retries keep an overloaded service down.
+Stop before the key expires.
 ";
 
 impl Call {

@@ -135,13 +135,13 @@ async fn database_away(answers: &mut Answers) {
 /// Each statement waits for a lock and is cancelled, as by `statement_timeout`.
 async fn statements_cancelled(answers: &mut Answers) {
     let ledger = Ledger::new().await;
-    let unhurried = [
+    let long_deadlines = [
         ("HAPAX__INTAKE__LOCK_WAIT", "60s"),
         ("HAPAX__DATABASE__STATEMENT_TIMEOUT", "90s"),
         ("HAPAX__SERVER__REQUEST_DEADLINE", "120s"),
         SHORT_DEADLINES[3],
     ];
-    let server = ledger.serve_with(&unhurried).await;
+    let server = ledger.serve_with(&long_deadlines).await;
     server.get("/jobs/x").await.is_problem(404, "job-not-found");
     let locked = ledger.hold("lock table jobs, job_queue, idempotency_keys in access exclusive mode").await;
     let cancelled = async |asking: tokio::task::JoinHandle<Answer>| {
@@ -212,8 +212,8 @@ async fn database_forgetful(answers: &mut Answers) {
 
 async fn shutdown(answers: &mut Answers) {
     let ledger = Ledger::new().await;
-    let unhurried = [("HAPAX__SERVER__DRAIN_DELAY", "10m"), ("HAPAX__SERVER__SHUTDOWN_DEADLINE", "20m")];
-    let server = ledger.serve_with(&unhurried).await;
+    let long_drain = [("HAPAX__SERVER__DRAIN_DELAY", "10m"), ("HAPAX__SERVER__SHUTDOWN_DEADLINE", "20m")];
+    let server = ledger.serve_with(&long_drain).await;
     server.signal(Signal::TERM);
     answers.got("readiness 503 shutdown", server.until_status("/readyz", 503).await);
 }
