@@ -11,7 +11,11 @@ use crate::changes::Condition;
 use crate::jobs::etag;
 
 /// The `If-Match` of an operation that requires one.
-pub struct IfMatch(pub Condition);
+pub struct IfMatch {
+    pub condition: Condition,
+    /// Weak tags never match. The client needs to know that they are the reason.
+    only_weak_tags: bool,
+}
 
 /// Refuses a request that has a condition, for an operation that does not support conditions. A server must not ignore
 /// a condition and perform the method without it (section 13.1).
@@ -42,6 +46,18 @@ impl IfNoneMatch {
     }
 }
 
+impl IfMatch {
+    /// Adds to a failed precondition that all tags are weak.
+    pub fn explain(&self, problem: Problem) -> Problem {
+        match problem {
+            Problem::PreconditionFailed { job_id, version, .. } => {
+                Problem::PreconditionFailed { job_id, version, only_weak_tags: self.only_weak_tags }
+            }
+            other => other,
+        }
+    }
+}
+
 impl FromRequest for IfMatch {
     type Error = Problem;
     type Future = Ready<Result<Self, Problem>>;
@@ -49,10 +65,13 @@ impl FromRequest for IfMatch {
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         ready(match tags(request.headers(), &IF_MATCH) {
             Ok(None) => Err(Problem::PreconditionRequired),
-            Ok(Some(Tags::Any)) => Ok(Self(Condition::Any)),
+            Ok(Some(Tags::Any)) => Ok(Self { condition: Condition::Any, only_weak_tags: false }),
             // `If-Match` compares strongly, so a weak tag matches nothing (section 8.8.3.2). A tag that Hapax did not
             // make matches no version.
-            Ok(Some(Tags::Listed(tags))) => Ok(Self(Condition::OneOf(tags.iter().filter_map(Tag::version).collect()))),
+            Ok(Some(Tags::Listed(tags))) => Ok(Self {
+                condition: Condition::OneOf(tags.iter().filter_map(Tag::version).collect()),
+                only_weak_tags: tags.iter().all(|tag| tag.weak),
+            }),
             Err(Malformed) => Err(Problem::InvalidIfMatch),
         })
     }

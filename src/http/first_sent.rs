@@ -28,11 +28,17 @@ pub struct FirstSent(Option<SystemTime>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum InvalidFirstSent {
-    #[error("the Repeatability-First-Sent header is sent more than once")]
+    #[error("`Repeatability-First-Sent` header is sent more than once. Send it once")]
     Repeated,
-    #[error("the value is not an IMF-fixdate (RFC 9110, section 5.6.7), such as Sat, 28 Nov 2026 04:00:00 GMT")]
+    #[error(
+        "the value of `Repeatability-First-Sent` is not an IMF-fixdate (RFC 9110, section 5.6.7). Send the time of the \
+         first attempt in this form: Sat, 28 Nov 2026 04:00:00 GMT"
+    )]
     Malformed,
-    #[error("the time is more than 60 s ahead of this server's clock")]
+    #[error(
+        "the time in `Repeatability-First-Sent` is more than 60 s ahead of the server's clock. Send the time of the \
+         first attempt, and check the client's clock"
+    )]
     Future,
 }
 

@@ -41,7 +41,7 @@ pub fn parameters<const N: usize>(request: &HttpRequest, names: [&'static str; N
             return Err(unknown(&name));
         };
         if parameter.value.replace(value.into_owned()).is_some() {
-            return Err(parameter.refused("it is given twice"));
+            return Err(parameter.refused("the parameter is sent twice; send it once"));
         }
     }
     Ok(parameters)
@@ -55,14 +55,14 @@ pub fn unknown(name: &str) -> Problem {
 
 impl Parameter {
     /// # Errors
-    /// If `read` does not accept the value. `expected` then tells the client what is valid.
+    /// If `read` does not accept the value. `expected` then tells the client what to send.
     pub fn read<T>(&self, expected: &str, read: impl FnOnce(&str) -> Option<T>) -> Result<Option<T>, Problem> {
         let value = self.value.as_deref().map(|value| read(value).ok_or_else(|| self.refused(expected)));
         value.transpose()
     }
 
     pub fn limit(&self) -> Result<u16, Problem> {
-        let expected = format!("an integer from {} to {} is expected", LIMITS.start(), LIMITS.end());
+        let expected = format!("expected an integer from {} to {}", LIMITS.start(), LIMITS.end());
         // Only the canonical spelling of the number is accepted.
         let limit = |text: &str| text.parse().ok().filter(|n: &u16| LIMITS.contains(n) && n.to_string() == text);
         Ok(self.read(&expected, limit)?.unwrap_or(LIMIT_DEFAULT))
@@ -71,19 +71,25 @@ impl Parameter {
     /// The name of a job type or a queue.
     pub fn name(&self) -> Result<Option<String>, Problem> {
         let name = |text: &str| jobs::is_name(text).then(|| text.to_owned());
-        self.read("1 to 128 visible ASCII characters without space are expected", name)
+        self.read("expected 1 to 128 visible ASCII characters without spaces", name)
     }
 
     pub fn moment(&self) -> Result<Option<DateTime<Utc>>, Problem> {
-        let expected = "a date and time of RFC 3339 in the years 0001 to 9999 is expected, such as \
-                        2030-01-31T12:00:00Z; a plus sign in it is written %2B";
+        let expected = self.value.as_deref().map_or("", |text| {
+            // In a query, a raw + is a space.
+            if jobs::moment(&text.replace(' ', "+")).is_some() {
+                "a raw + in a query means a space; send the + of the offset as %2B"
+            } else {
+                jobs::why_no_moment(text)
+            }
+        });
         self.read(expected, jobs::moment)
     }
 
     /// The position at which a page begins, from the `Link` of the page before.
     pub fn cursor<T>(&self, read: impl FnOnce(Vec<u8>) -> Option<T>) -> Result<Option<T>, Problem> {
         let decode = |text: &str| hex::decode(text).ok().filter(|bytes| hex::encode(bytes) == text);
-        self.read("a cursor from a Link header field is expected", |text| read(decode(text)?))
+        self.read("expected a cursor from the `Link` header field of an earlier page", |text| read(decode(text)?))
     }
 
     fn refused(&self, why: &str) -> Problem {

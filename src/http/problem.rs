@@ -67,12 +67,16 @@ pub enum Problem {
     PreconditionFailed {
         job_id: JobId,
         version: i32,
+        /// `If-Match` has no strong tag, so it matches no version at all.
+        only_weak_tags: bool,
     },
     PreconditionRequired,
     /// The key of the request may have expired, and no earlier copy has an outcome.
     FirstSentTooOld,
     KeyReused {
         job_id: JobId,
+        /// The path of the first request, if it is another path.
+        first_path: Option<String>,
         pointers: Vec<String>,
     },
     RequestInFlight,
@@ -104,13 +108,13 @@ pub enum Problem {
 /// Why nobody is known to be calling (RFC 6750, section 3).
 #[derive(Clone, Copy, Debug, Error)]
 pub enum Unauthenticated {
-    #[error("send Authorization: Bearer with an access token")]
+    #[error("the access token is missing. Send `Authorization: Bearer` with an access token")]
     Missing,
-    #[error("the Authorization header is sent more than once")]
+    #[error("`Authorization` header is sent more than once. Send it once")]
     Repeated,
-    #[error("the access token is not one of this service: hpx_ and 64 hexadecimal digits")]
+    #[error("the access token is malformed. A token of this service is hpx_ and 64 hexadecimal digits")]
     Malformed,
-    #[error("the access token is unknown, has expired or has been revoked")]
+    #[error("the access token is unknown, expired or revoked. Send another one")]
     Unknown,
 }
 
@@ -126,53 +130,57 @@ struct Entry {
 impl Problem {
     fn entry(&self) -> Entry {
         let (status, code, title, retryable) = match self {
-            Self::InvalidKey(InvalidKey::Missing) => {
-                (400, "idempotency-key-required", "An Idempotency-Key is required", false)
+            Self::InvalidKey(InvalidKey::Missing | InvalidKey::MissingInItem) => {
+                (400, "idempotency-key-required", "Idempotency-Key is missing", false)
             }
-            Self::InvalidKey(_) => (400, "invalid-idempotency-key", "The Idempotency-Key is not valid", false),
-            Self::InvalidFirstSent(_) => {
-                (400, "invalid-first-sent", "The Repeatability-First-Sent is not valid", false)
-            }
-            Self::InvalidJson(_) => (400, "invalid-json", "The body is not JSON that can be stored", false),
-            Self::InvalidJob(_) => (400, "invalid-job", "The job is not valid", false),
-            Self::UnknownParameter(_) => (400, "unknown-parameter", "A query parameter is unknown", false),
-            Self::InvalidParameter(_) => (400, "invalid-parameter", "A query parameter is not valid", false),
+            Self::InvalidKey(_) => (400, "invalid-idempotency-key", "The idempotency key is invalid", false),
+            Self::InvalidFirstSent(_) => (400, "invalid-first-sent", "Repeatability-First-Sent is invalid", false),
+            Self::InvalidJson(_) => (400, "invalid-json", "The JSON is invalid or cannot be stored", false),
+            Self::InvalidJob(_) => (400, "invalid-job", "The job is invalid", false),
+            Self::UnknownParameter(_) => (400, "unknown-parameter", "Unknown query parameter", false),
+            Self::InvalidParameter(_) => (400, "invalid-parameter", "Invalid query parameter", false),
             Self::BodyBroken => (400, "broken-body", "The body could not be read", true),
-            Self::Unauthenticated(_) => (401, "unauthenticated", "A valid access token is required", false),
+            Self::Unauthenticated(_) => (401, "unauthenticated", "The access token is missing or invalid", false),
             Self::MissingScope(_) => (403, "missing-scope", "The access token lacks a scope", false),
-            Self::InvalidBatch => (400, "invalid-batch", "The batch is not valid", false),
-            Self::InvalidItem => (400, "invalid-item", "The item is not valid", false),
-            Self::InvalidJobId => (400, "invalid-job-id", "The job's id is not valid", false),
-            Self::InvalidIfMatch => (400, "invalid-if-match", "The If-Match is not valid", false),
-            Self::UnsupportedCondition => (400, "unsupported-condition", "A condition is not taken here", false),
-            Self::RouteNotFound => (404, "route-not-found", "There is nothing at this path", false),
-            Self::JobNotFound => (404, "job-not-found", "There is no such job", false),
-            Self::KeyNotFound => (404, "key-not-found", "There is no such key", false),
-            Self::MethodNotAllowed { .. } => (405, "method-not-allowed", "The path does not take this method", false),
-            Self::BodyTooSlow => (408, "request-timeout", "The body took too long to arrive", true),
-            Self::RequestInFlight => (409, "request-in-flight", "The first request is still in flight", true),
-            Self::JobExists { .. } => (409, "job-exists-with-other-content", "The id stands for another job", false),
-            Self::JobNotWaiting { .. } => (409, "job-not-waiting", "The job does not wait any more", false),
+            Self::InvalidBatch => (400, "invalid-batch", "The batch is invalid", false),
+            Self::InvalidItem => (400, "invalid-item", "The batch item is invalid", false),
+            Self::InvalidJobId => (400, "invalid-job-id", "The job id is invalid", false),
+            Self::InvalidIfMatch => (400, "invalid-if-match", "If-Match is malformed", false),
+            Self::UnsupportedCondition => {
+                (400, "unsupported-condition", "Conditional header fields are not supported here", false)
+            }
+            Self::RouteNotFound => (404, "route-not-found", "Path not found", false),
+            Self::JobNotFound => (404, "job-not-found", "Job not found", false),
+            Self::KeyNotFound => (404, "key-not-found", "Idempotency key not found", false),
+            Self::MethodNotAllowed { .. } => (405, "method-not-allowed", "Method not allowed", false),
+            Self::BodyTooSlow => (408, "request-timeout", "The body did not arrive in time", true),
+            Self::RequestInFlight => (409, "request-in-flight", "The first request is still in progress", true),
+            Self::JobExists { .. } => {
+                (409, "job-exists-with-other-content", "The job id belongs to another job", false)
+            }
+            Self::JobNotWaiting { .. } => (409, "job-not-waiting", "The job is no longer queued", false),
             Self::JobDeleted => (410, "job-deleted", "The job was deleted", false),
             Self::PreconditionFailed { .. } => {
-                (412, "precondition-failed", "The job has changed since it was read", false)
+                (412, "precondition-failed", "The job's version does not match If-Match", false)
             }
-            Self::FirstSentTooOld => {
-                (412, "first-sent-too-old", "The request was first sent longer ago than keys live", false)
-            }
+            Self::FirstSentTooOld => (412, "first-sent-too-old", "The idempotency key may have expired", false),
             Self::BodyTooLarge { .. } => (413, "body-too-large", "The body is too large", false),
-            Self::UnsupportedMediaType { .. } => (415, "unsupported-media-type", "The body must be JSON", false),
-            Self::UnsupportedContentEncoding => {
-                (415, "unsupported-content-encoding", "The body must not be encoded", false)
+            Self::UnsupportedMediaType { .. } => {
+                (415, "unsupported-media-type", "Content-Type is not supported", false)
             }
-            Self::KeyReused { .. } => (422, "idempotency-key-reused", "The key stands for another request", false),
-            Self::PreconditionRequired => (428, "precondition-required", "An If-Match is required", false),
+            Self::UnsupportedContentEncoding => {
+                (415, "unsupported-content-encoding", "Content-Encoding is not supported", false)
+            }
+            Self::KeyReused { .. } => {
+                (422, "idempotency-key-reused", "The idempotency key belongs to another request", false)
+            }
+            Self::PreconditionRequired => (428, "precondition-required", "If-Match is missing", false),
             Self::QuotaExceeded(_) => (429, "quota-exceeded", "A quota is used up", true),
-            Self::Internal(_) => (500, "internal-error", "The service failed", true),
+            Self::Internal(_) => (500, "internal-error", "Unexpected server error", true),
             Self::Unavailable(_) | Self::Unfit(_) | Self::TokenUnverified { .. } | Self::Shed(Shed::Outage) => {
                 (503, "database-unavailable", "The database is not available", true)
             }
-            Self::Shed(_) => (503, "overloaded", "The service has as much to do as it can", true),
+            Self::Shed(_) => (503, "overloaded", "The service is overloaded", true),
             Self::StatementTimeout => (503, "statement-timeout", "The database took too long", true),
             Self::OutcomeUnknown => (503, "outcome-unknown", "The outcome is unknown", true),
             Self::NotReady(_) | Self::ShuttingDown => (503, "not-ready", "The service is not ready", true),
@@ -193,104 +201,157 @@ impl Problem {
             Self::InvalidJson(error) => sentence(error),
             Self::InvalidJob(error) if error.pointer.is_empty() => sentence(error),
             Self::InvalidJob(error) => format!("{}: {error}.", error.pointer),
-            Self::UnknownParameter(name) => format!("The query parameter {name:?} is not known here."),
+            Self::UnknownParameter(name) => {
+                format!("This operation has no query parameter {name:?}. Remove it, or correct its name.")
+            }
             Self::InvalidParameter(error) => format!("{}: {}.", error.name, error.why),
             Self::Unauthenticated(why) => sentence(why),
-            Self::MissingScope(scope) => format!("The access token does not have the scope {:?}.", scope.name()),
-            Self::RouteNotFound => "The paths are listed in /openapi.yaml.".to_owned(),
-            Self::JobNotFound => "No job of yours has this id.".to_owned(),
+            Self::MissingScope(scope) => {
+                format!("The access token does not have the scope {:?}. Use a token that has it.", scope.name())
+            }
+            Self::RouteNotFound => {
+                "No operation has this path. Paths must match exactly. /openapi.yaml lists them.".to_owned()
+            }
+            Self::JobNotFound => "You have no job with this id. Check the id and the access token.".to_owned(),
             Self::KeyNotFound => {
-                "No request of yours has been committed under this key on this route, or the key has expired."
+                "You have no committed request with this key on this route, or the key has expired. Check the key and \
+                 the query parameter `route`."
                     .to_owned()
             }
-            Self::MethodNotAllowed { allow } => format!("Allowed here: {allow}."),
-            Self::BodyTooSlow => "Send the whole body sooner; nothing was written.".to_owned(),
-            Self::BodyBroken => "The connection or its framing broke within the body; nothing was written.".to_owned(),
-            Self::BodyTooLarge { limit_bytes } => format!("At most {limit_bytes} bytes are taken."),
-            Self::UnsupportedMediaType { taken, .. } => {
-                let taken = taken.replace(", ", " or ");
-                format!("Send Content-Type: {taken}, in UTF-8. A charset parameter may name UTF-8 or US-ASCII.")
+            Self::MethodNotAllowed { allow } => {
+                format!("Use a method that this path supports: {}.", allow.replace(", ", " or "))
             }
-            Self::UnsupportedContentEncoding => "Send the body without Content-Encoding.".to_owned(),
+            Self::BodyTooSlow => {
+                "The whole body did not arrive in time, and nothing was written. Send the request again.".to_owned()
+            }
+            Self::BodyBroken => {
+                "The connection or the transfer coding broke within the body, and nothing was written. Send the request \
+                 again."
+                    .to_owned()
+            }
+            Self::BodyTooLarge { limit_bytes } => {
+                format!("The limit is {limit_bytes} bytes. Send less, for example a reference to data that is elsewhere.")
+            }
+            Self::UnsupportedMediaType { taken, .. } => {
+                let taken = taken.replace(", ", "` or `");
+                format!("Send `Content-Type: {taken}` and a body in UTF-8. A charset parameter may be UTF-8 or US-ASCII.")
+            }
+            Self::UnsupportedContentEncoding => {
+                "The body is compressed or encoded in another way. Send it as it is, without `Content-Encoding`.".to_owned()
+            }
+            Self::KeyReused { first_path: Some(path), .. } => format!(
+                "This idempotency key belongs to an earlier request on another path, {path}. Send a new key with a new \
+                 request."
+            ),
             Self::KeyReused { .. } => {
-                "The Idempotency-Key has been used for a request with another content, whose answer it still stands \
-                 for. Send a new key with a new request."
+                "This idempotency key belongs to an earlier request with other content. Send a new key with a new \
+                 request. To retry the earlier request, send its content unchanged."
                     .to_owned()
             }
             Self::RequestInFlight => {
-                "Another request for the same, or work on the database, is in the way. Send this one again to get its \
-                 answer."
+                "An earlier attempt of this request, or other work on the same rows, is still in progress. Send the same \
+                 request again after `Retry-After` to get its result."
                     .to_owned()
             }
-            Self::InvalidBatch => "1 to 1000 items are expected, each in a line of its own.".to_owned(),
+            Self::InvalidBatch => {
+                "The batch is empty or has more than 1000 items. Send 1 to 1000 items, one per line.".to_owned()
+            }
             Self::InvalidItem => {
-                "An object is expected with the members idempotency_key, a string, and job; nothing else, and each once."
+                "The line is not an object with exactly these members, each once: `idempotency_key`, a string, and `job`. \
+                 Correct the line."
                     .to_owned()
             }
             Self::InvalidJobId => {
-                "The id must be a UUID in its hyphenated form, other than the nil UUID and the max UUID.".to_owned()
+                "The id in the path cannot be a job id. Send a UUID with hyphens, other than the nil UUID and the max \
+                 UUID."
+                    .to_owned()
             }
             Self::InvalidIfMatch => {
-                "If-Match is *, or a list of entity tags in quotation marks, as ETag gives them.".to_owned()
+                "Send the job's `ETag` with its quotation marks, such as \"1\", several of them with commas between, or *."
+                    .to_owned()
             }
             Self::UnsupportedCondition => {
-                "If-Match, If-None-Match and If-Unmodified-Since are not taken here: this is safe to repeat without."
+                "This operation does not support `If-Match`, `If-None-Match` and `If-Unmodified-Since`. Remove them: the \
+                 operation is safe to repeat without them."
                     .to_owned()
             }
             Self::JobExists { .. } => {
-                "A job of other content has this id, and goes on having it. Send a new id with a new job.".to_owned()
+                "A job with other content has this id. Send a new id with a new job. To retry the earlier request, send \
+                 its content unchanged."
+                    .to_owned()
             }
             Self::JobNotWaiting { state, .. } => {
-                format!("The job is {}; only one that is queued can be changed.", state.name())
+                format!("The job is {}. Only a queued job can be changed.", state.name())
             }
-            Self::JobDeleted => "A job of yours had this id, which is not used again.".to_owned(),
+            Self::JobDeleted => {
+                "The job with this id was deleted, and its id cannot be used again. Send a new id with a new job."
+                    .to_owned()
+            }
+            Self::PreconditionFailed { only_weak_tags: true, .. } => {
+                "`If-Match` has only weak tags (W/), which never match, and nothing was changed. A proxy that compresses \
+                 responses makes tags weak. Send the job's `version` in quotation marks instead, such as \"1\"."
+                    .to_owned()
+            }
             Self::PreconditionFailed { .. } => {
-                "ETag tells the version that the job is of now; nothing was changed. Read it, and decide anew."
+                "The job has another version than `If-Match` names, and nothing was changed. `ETag` has the current \
+                 version. Read the job and decide again."
                     .to_owned()
             }
             Self::PreconditionRequired => {
-                "Send If-Match with the ETag of the job that you have read, or with *.".to_owned()
+                "`If-Match` header is missing. Send the `ETag` of the job that you have read, or its `version` in \
+                 quotation marks. Send * to change any version."
+                    .to_owned()
             }
             Self::FirstSentTooOld => {
-                "This request was not carried out, and it is no longer known whether an earlier copy was. Look for the \
-                 job before you send a new request with a new Idempotency-Key."
+                "The request was not carried out. Its idempotency key may have expired, so it is unknown whether an \
+                 earlier attempt succeeded. Look for the job before you send a new request with a new key."
                     .to_owned()
             }
             Self::QuotaExceeded(quota_status) => {
                 let Policy { name, quota, window } = quota_status.policy;
                 format!(
-                    "The quota \"{name}\" of {quota} in {} s is used up; nothing was written. Send the same request \
-                     again after Retry-After.",
+                    "The quota \"{name}\" of {quota} in {} s is used up, and nothing was written. Send the same request \
+                     again after `Retry-After`.",
                     whole_seconds(window)
                 )
             }
             Self::Unavailable(_) | Self::TokenUnverified { unfit: false } | Self::Shed(Shed::Outage) => {
-                "The database did not take it, and nothing was written. Send the same request again.".to_owned()
+                "The database is not reachable or did not accept the statement, and nothing was written. Send the same \
+                 request again after `Retry-After`."
+                    .to_owned()
             }
-            Self::Shed(_) => "Nothing was written. Send the same request again, a little later.".to_owned(),
+            Self::Shed(_) => {
+                "The service has too many requests at the moment, and nothing was written. Send the same request again \
+                 after `Retry-After`."
+                    .to_owned()
+            }
             Self::StatementTimeout => {
-                "The database did not finish in the time that it is given, and nothing was written. Send the same request \
-                 again after Retry-After."
+                "The database did not finish within the time limit of a statement, and nothing was written. Send the same \
+                 request again after `Retry-After`."
                     .to_owned()
             }
             Self::Unfit(_) | Self::TokenUnverified { unfit: true } => {
-                "The database's schema is not the one that this release needs, or is not on the search_path; nothing was \
-                 written. An operator has to correct it; then send the same request again."
+                "The database does not have the schema that this release needs, and nothing was written. An operator must \
+                 run `hapax migrate`; then send the same request again."
                     .to_owned()
             }
             Self::OutcomeUnknown => {
-                "The database did not say in time whether it was done. Send the same again, with the same \
-                 Idempotency-Key if there was one, to know."
+                "The database did not confirm in time whether the request was carried out. Send the same request again, \
+                 with the same idempotency key if it had one."
                     .to_owned()
             }
             Self::NotReady(reason) => sentence(reason),
-            Self::ShuttingDown => "The service is shutting down.".to_owned(),
-            Self::Internal(_) => "The failure has been logged under this request's id.".to_owned(),
-            Self::BehindClose => {
-                "The request came on a connection behind one with Connection: close. Send it on another connection."
+            Self::ShuttingDown => "The replica is shutting down. Send requests to another replica.".to_owned(),
+            Self::Internal(_) => {
+                "The server's log has the cause under the request id in `instance`. Send the same request again. If that \
+                 fails too, report the request id to the operator."
                     .to_owned()
             }
-            Self::Framework(_) => "The request is malformed.".to_owned(),
+            Self::BehindClose => {
+                "The request came on a connection behind a request with `Connection: close`. Send it on a new connection."
+                    .to_owned()
+            }
+            Self::Framework(_) => "The request is malformed. Compare it with /openapi.yaml.".to_owned(),
         }
     }
 
@@ -411,7 +472,7 @@ const RETRY_AFTER_SECONDS: std::ops::RangeInclusive<u64> = 1..=3;
 /// Longer: the same statement would cost a database that is slow as much again.
 const RETRY_AFTER_TIMEOUT_SECONDS: std::ops::RangeInclusive<u64> = 5..=10;
 
-/// An error's words as a sentence of their own.
+/// An error's text with a capital letter and a full stop.
 fn sentence(words: &impl fmt::Display) -> String {
     let words = words.to_string();
     let mut characters = words.chars();
@@ -494,7 +555,9 @@ impl From<Rejection> for Problem {
 impl From<KeyedError> for Problem {
     fn from(error: KeyedError) -> Self {
         match error {
-            KeyedError::KeyReused { first, pointers } => Self::KeyReused { job_id: first.answer.job_id, pointers },
+            KeyedError::KeyReused { first, pointers } => {
+                Self::KeyReused { job_id: first.answer.job_id, first_path: None, pointers }
+            }
             KeyedError::InFlight => Self::RequestInFlight,
             KeyedError::Unavailable(reason) => Self::Unavailable(reason),
             KeyedError::TimedOut => Self::StatementTimeout,
@@ -519,7 +582,7 @@ impl From<Refusal> for Problem {
             Refusal::NotFound => Self::JobNotFound,
             Refusal::Deleted => Self::JobDeleted,
             Refusal::NotWaiting { id, state } => Self::JobNotWaiting { job_id: id, state },
-            Refusal::Stale { id, version } => Self::PreconditionFailed { job_id: id, version },
+            Refusal::Stale { id, version } => Self::PreconditionFailed { job_id: id, version, only_weak_tags: false },
         }
     }
 }
@@ -598,11 +661,12 @@ mod tests {
             Problem::JobExists { job_id, pointers: Vec::new() },
             Problem::JobNotWaiting { job_id, state: State::Running },
             Problem::JobDeleted,
-            Problem::PreconditionFailed { job_id, version: 1 },
+            Problem::PreconditionFailed { job_id, version: 1, only_weak_tags: false },
+            Problem::PreconditionFailed { job_id, version: 1, only_weak_tags: true },
             Problem::PreconditionRequired,
             Problem::InvalidFirstSent(InvalidFirstSent::Malformed),
             Problem::FirstSentTooOld,
-            Problem::KeyReused { job_id, pointers: Vec::new() },
+            Problem::KeyReused { job_id, first_path: None, pointers: Vec::new() },
             Problem::RequestInFlight,
             Problem::QuotaExceeded(QuotaStatus { policy, remaining: 0, reset, retry_after: None }),
             Problem::Unavailable("it is away".to_owned()),

@@ -50,7 +50,7 @@ const CHECK_DEADLINE: Duration = Duration::from_secs(2);
 const STALE_LIFE: Duration = Duration::from_secs(5);
 
 /// The reason for a database that does not answer, or not in time.
-const UNAVAILABLE: &str = "the database is not available";
+const UNAVAILABLE: &str = "the database is not reachable or does not answer";
 
 impl Readiness {
     /// `allow_loss`: whether a database that may lose acknowledged jobs counts as ready.
@@ -115,10 +115,15 @@ impl Readiness {
                 tracing::debug!(error = %error, "the readiness check could not query the database");
                 Err(UNAVAILABLE.to_owned())
             }
-            Ok((Schema::Unfit, _)) => Err("the database's schema is not the one that this release needs".to_owned()),
-            Ok((_, Durability::ReadOnly)) => Err("the database takes no writes".to_owned()),
+            Ok((Schema::Unfit, _)) => Err(
+                "the database does not have the schema that this release needs. An operator must run `hapax migrate`"
+                    .to_owned(),
+            ),
+            Ok((_, Durability::ReadOnly)) => {
+                Err("the database is read-only. Connect the service to the primary server".to_owned())
+            }
             Ok((_, Durability::Lossy(setting))) if !self.allow_loss => {
-                Err(format!("the database may lose what it acknowledges: {setting} is off"))
+                Err(format!("the database may lose committed jobs, because {setting} is off. Turn it on"))
             }
             Ok(_) => pools,
         }
@@ -141,7 +146,7 @@ async fn check_pool(pool: &Pool, deadline: Instant) -> Result<(), String> {
         Ok(()) | Err(DatabaseError::Shed(Shed::Waited)) => Ok(()),
         Err(error) => {
             tracing::debug!(pool = pool.name(), %error, "the readiness check could not use a connection pool");
-            Err(format!("there is no connection to the database for {}", pool.name()))
+            Err(format!("no connection to the database is available for the pool {}", pool.name()))
         }
     }
 }

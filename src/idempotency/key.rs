@@ -14,23 +14,31 @@ pub struct Key(String);
 
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum InvalidKey {
-    #[error("there is no Idempotency-Key")]
+    #[error(
+        "`Idempotency-Key` header is missing. Send a unique value, for example a UUID, and reuse it when you retry"
+    )]
     Missing,
-    #[error("the Idempotency-Key header is sent {0} times; one key, once, is expected")]
+    #[error(
+        "the member `idempotency_key` is missing. Send a unique value, for example a UUID, and reuse it when you retry"
+    )]
+    MissingInItem,
+    #[error("`Idempotency-Key` header is sent {0} times. Send it once, with one key")]
     Repeated(usize),
     #[error(
-        "the value begins with a quotation mark but is not a String of Structured Fields (RFC 9651, section 3.3.3)"
+        "the value of `Idempotency-Key` starts with a quotation mark but is not a quoted string (RFC 9651, section \
+         3.3.3). Put the whole key in quotation marks, and a backslash before each quotation mark or backslash in it"
     )]
     NotAString,
-    #[error("the key is empty")]
+    #[error("the key is empty. Send 1 to 255 visible ASCII characters, for example a UUID")]
     Empty,
-    #[error("the key is longer than 255 characters")]
+    #[error("the key is longer than 255 characters. Send a shorter one, for example a UUID")]
     TooLong,
     #[error(
-        "the key holds a character outside of 0x21 to 0x7E; space, control and non-ASCII characters are not allowed"
+        "the key contains a space, a control character or a non-ASCII character. Use only visible ASCII characters \
+         (0x21 to 0x7E)"
     )]
     Character,
-    #[error("a comma stands in the key; a key with a comma must be sent in quotes")]
+    #[error("the key contains a comma. Put a key with a comma in quotation marks, or use a key without one")]
     Comma,
 }
 

@@ -1,5 +1,7 @@
 //! Reads the members of a JSON object one by one, so that each error names the member.
 
+use std::borrow::Cow;
+
 use chrono::{DateTime, Datelike, Timelike, Utc};
 use thiserror::Error;
 
@@ -16,6 +18,8 @@ pub struct InvalidJob {
     pub detail: String,
 }
 
+/// The members without a default that must not be null.
+const REQUIRED: [&str; 2] = ["/type", "/unique/by"];
 const NAME_LENGTH_MAX: usize = 128;
 const PRIORITY_RANGE: std::ops::RangeInclusive<i16> = 1..=4;
 const MAX_ATTEMPTS_RANGE: std::ops::RangeInclusive<i32> = 1..=1000;
@@ -30,7 +34,10 @@ pub fn members<'d, 'a, const N: usize>(
     names: [&str; N],
 ) -> Result<[Option<Value<'d, 'a>>; N], InvalidJob> {
     if object.kind() != Kind::Object {
-        return Err(invalid(pointer, "a JSON object is expected"));
+        return Err(match pointer {
+            "" => invalid(pointer, "expected a JSON object"),
+            _ => unexpected(object, pointer, "a JSON object"),
+        });
     }
     let mut values = [None; N];
     for (name, value) in object.members() {
@@ -38,7 +45,7 @@ pub fn members<'d, 'a, const N: usize>(
             return Err(unknown_member(pointer, &name, &names));
         };
         if values[index].replace(value).is_some() {
-            return Err(invalid(&member_pointer(pointer, &name), "the member is given twice"));
+            return Err(invalid(&member_pointer(pointer, &name), "the member occurs twice; send it once"));
         }
     }
     Ok(values)
@@ -47,16 +54,14 @@ pub fn members<'d, 'a, const N: usize>(
 /// # Errors
 /// [`InvalidJob`] if the member is missing.
 pub fn required<'d, 'a>(value: Option<Value<'d, 'a>>, pointer: &str) -> Result<Value<'d, 'a>, InvalidJob> {
-    value.ok_or_else(|| invalid(pointer, "the member is required"))
+    value.ok_or_else(|| invalid(pointer, "the member is missing; it is required"))
 }
 
 /// The name of a job type or a queue.
 pub fn name(value: Value<'_, '_>, pointer: &str) -> Result<String, InvalidJob> {
-    let text = value.as_str().ok_or_else(|| invalid(pointer, "a string is expected"))?;
-    if !is_name(&text) {
-        return Err(invalid(pointer, "1 to 128 visible ASCII characters without space are expected"));
-    }
-    Ok(text.into_owned())
+    let text = value.as_str().filter(|text| is_name(text));
+    text.map(Cow::into_owned)
+        .ok_or_else(|| unexpected(value, pointer, "a string of 1 to 128 visible ASCII characters without spaces"))
 }
 
 pub fn is_name(text: &str) -> bool {
@@ -72,12 +77,10 @@ pub fn max_attempts(value: Value<'_, '_>) -> Result<i32, InvalidJob> {
 }
 
 pub fn run_at(value: Value<'_, '_>) -> Result<DateTime<Utc>, InvalidJob> {
-    value.as_str().as_deref().and_then(moment).ok_or_else(|| {
-        invalid(
-            "/run_at",
-            "a date and time of RFC 3339 in the years 0001 to 9999 is expected, such as 2030-01-31T12:00:00Z",
-        )
-    })
+    match value.as_str() {
+        None => Err(unexpected(value, "/run_at", "a string with a date and time, such as 2030-01-31T12:00:00Z")),
+        Some(text) => moment(&text).ok_or_else(|| invalid("/run_at", why_no_moment(&text))),
+    }
 }
 
 /// The canonical form of `run_at` in a fingerprint: each moment has one form, however it is written.
@@ -100,6 +103,16 @@ pub fn moment(text: &str) -> Option<DateTime<Utc>> {
     (1..=9999).contains(&at.year()).then_some(at)
 }
 
+/// Tells the client why [`moment`] refuses a text, and what to send.
+pub fn why_no_moment(text: &str) -> &'static str {
+    let has_no_offset = ["Z", "z"].iter().any(|offset| moment(&format!("{text}{offset}")).is_some());
+    if has_no_offset {
+        "the time has no offset from UTC; append Z for UTC, or an offset such as +01:00"
+    } else {
+        "expected a date and time of RFC 3339 in the years 0001 to 9999, such as 2030-01-31T12:00:00Z"
+    }
+}
+
 /// chrono accepts the second 60 in any minute, and keeps it in the fraction.
 fn is_leap_second(at: DateTime<Utc>) -> bool {
     at.nanosecond() >= 1_000_000_000
@@ -116,21 +129,31 @@ where
     T: std::str::FromStr + PartialOrd + std::fmt::Display,
 {
     let number = (value.kind() == Kind::Number).then(|| value.text().parse::<T>().ok()).flatten();
-    number.filter(|number| range.contains(number)).ok_or_else(|| {
-        let detail = format!("an integer from {} to {} is expected", range.start(), range.end());
-        InvalidJob { pointer: pointer.to_owned(), detail }
-    })
+    number
+        .filter(|number| range.contains(number))
+        .ok_or_else(|| unexpected(value, pointer, &format!("an integer from {} to {}", range.start(), range.end())))
 }
 
 fn unknown_member(pointer: &str, name: &str, known: &[&str]) -> InvalidJob {
     const SHOWN_LENGTH_MAX: usize = 64;
     let pointer = if name.len() <= SHOWN_LENGTH_MAX { member_pointer(pointer, name) } else { pointer.to_owned() };
     let detail = match known {
-        [only] => format!("a member is unknown; only {only} is known"),
-        [others @ .., last] => format!("a member is unknown; known are {} and {last}", others.join(", ")),
-        [] => "a member is unknown".to_owned(),
+        [only] => format!("the member is unknown; the only member here is {only}"),
+        [others @ .., last] => format!("the member is unknown; the members here are {} and {last}", others.join(", ")),
+        [] => "the member is unknown".to_owned(),
     };
     InvalidJob { pointer, detail }
+}
+
+/// The error for a value of the wrong kind or out of range.
+pub fn unexpected(value: Value<'_, '_>, pointer: &str, expected: &str) -> InvalidJob {
+    let null = "null is not accepted here; send";
+    let detail = match value.kind() {
+        Kind::Null if REQUIRED.contains(&pointer) => format!("{null} {expected}"),
+        Kind::Null => format!("{null} {expected}, or leave the member out to get the default"),
+        _ => format!("expected {expected}"),
+    };
+    InvalidJob { pointer: pointer.to_owned(), detail }
 }
 
 pub fn invalid(pointer: &str, detail: &str) -> InvalidJob {

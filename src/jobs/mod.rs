@@ -15,7 +15,7 @@ pub mod queries;
 mod unique;
 
 pub use depth::{Depth, Depths};
-pub use members::{InvalidJob, is_name, moment};
+pub use members::{InvalidJob, is_name, moment, why_no_moment};
 pub use new_job::NewJob;
 pub use page::{Filter, Page};
 pub use patch::Patch;

@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::members::{InvalidJob, invalid, members, required};
+use super::members::{InvalidJob, invalid, members, required, unexpected};
 use crate::json::{InvalidPointer, Kind, Value, resolve};
 
 /// SHA-256 of a job's type, its queue, and the values at the pointers of `unique.by`. Different spellings of the same
@@ -24,17 +24,20 @@ pub fn pointers(unique: Value<'_, '_>) -> Result<Vec<String>, InvalidJob> {
     let by = required(by, "/unique/by")?;
     let elements: Vec<_> = by.elements().collect();
     if by.kind() != Kind::Array || elements.is_empty() || elements.len() > POINTERS_MAX {
-        return Err(invalid("/unique/by", "an array of 1 to 16 JSON Pointers is expected"));
+        return Err(unexpected(by, "/unique/by", "an array of 1 to 16 JSON Pointers"));
     }
     let mut pointers = Vec::new();
     for (position, element) in elements.into_iter().enumerate() {
         let pointer = element.as_str().filter(|pointer| leads_into_payload(pointer));
         let pointer = pointer.ok_or_else(|| {
-            invalid(&place(position), "a JSON Pointer to /payload or into it is expected, of 256 characters at most")
+            invalid(&place(position), "expected a JSON Pointer of at most 256 characters that starts with /payload")
         })?;
         // A pointer into the value of another pointer adds nothing.
         if pointers.iter().any(|known: &String| is_within(known, &pointer) || is_within(&pointer, known)) {
-            return Err(invalid(&place(position), "the pointer is given twice, or one of the others leads into it"));
+            return Err(invalid(
+                &place(position),
+                "the pointer leads to the same place as another one, or into it; remove one of them",
+            ));
         }
         pointers.push(pointer.into_owned());
     }
@@ -65,8 +68,12 @@ impl ContentDigest {
         for (position, pointer) in by.iter().enumerate() {
             let value = resolve(request, pointer).map_err(|error| {
                 let detail = match error {
-                    InvalidPointer::Syntax => "in a JSON Pointer, ~ is followed by 0 or 1",
-                    InvalidPointer::Ambiguous => "the pointer leads through a member that is there twice",
+                    InvalidPointer::Syntax => {
+                        "a JSON Pointer may contain ~ only as ~0 or ~1; write ~ as ~0 and / as ~1"
+                    }
+                    InvalidPointer::Ambiguous => {
+                        "the pointer leads through a member that occurs twice; send the member once"
+                    }
                 };
                 invalid(&place(position), detail)
             })?;
@@ -74,7 +81,10 @@ impl ContentDigest {
         }
         // A missing value is content, too. But without any value, all such jobs would have the same content.
         if places.iter().all(|(_, value)| value.is_none()) {
-            return Err(invalid(&place(0), "no pointer leads to a value in this payload; at least one must"));
+            return Err(invalid(
+                &place(0),
+                "none of the pointers leads to a value in this payload; correct the pointers or the payload",
+            ));
         }
         // The order of the pointers does not matter.
         places.sort_by_key(|(pointer, _)| *pointer);

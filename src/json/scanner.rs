@@ -1,6 +1,7 @@
 //! Scans the bytes once: grammar, nesting depth, and text that PostgreSQL cannot store.
 
-use thiserror::Error;
+use std::error::Error;
+use std::fmt;
 
 use super::{Document, Kind, Node};
 
@@ -12,27 +13,50 @@ const NODE_BYTES: usize = 6;
 const NODES_EXPECTED_MAX: usize = 256;
 
 /// Why a text is not JSON that can be stored.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{reason} at byte {offset}")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidJson {
     pub reason: &'static str,
     pub offset: usize,
 }
 
+/// Only bodies can be empty: the lines of a batch are not, because empty lines are skipped.
+const EMPTY: &str = "the body is empty; send a JSON object";
+const BYTE_ORDER_MARK: &str =
+    "the text starts with a byte order mark (EF BB BF); send it as UTF-8 without the byte order mark";
+
+impl fmt::Display for InvalidJson {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self { reason: EMPTY, .. } => f.write_str(EMPTY),
+            Self { reason, offset } => write!(f, "at byte {offset}: {reason}"),
+        }
+    }
+}
+
+impl Error for InvalidJson {}
+
 /// `around`: levels outside of the text that the depth limit applies to.
 pub fn scan(bytes: &[u8], around: usize) -> Result<Document<'_>, InvalidJson> {
-    let text = std::str::from_utf8(bytes)
-        .map_err(|error| InvalidJson { reason: "the text is not UTF-8", offset: error.valid_up_to() })?;
+    let text = std::str::from_utf8(bytes).map_err(|error| InvalidJson {
+        reason: "the text is not UTF-8; encode it as UTF-8",
+        offset: error.valid_up_to(),
+    })?;
     if u32::try_from(text.len()).is_err() {
-        return Err(InvalidJson { reason: "the text is larger than 4 GiB", offset: 0 });
+        return Err(InvalidJson { reason: "the text is larger than 4 GiB; send less", offset: 0 });
     }
     let nodes = Vec::with_capacity((text.len() / NODE_BYTES).min(NODES_EXPECTED_MAX));
     let mut scanner = Scanner { bytes: text.as_bytes(), at: 0, depth_max: DEPTH_MAX + around, nodes };
+    if scanner.bytes.starts_with("\u{feff}".as_bytes()) {
+        return Err(scanner.error(BYTE_ORDER_MARK));
+    }
     scanner.white_space();
+    if scanner.peek().is_none() {
+        return Err(InvalidJson { reason: EMPTY, offset: 0 });
+    }
     scanner.value(0)?;
     scanner.white_space();
     if scanner.at < scanner.bytes.len() {
-        return Err(scanner.error("something follows the value"));
+        return Err(scanner.error("text follows the JSON value; send one value only"));
     }
     Ok(Document { text, nodes: scanner.nodes })
 }
@@ -54,14 +78,14 @@ impl Scanner<'_> {
             Some(b't') => self.literal(b"true", Kind::Boolean),
             Some(b'f') => self.literal(b"false", Kind::Boolean),
             Some(b'n') => self.literal(b"null", Kind::Null),
-            Some(_) => Err(self.error("a value was expected")),
-            None => Err(self.error("the text ends where a value was expected")),
+            Some(_) => Err(self.error("expected a JSON value")),
+            None => Err(self.error("the text ends where a JSON value is expected; send the whole text")),
         }
     }
 
     fn container(&mut self, depth: usize, kind: Kind) -> Result<(), InvalidJson> {
         if depth == self.depth_max {
-            return Err(self.error("the text nests deeper than 64 levels"));
+            return Err(self.error("the text nests deeper than 64 levels; send a flatter value"));
         }
         let close = if kind == Kind::Object { b'}' } else { b']' };
         let index = self.open(kind);
@@ -81,7 +105,7 @@ impl Scanner<'_> {
             match self.peek() {
                 Some(b',') => self.at += 1,
                 Some(byte) if byte == close => break,
-                _ => return Err(self.error("a comma or the closing bracket was expected")),
+                _ => return Err(self.error("expected a comma or the closing bracket")),
             }
             self.white_space();
         }
@@ -92,12 +116,12 @@ impl Scanner<'_> {
 
     fn name(&mut self) -> Result<(), InvalidJson> {
         if self.peek() != Some(b'"') {
-            return Err(self.error("a member's name in quotes was expected"));
+            return Err(self.error("expected the name of a member, in quotation marks"));
         }
         self.string()?;
         self.white_space();
         if self.peek() != Some(b':') {
-            return Err(self.error("a colon was expected"));
+            return Err(self.error("expected a colon after the name of the member"));
         }
         self.at += 1;
         self.white_space();
@@ -117,8 +141,10 @@ impl Scanner<'_> {
                     self.nodes[index].escaped = true;
                     self.escape()?;
                 }
-                Some(_) => return Err(self.error("a control character stands bare in a string")),
-                None => return Err(self.error("the text ends within a string")),
+                Some(_) => {
+                    return Err(self.error("a string contains a control character; escape it, for example as \\n"));
+                }
+                None => return Err(self.error("the text ends inside a string; send the whole text")),
             }
         }
         self.at += 1;
@@ -133,19 +159,19 @@ impl Scanner<'_> {
                 Ok(())
             }
             Some(b'u') => self.unicode_escape(),
-            _ => Err(self.error("an unknown escape stands in a string")),
+            _ => Err(self.error("a string contains an unknown escape; write a backslash as \\\\")),
         }
     }
 
     /// Refuses escapes that PostgreSQL text cannot hold: `\u0000` and unpaired surrogates.
     fn unicode_escape(&mut self) -> Result<(), InvalidJson> {
         match self.code_unit(self.at)? {
-            0 => Err(self.error("\\u0000 cannot be stored")),
-            0xdc00..=0xdfff => Err(self.error("a low surrogate stands without its high one")),
+            0 => Err(self.error("the escape \\u0000 cannot be stored; remove it")),
+            0xdc00..=0xdfff => Err(self.error("a low surrogate has no high surrogate before it; send both or neither")),
             0xd800..=0xdbff => {
                 let follows = self.bytes.get(self.at + 6..self.at + 8) == Some(b"\\u".as_slice());
                 if !follows || !matches!(self.code_unit(self.at + 6)?, 0xdc00..=0xdfff) {
-                    return Err(self.error("a high surrogate stands without its low one"));
+                    return Err(self.error("a high surrogate has no low surrogate after it; send both or neither"));
                 }
                 self.at += 12;
                 Ok(())
@@ -162,7 +188,7 @@ impl Scanner<'_> {
         digits
             .and_then(|digits| std::str::from_utf8(digits).ok())
             .and_then(|digits| u16::from_str_radix(digits, 16).ok())
-            .ok_or_else(|| self.error("\\u wants four hexadecimal digits"))
+            .ok_or_else(|| self.error("expected four hexadecimal digits after \\u"))
     }
 
     fn number(&mut self) -> Result<(), InvalidJson> {
@@ -196,14 +222,14 @@ impl Scanner<'_> {
             self.at += 1;
         }
         if self.at == start {
-            return Err(self.error("a digit was expected"));
+            return Err(self.error("expected a digit"));
         }
         Ok(())
     }
 
     fn literal(&mut self, word: &[u8], kind: Kind) -> Result<(), InvalidJson> {
         if !self.bytes[self.at..].starts_with(word) {
-            return Err(self.error("a value was expected"));
+            return Err(self.error("expected a JSON value"));
         }
         let index = self.open(kind);
         self.at += word.len();
@@ -251,16 +277,19 @@ mod tests {
     #[test]
     fn text_that_postgresql_cannot_store_is_refused_with_its_offset() {
         for (text, reason, offset) in [
-            (r#"{"a":"x\u0000"}"#, "\\u0000 cannot be stored", 7),
-            (r#"["\ud800"]"#, "a high surrogate stands without its low one", 2),
-            (r#"["\ud800\u0041"]"#, "a high surrogate stands without its low one", 2),
-            (r#"["\udc00"]"#, "a low surrogate stands without its high one", 2),
-            ("[1,]", "a value was expected", 3),
-            ("{} x", "something follows the value", 3),
+            (r#"{"a":"x\u0000"}"#, "the escape \\u0000 cannot be stored; remove it", 7),
+            (r#"["\ud800"]"#, "a high surrogate has no low surrogate after it; send both or neither", 2),
+            (r#"["\ud800\u0041"]"#, "a high surrogate has no low surrogate after it; send both or neither", 2),
+            (r#"["\udc00"]"#, "a low surrogate has no high surrogate before it; send both or neither", 2),
+            ("[1,]", "expected a JSON value", 3),
+            ("{} x", "text follows the JSON value; send one value only", 3),
+            ("\u{feff}{}", BYTE_ORDER_MARK, 0),
+            ("", EMPTY, 0),
+            (" \n", EMPTY, 0),
         ] {
             assert_eq!(scan(text.as_bytes(), 0).unwrap_err(), InvalidJson { reason, offset }, "{text}");
         }
-        assert_eq!(scan(b"\"\xff\"", 0).unwrap_err().reason, "the text is not UTF-8");
+        assert_eq!(scan(b"\"\xff\"", 0).unwrap_err().reason, "the text is not UTF-8; encode it as UTF-8");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Invalid requests: they are refused with a clear error and leave nothing behind.
 
-use crate::harness::{Ledger, RawConnection, Server, job};
+use crate::harness::{Answer, Ledger, RawConnection, Server, job};
 
 #[tokio::test]
 async fn an_invalid_job_is_refused_with_a_pointer_and_its_key_stays_unused() {
@@ -54,6 +54,67 @@ async fn an_invalid_job_is_refused_with_a_pointer_and_its_key_stays_unused() {
     }
     ledger.assert_consistent(0).await;
     assert_eq!(server.submit("the-key", deep(63)).await.status, 201);
+}
+
+fn detail(answer: &Answer) -> String {
+    answer.json()["detail"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn an_error_says_what_is_wrong_and_what_to_send() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    for (body, words) in [
+        ("", "The body is empty; send a JSON object."),
+        ("\u{feff}{}", "byte order mark"),
+        (r#"{"type":"t","payload":1,"run_at":"2030-01-31T12:00:00"}"#, "/run_at: the time has no offset from UTC;"),
+        (
+            r#"{"type":"t","payload":1,"priority":null}"#,
+            "null is not accepted here; send an integer from 1 to 4, or leave",
+        ),
+        (r#"{"type":"t","payload":1,"unique":null}"#, "or leave the member out"),
+        (r#"{"type":null,"payload":1}"#, "/type: null is not accepted here; send a string"),
+    ] {
+        let answer = server.submit("k", body).await;
+        assert!(detail(&answer).contains(words), "{answer:?}");
+    }
+    let keyless = server.send(server.request("POST", "/jobs").body(job(1).to_string())).await;
+    let missing = "header is missing. Send a unique value, for example a UUID, and reuse it when you retry.";
+    assert!(detail(&keyless).ends_with(missing), "{keyless:?}");
+    let item = server.submit_batch(serde_json::json!({ "job": job(1) })).await.items().remove(0);
+    assert!(detail(&item).starts_with("The member `idempotency_key` is missing."), "{item:?}");
+    let raw_plus = server.get("/jobs?created_after=2030-01-31T12:00:00+01:00").await;
+    assert!(detail(&raw_plus).contains("%2B"), "{raw_plus:?}");
+}
+
+#[tokio::test]
+async fn a_failed_precondition_tells_a_weak_tag_from_an_old_one() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let id = server.submit("k", job(1)).await.job_id();
+    for (if_match, weak) in [("W/\"1\"", true), ("\"7\"", false), ("W/\"1\", \"7\"", false)] {
+        let stale = server.patch(&id, if_match, r#"{"priority":1}"#).await;
+        stale.is_problem(412, "precondition-failed");
+        assert_eq!(detail(&stale).contains("weak"), weak, "{if_match}: {stale:?}");
+        let keyed = server.patch_job(&id, if_match, r#"{"priority":1}"#).header("idempotency-key", "p");
+        assert_eq!(server.send(keyed).await.json()["detail"], stale.json()["detail"], "{if_match}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_of_another_path_is_refused_with_the_first_path() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let (first, second) = (server.submit("a", job(1)).await.job_id(), server.submit("b", job(2)).await.job_id());
+    let change = async |id: &str, priority: u8| {
+        let request = server.patch_job(id, "*", serde_json::json!({ "priority": priority }));
+        server.send(request.header("idempotency-key", "p")).await
+    };
+    assert_eq!(change(&first, 1).await.status, 200);
+    let elsewhere = change(&second, 1).await;
+    elsewhere.is_problem(422, "idempotency-key-reused");
+    assert!(detail(&elsewhere).contains(&format!("another path, /jobs/{first}.")), "{elsewhere:?}");
+    assert!(!detail(&change(&first, 3).await).contains("path"));
 }
 
 #[tokio::test]
@@ -160,7 +221,7 @@ async fn second_60_is_accepted_only_where_utc_may_have_a_leap_second() {
     }
 }
 
-async fn raw_request(server: &Server, request: &str) -> (RawConnection, crate::harness::Answer) {
+async fn raw_request(server: &Server, request: &str) -> (RawConnection, Answer) {
     let mut connection = server.raw().await;
     connection.write_head(request, &[b"content-length: 0"]).await;
     let answer = connection.answer().await;

@@ -188,7 +188,7 @@ fn envelope<'d, 'a>(item: Value<'d, 'a>) -> Result<(Key, Value<'d, 'a>), Problem
         }
     }
     let job = job.filter(|_| item.kind() == Kind::Object).ok_or(Problem::InvalidItem)?;
-    let key = key.ok_or(InvalidKey::Missing)?;
+    let key = key.ok_or(InvalidKey::MissingInItem)?;
     Ok((key.as_str().ok_or(Problem::InvalidItem)?.parse()?, job))
 }
 

@@ -13,7 +13,7 @@ use crate::http::keyed::{finish, only_replayed, reserve_key, scope, write};
 use crate::http::routes::{CHANGE, JOBS};
 use crate::http::{App, Problem};
 use crate::idempotency::{Fingerprint, Keyed};
-use crate::ids::RequestId;
+use crate::ids::{JobId, RequestId};
 use crate::jobs::{self, Job, Lookup, Patch};
 use crate::json::Document;
 use crate::telemetry::RequestContext;
@@ -46,7 +46,7 @@ pub async fn change(
     id: PathId,
     key: OptionalKey,
     first_sent: FirstSent,
-    condition: IfMatch,
+    if_match: IfMatch,
     body: Body<MergePatch>,
 ) -> Result<HttpResponse, Problem> {
     // The fingerprint uses the parsed id, so the spelling of the id in the path does not matter.
@@ -57,9 +57,10 @@ pub async fn change(
     };
     let (patch, fingerprint) = body.read(&app, caller.tenant, Deadline::of(&request), read).await?;
     RequestContext::current().record_value("job_id", id.0);
-    let change = Change { tenant: caller.tenant, id: id.0, patch, condition: condition.0 };
+    let change = Change { tenant: caller.tenant, id: id.0, patch, condition: if_match.condition.clone() };
     let Some(key) = key.0 else {
-        let answer = app.changes.patch(&change, Deadline::of(&request)).await??;
+        let answer = app.changes.patch(&change, Deadline::of(&request)).await?;
+        let answer = answer.map_err(|refusal| if_match.explain(refusal.into()))?;
         return Ok(write(&app, &mut HttpResponse::Ok(), &answer));
     };
     let key = scope(&caller, CHANGE, key);
@@ -70,7 +71,17 @@ pub async fn change(
         Err(TooOld) => only_replayed(app.changes.find_outcome(&keyed, Deadline::of(&request)).await)?,
         Ok(()) => app.changes.patch_keyed(&change, &keyed, Deadline::of(&request)).await,
     };
-    finish(&request, &app, changed)
+    finish(&request, &app, changed).map_err(|problem| name_first_path(if_match.explain(problem), id.0))
+}
+
+/// Names the path of the first request with a key, if that was a change of another job than `id`.
+fn name_first_path(mut problem: Problem, id: JobId) -> Problem {
+    if let Problem::KeyReused { job_id, first_path, .. } = &mut problem
+        && *job_id != id
+    {
+        *first_path = Some(format!("{JOBS}/{job_id}"));
+    }
+    problem
 }
 
 /// `POST /jobs/{id}/cancel`: cancels a job. A job that has already ended is answered as it is.

@@ -19,7 +19,7 @@ pub async fn show(
 ) -> Result<HttpResponse, Problem> {
     let [route] = parameters(&request, ["route"])?;
     let names: Vec<&str> = keyed_routes().map(|route| route.0).collect();
-    let expected = format!("{} is expected", names.join(" or "));
+    let expected = format!("expected {}", names.join(" or "));
     let route = route.read(&expected, |name| keyed_routes().find(|route| route.0 == name))?;
     let key = ScopedKey { tenant: caller.tenant, route: route.unwrap_or(SUBMIT), key: key.0 };
     let find = async |connection: &mut _| queries::find(connection, &key).await;

@@ -25,7 +25,7 @@ pub async fn jobs(request: HttpRequest, app: web::Data<App>, caller: Caller) -> 
     let given = parameters(&request, names)?;
     let [state, queue, kind, created_after, created_before, limit, cursor] = &given;
     let filter = Filter {
-        state: state.read("queued, running, succeeded, failed or cancelled is expected", State::parse)?,
+        state: state.read("expected queued, running, succeeded, failed or cancelled", State::parse)?,
         queue: queue.name()?,
         kind: kind.name()?,
         created_after: created_after.moment()?,

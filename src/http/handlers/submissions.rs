@@ -123,7 +123,9 @@ pub async fn put(
     let read = |text: &[u8]| Ok(NewJob::parse(Document::parse(text)?.root())?);
     let (job, content) = body.read(&app, caller.tenant, Deadline::of(&request), read).await?;
     if content.is_some() {
-        let detail = "a job that its client names is unique by its name".to_owned();
+        let detail =
+            "PUT does not accept this member, because the id in the path already makes the job unique; remove it"
+                .to_owned();
         return Err(InvalidJob { pointer: "/unique".to_owned(), detail }.into());
     }
     RequestContext::current().record_value("job_id", id);

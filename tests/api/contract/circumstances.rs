@@ -199,7 +199,7 @@ async fn database_unfit(answers: &mut Answers) {
     ledger.execute("alter table gone rename to _sqlx_migrations").await;
     // As after a failover, when we are still connected to the old primary, now a standby.
     ledger.set("default_transaction_read_only", "on").await;
-    answers.got("readiness 503 read-only", other.until_not_ready("takes no writes").await);
+    answers.got("readiness 503 read-only", other.until_not_ready("read-only").await);
 }
 
 async fn database_forgetful(answers: &mut Answers) {
