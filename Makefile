@@ -20,7 +20,7 @@ WITH_BALANCER = haproxy="$$(scripts/debian-program haproxy haproxy)" && export H
 WITH_POOLER = pgbouncer="$$(scripts/pgbouncer)" && without="" || without="--skip pooler::"; \
     export HAPAX_PGBOUNCER="$$pgbouncer"
 
-.PHONY: run test demo drill siege bench bench-full bench-smoke bench-build release check fmt lint api contract alerts load-balancer containers docs supply-chain sqlx-check functions sqlx-prepare metrics-page retries-page build
+.PHONY: run test demo drill siege bench bench-full bench-smoke bench-build release check fmt lint api contract alerts load-balancer containers docs supply-chain sqlx-check functions sqlx-prepare metrics-page errors-page retries-page build
 
 ## run: serve on http://127.0.0.1:8080, with a private PostgreSQL in .hapax/
 run: build
@@ -96,6 +96,10 @@ sqlx-prepare: $(TOOLS)/bin/sqlx
 ## metrics-page: write docs/metrics.md
 metrics-page: build
 	target/debug/hapax metrics >docs/metrics.md
+
+## errors-page: write docs/errors.md
+errors-page: build
+	target/debug/hapax errors >docs/errors.md
 
 ## retries-page: write docs/retries.md, from the answers of two servers
 retries-page: build

@@ -3,6 +3,7 @@
 mod admin;
 mod config;
 mod dev;
+mod errors;
 mod health;
 mod key;
 mod metrics;
@@ -60,6 +61,8 @@ enum Command {
     Health(health::Arguments),
     /// Print the description of every metric, in Markdown.
     Metrics,
+    /// Print the description of every error code, in Markdown.
+    Errors,
     /// Print the effective settings, without secrets.
     Config,
     /// Run a command with DATABASE_URL set to a temporary PostgreSQL, which is deleted afterwards.
@@ -83,6 +86,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Key(command) => key::run(command, &Configuration::load(&overrides)?)?,
         Command::Health(arguments) => health::run(&arguments, &Configuration::load(&overrides)?)?,
         Command::Metrics => metrics::run()?,
+        Command::Errors => errors::run()?,
         Command::Config => config::run(&Configuration::load(&overrides)?)?,
         Command::WithPostgres(arguments) => return with_postgres::run(arguments),
     }

@@ -211,7 +211,7 @@ fn write_problem(
     };
     problem.report(&app.metrics);
     let refused = Refused { code: problem.code(), closes: problem.closes_connection() };
-    let document = problem.response(request_id);
+    let document = problem.response(request_id, &app.public_url);
     (response.into_response(document), Some(refused))
 }
 

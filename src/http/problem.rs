@@ -1,4 +1,4 @@
-//! Every error that a client can see, in one table (RFC 9457).
+//! Every error that a client can see, as a problem document (RFC 9457). `problem_table` has the fixed parts.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -12,7 +12,17 @@ use thiserror::Error;
 
 use super::first_sent::InvalidFirstSent;
 use super::parameters::InvalidParameter;
+use super::problem_table::{
+    BAD_REQUEST, BODY_TOO_LARGE, BROKEN_BODY, DATABASE_UNAVAILABLE, FIRST_SENT_TOO_OLD, IDEMPOTENCY_KEY_REQUIRED,
+    IDEMPOTENCY_KEY_REUSED, INTERNAL_ERROR, INVALID_BATCH, INVALID_FIRST_SENT, INVALID_IDEMPOTENCY_KEY,
+    INVALID_IF_MATCH, INVALID_ITEM, INVALID_JOB, INVALID_JOB_ID, INVALID_JSON, INVALID_PARAMETER, JOB_DELETED,
+    JOB_EXISTS_WITH_OTHER_CONTENT, JOB_NOT_FOUND, JOB_NOT_WAITING, KEY_NOT_FOUND, Kind, METHOD_NOT_ALLOWED,
+    MISSING_SCOPE, NOT_READY, OUTCOME_UNKNOWN, OVERLOADED, PRECONDITION_FAILED, PRECONDITION_REQUIRED, QUOTA_EXCEEDED,
+    REQUEST_IN_FLIGHT, REQUEST_TIMEOUT, ROUTE_NOT_FOUND, STATEMENT_TIMEOUT, UNAUTHENTICATED, UNKNOWN_PARAMETER,
+    UNSUPPORTED_CONDITION, UNSUPPORTED_CONTENT_ENCODING, UNSUPPORTED_MEDIA_TYPE,
+};
 use super::quotas::whole_seconds;
+use super::routes::PROBLEMS;
 use crate::access::{Policy, QuotaStatus, Rejection, Scope};
 use crate::changes::Refusal;
 use crate::database::{DatabaseError, with_causes};
@@ -118,79 +128,51 @@ pub enum Unauthenticated {
     Unknown,
 }
 
-/// The fixed part of a problem; the codes are never renamed.
-struct Entry {
-    status: StatusCode,
-    code: &'static str,
-    title: &'static str,
-    /// Whether the same request, sent again as it is, may succeed.
-    retryable: bool,
-}
-
 impl Problem {
-    fn entry(&self) -> Entry {
-        let (status, code, title, retryable) = match self {
-            Self::InvalidKey(InvalidKey::Missing | InvalidKey::MissingInItem) => {
-                (400, "idempotency-key-required", "Idempotency-Key is missing", false)
-            }
-            Self::InvalidKey(_) => (400, "invalid-idempotency-key", "The idempotency key is invalid", false),
-            Self::InvalidFirstSent(_) => (400, "invalid-first-sent", "Repeatability-First-Sent is invalid", false),
-            Self::InvalidJson(_) => (400, "invalid-json", "The JSON is invalid or cannot be stored", false),
-            Self::InvalidJob(_) => (400, "invalid-job", "The job is invalid", false),
-            Self::UnknownParameter(_) => (400, "unknown-parameter", "Unknown query parameter", false),
-            Self::InvalidParameter(_) => (400, "invalid-parameter", "Invalid query parameter", false),
-            Self::BodyBroken => (400, "broken-body", "The body could not be read", true),
-            Self::Unauthenticated(_) => (401, "unauthenticated", "The access token is missing or invalid", false),
-            Self::MissingScope(_) => (403, "missing-scope", "The access token lacks a scope", false),
-            Self::InvalidBatch => (400, "invalid-batch", "The batch is invalid", false),
-            Self::InvalidItem => (400, "invalid-item", "The batch item is invalid", false),
-            Self::InvalidJobId => (400, "invalid-job-id", "The job id is invalid", false),
-            Self::InvalidIfMatch => (400, "invalid-if-match", "If-Match is malformed", false),
-            Self::UnsupportedCondition => {
-                (400, "unsupported-condition", "Conditional header fields are not supported here", false)
-            }
-            Self::RouteNotFound => (404, "route-not-found", "Path not found", false),
-            Self::JobNotFound => (404, "job-not-found", "Job not found", false),
-            Self::KeyNotFound => (404, "key-not-found", "Idempotency key not found", false),
-            Self::MethodNotAllowed { .. } => (405, "method-not-allowed", "Method not allowed", false),
-            Self::BodyTooSlow => (408, "request-timeout", "The body did not arrive in time", true),
-            Self::RequestInFlight => (409, "request-in-flight", "The first request is still in progress", true),
-            Self::JobExists { .. } => {
-                (409, "job-exists-with-other-content", "The job id belongs to another job", false)
-            }
-            Self::JobNotWaiting { .. } => (409, "job-not-waiting", "The job is no longer queued", false),
-            Self::JobDeleted => (410, "job-deleted", "The job was deleted", false),
-            Self::PreconditionFailed { .. } => {
-                (412, "precondition-failed", "The job's version does not match If-Match", false)
-            }
-            Self::FirstSentTooOld => (412, "first-sent-too-old", "The idempotency key may have expired", false),
-            Self::BodyTooLarge { .. } => (413, "body-too-large", "The body is too large", false),
-            Self::UnsupportedMediaType { .. } => {
-                (415, "unsupported-media-type", "Content-Type is not supported", false)
-            }
-            Self::UnsupportedContentEncoding => {
-                (415, "unsupported-content-encoding", "Content-Encoding is not supported", false)
-            }
-            Self::KeyReused { .. } => {
-                (422, "idempotency-key-reused", "The idempotency key belongs to another request", false)
-            }
-            Self::PreconditionRequired => (428, "precondition-required", "If-Match is missing", false),
-            Self::QuotaExceeded(_) => (429, "quota-exceeded", "A quota is used up", true),
-            Self::Internal(_) => (500, "internal-error", "Unexpected server error", true),
+    pub fn kind(&self) -> &'static Kind {
+        match self {
+            Self::InvalidKey(InvalidKey::Missing | InvalidKey::MissingInItem) => &IDEMPOTENCY_KEY_REQUIRED,
+            Self::InvalidKey(_) => &INVALID_IDEMPOTENCY_KEY,
+            Self::InvalidFirstSent(_) => &INVALID_FIRST_SENT,
+            Self::InvalidJson(_) => &INVALID_JSON,
+            Self::InvalidJob(_) => &INVALID_JOB,
+            Self::UnknownParameter(_) => &UNKNOWN_PARAMETER,
+            Self::InvalidParameter(_) => &INVALID_PARAMETER,
+            Self::BodyBroken => &BROKEN_BODY,
+            Self::Unauthenticated(_) => &UNAUTHENTICATED,
+            Self::MissingScope(_) => &MISSING_SCOPE,
+            Self::InvalidBatch => &INVALID_BATCH,
+            Self::InvalidItem => &INVALID_ITEM,
+            Self::InvalidJobId => &INVALID_JOB_ID,
+            Self::InvalidIfMatch => &INVALID_IF_MATCH,
+            Self::UnsupportedCondition => &UNSUPPORTED_CONDITION,
+            Self::RouteNotFound => &ROUTE_NOT_FOUND,
+            Self::JobNotFound => &JOB_NOT_FOUND,
+            Self::KeyNotFound => &KEY_NOT_FOUND,
+            Self::MethodNotAllowed { .. } => &METHOD_NOT_ALLOWED,
+            Self::BodyTooSlow => &REQUEST_TIMEOUT,
+            Self::RequestInFlight => &REQUEST_IN_FLIGHT,
+            Self::JobExists { .. } => &JOB_EXISTS_WITH_OTHER_CONTENT,
+            Self::JobNotWaiting { .. } => &JOB_NOT_WAITING,
+            Self::JobDeleted => &JOB_DELETED,
+            Self::PreconditionFailed { .. } => &PRECONDITION_FAILED,
+            Self::FirstSentTooOld => &FIRST_SENT_TOO_OLD,
+            Self::BodyTooLarge { .. } => &BODY_TOO_LARGE,
+            Self::UnsupportedMediaType { .. } => &UNSUPPORTED_MEDIA_TYPE,
+            Self::UnsupportedContentEncoding => &UNSUPPORTED_CONTENT_ENCODING,
+            Self::KeyReused { .. } => &IDEMPOTENCY_KEY_REUSED,
+            Self::PreconditionRequired => &PRECONDITION_REQUIRED,
+            Self::QuotaExceeded(_) => &QUOTA_EXCEEDED,
+            Self::Internal(_) => &INTERNAL_ERROR,
             Self::Unavailable(_) | Self::Unfit(_) | Self::TokenUnverified { .. } | Self::Shed(Shed::Outage) => {
-                (503, "database-unavailable", "The database is not available", true)
+                &DATABASE_UNAVAILABLE
             }
-            Self::Shed(_) => (503, "overloaded", "The service is overloaded", true),
-            Self::StatementTimeout => (503, "statement-timeout", "The database took too long", true),
-            Self::OutcomeUnknown => (503, "outcome-unknown", "The outcome is unknown", true),
-            Self::NotReady(_) | Self::ShuttingDown => (503, "not-ready", "The service is not ready", true),
-            Self::BehindClose => return Self::Framework(StatusCode::BAD_REQUEST).entry(),
-            Self::Framework(status) => {
-                (status.as_u16(), "bad-request", "The request could not be read", status.is_server_error())
-            }
-        };
-        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Entry { status, code, title, retryable }
+            Self::Shed(_) => &OVERLOADED,
+            Self::StatementTimeout => &STATEMENT_TIMEOUT,
+            Self::OutcomeUnknown => &OUTCOME_UNKNOWN,
+            Self::NotReady(_) | Self::ShuttingDown => &NOT_READY,
+            Self::BehindClose | Self::Framework(_) => &BAD_REQUEST,
+        }
     }
 
     /// What went wrong this time, for a person. Never a token, a key, a payload or the database's words.
@@ -356,16 +338,27 @@ impl Problem {
     }
 
     pub fn status(&self) -> StatusCode {
-        self.entry().status
+        match self {
+            Self::Framework(status) => *status,
+            _ => self.kind().status,
+        }
     }
 
     pub fn code(&self) -> &'static str {
-        self.entry().code
+        self.kind().code
+    }
+
+    /// Whether the same request, sent again as it is, may succeed.
+    fn is_retryable(&self) -> bool {
+        match self {
+            Self::Framework(status) => status.is_server_error(),
+            _ => self.kind().retryable,
+        }
     }
 
     /// The document and the headers that go with it.
-    pub fn response(&self, request_id: &RequestId) -> HttpResponse {
-        let document = self.document(request_id);
+    pub fn response(&self, request_id: &RequestId, public_url: &str) -> HttpResponse {
+        let document = self.document(request_id, public_url);
         let mut response = HttpResponse::build(self.status());
         if let Some(seconds) = self.retry_after() {
             response.insert_header((header::RETRY_AFTER, seconds.to_string()));
@@ -401,7 +394,7 @@ impl Problem {
 
     /// After how many seconds to send the same again. Every retryable problem has one, and no other.
     pub fn retry_after(&self) -> Option<u64> {
-        self.entry().retryable.then(|| match self {
+        self.is_retryable().then(|| match self {
             Self::RequestInFlight => 1,
             Self::QuotaExceeded(quota_status) => whole_seconds(quota_status.retry_after.unwrap_or(quota_status.reset)),
             Self::StatementTimeout => rand::random_range(RETRY_AFTER_TIMEOUT_SECONDS),
@@ -409,17 +402,18 @@ impl Problem {
         })
     }
 
-    /// The document alone.
-    pub fn document(&self, request_id: &RequestId) -> ProblemDocument {
-        let Entry { status, code, title, retryable } = self.entry();
+    /// The document alone. `public_url` is the prefix of its `type`, as of every URL in an answer.
+    pub fn document(&self, request_id: &RequestId, public_url: &str) -> ProblemDocument {
+        let Kind { code, title, .. } = self.kind();
         ProblemDocument {
-            kind: format!("urn:hapax:problem:{code}"),
+            // A relative reference has the full path (RFC 9457, section 3.1.1). ADR 0029.
+            kind: format!("{public_url}{PROBLEMS}/{code}"),
             title,
-            status: status.as_u16(),
+            status: self.status().as_u16(),
             detail: self.detail(),
             instance: format!("urn:hapax:request:{request_id}"),
             code,
-            retryable,
+            retryable: self.is_retryable(),
             job_id: match self {
                 Self::KeyReused { job_id, .. }
                 | Self::JobExists { job_id, .. }
@@ -602,32 +596,14 @@ mod tests {
 
     use actix_web::http::header::{ACCEPT, RETRY_AFTER};
     use serde_json::Value;
-    use syn::visit::{self, Visit};
-    use syn::{Expr, ExprTuple, Lit};
     use uuid::Uuid;
 
     use super::*;
+    use crate::http::problem_table::KINDS;
 
-    /// Every status and code in [`Problem::entry`](super::Problem), as `404 job-not-found`. One whose status is decided
-    /// elsewhere is not among them.
-    #[derive(Default)]
-    struct Entries(BTreeSet<String>);
-
-    impl Visit<'_> for Entries {
-        fn visit_expr_tuple(&mut self, tuple: &ExprTuple) {
-            if let [Expr::Lit(status), Expr::Lit(code), _, _] = &tuple.elems.iter().collect::<Vec<_>>()[..]
-                && let (Lit::Int(status), Lit::Str(code)) = (&status.lit, &code.lit)
-            {
-                self.0.insert(format!("{status} {}", code.value()));
-            }
-            visit::visit_expr_tuple(self, tuple);
-        }
-    }
-
+    /// Every status and code of the table, as `404 job-not-found`.
     fn entries() -> BTreeSet<String> {
-        let mut entries = Entries::default();
-        entries.visit_file(&syn::parse_file(include_str!("problem.rs")).unwrap());
-        entries.0
+        KINDS.iter().map(|kind| format!("{} {}", kind.status.as_u16(), kind.code)).collect()
     }
 
     /// One problem at least for each code.
@@ -691,9 +667,10 @@ mod tests {
     fn a_problem_is_retryable_exactly_if_it_says_when_to_retry() {
         let mut seen = BTreeSet::new();
         for problem in every_problem() {
-            let response = problem.response(&RequestId::mint());
+            let response = problem.response(&RequestId::mint(), "");
             let seconds = response.headers().get(RETRY_AFTER).map(|value| value.to_str().unwrap().parse().unwrap());
-            let retryable = serde_json::to_value(problem.document(&RequestId::mint())).unwrap()["retryable"] == true;
+            let retryable =
+                serde_json::to_value(problem.document(&RequestId::mint(), "")).unwrap()["retryable"] == true;
             assert_eq!((seconds.is_some(), problem.retry_after().is_some()), (retryable, retryable), "{problem:?}");
             assert_ne!(seconds, Some(0_u64), "{problem:?}");
             seen.insert(format!("{} {}", problem.status().as_u16(), problem.code()));
@@ -736,6 +713,8 @@ mod tests {
             let problem = &example["value"]["problem"];
             documented.extend(problem["code"].as_str().map(|code| format!("{} {code}", problem["status"])));
         }
+        // No operation is known to answer it.
+        documented.insert("400 bad-request".to_owned());
         assert_eq!(entries(), documented);
     }
 }

@@ -24,6 +24,8 @@ pub const SWAGGER_UI_STYLE: &str = "/docs/swagger-ui.css";
 pub const SWAGGER_UI_SCRIPT: &str = "/docs/swagger-ui-bundle.js";
 pub const JOBS: &str = "/jobs";
 pub const QUEUES: &str = "/queues";
+/// The `type` of a problem is this and its code.
+pub const PROBLEMS: &str = "/problems";
 
 // The names of the routes that take an idempotency key. They are stored with the keys, so they never change.
 pub const SUBMIT: idempotency::Route = idempotency::Route("POST /jobs");
@@ -60,6 +62,8 @@ static ROUTES: &[Path] = &[
     api("/jobs/{id}/cancel", &[post(Some(Manage), |route| route.to(jobs::cancel))]),
     api(QUEUES, &[get(Some(Read), |route| route.to(lists::queues))]),
     api("/idempotency-keys/{key}", &[get(Some(Read), |route| route.to(keys::show))]),
+    // Errors of the server for operators have a relative `type`, too.
+    on_both("/problems/{code}", &[get(PUBLIC, |route| route.to(docs::problem))]),
     operations("/metrics", &[get(PUBLIC, |route| route.to(service::metrics))]),
 ];
 
@@ -69,6 +73,7 @@ pub struct Path {
     pub template: &'static str,
     operations: &'static [Operation],
     servers: &'static [HttpServer],
+    polled: bool,
 }
 
 /// One method of a path.
@@ -100,16 +105,20 @@ enum HttpServer {
 const PUBLIC: Option<Scope> = None;
 
 const fn api(template: &'static str, operations: &'static [Operation]) -> Path {
-    Path { template, operations, servers: &[HttpServer::Api] }
+    Path { template, operations, servers: &[HttpServer::Api], polled: false }
 }
 
-/// A path on both servers. The probes must work when the API is at its connection limit.
+const fn on_both(template: &'static str, operations: &'static [Operation]) -> Path {
+    Path { template, operations, servers: &[HttpServer::Api, HttpServer::Operations], polled: false }
+}
+
+/// A probe is on both servers, because it must work when the API is at its connection limit.
 const fn probe(template: &'static str, operations: &'static [Operation]) -> Path {
-    Path { template, operations, servers: &[HttpServer::Api, HttpServer::Operations] }
+    Path { polled: true, ..on_both(template, operations) }
 }
 
 const fn operations(template: &'static str, operations: &'static [Operation]) -> Path {
-    Path { template, operations, servers: &[HttpServer::Operations] }
+    Path { template, operations, servers: &[HttpServer::Operations], polled: true }
 }
 
 /// GET and HEAD.
@@ -171,7 +180,7 @@ impl Path {
 
     /// Whether machines call this path every few seconds. A successful call is logged at debug level only.
     pub fn is_polled(&self) -> bool {
-        self.servers.contains(&HttpServer::Operations)
+        self.polled
     }
 
     /// The value of `Allow`, in alphabetical order.

@@ -44,7 +44,7 @@ async fn the_served_contract_is_the_one_in_the_repository() {
 fn kept(path: &str) -> &'static str {
     match path {
         "/" | "/docs" => "no-cache",
-        "/openapi.yaml" => "max-age=300",
+        "/openapi.yaml" | "/problems/job-not-found" => "max-age=300",
         _ if path.starts_with("/docs/") => "max-age=3600",
         _ => "no-store",
     }
@@ -57,6 +57,7 @@ async fn every_answer_has_cache_control_and_nosniff() {
     let (id, nobody) = (server.submit("k", job(1)).await.job_id(), server.as_caller(""));
     let documented = paths().into_iter().flat_map(|path| [path.concrete(&id), path.concrete("other")]);
     let others = ["/docs/page.css", "/docs/page.js", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js"];
+    let others = others.into_iter().chain(["/problems/job-not-found"]);
     let others = others.into_iter().chain(["/nothing", "/jobs/%30", "/?x", "/docs?x"]).map(str::to_owned);
     let mut statuses = BTreeSet::new();
     for path in documented.chain(others) {

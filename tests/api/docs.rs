@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::harness::{Answer, Client, Ledger};
+use crate::harness::{Answer, Client, Contract, Ledger, run_hapax};
 
 /// The page's assets are not part of the contract, so the answer is not checked against it.
 async fn fetch(client: &Client, method: &str, path: &str, encoding: &str) -> Answer {
@@ -122,4 +122,30 @@ async fn large_files_are_compressed_if_the_client_accepts_it() {
         assert_eq!(u32::from_le_bytes(*length) as usize, plain.body.len());
         assert!(compressed.body.len() * 3 < plain.body.len());
     }
+}
+
+#[tokio::test]
+async fn each_error_code_has_a_page_that_needs_no_token() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let nobody = server.as_caller("");
+    for code in Contract::get().codes() {
+        let answer = nobody.get(&format!("/problems/{code}")).await;
+        assert_eq!((answer.status, answer.header("content-type")), (200, "text/html; charset=utf-8"));
+        let page = String::from_utf8(answer.body.to_vec()).unwrap();
+        assert!(page.contains(&format!("<dd><code>{code}</code></dd>")) && !page.contains('`'), "{page}");
+    }
+    // The `type` of an error leads to it.
+    let refused = nobody.get("/jobs").await.json();
+    let page = nobody.get(refused["type"].as_str().unwrap()).await;
+    assert!(String::from_utf8(page.body.to_vec()).unwrap().contains(refused["title"].as_str().unwrap()));
+    // Errors of the operations address lead there, too.
+    assert_eq!(server.operations().get("/problems/not-ready").await.status, 200);
+    nobody.get("/problems/nothing").await.is_problem(404, "route-not-found");
+}
+
+#[tokio::test]
+async fn the_errors_page_equals_the_programs_output() {
+    let printed = run_hapax(&["errors"], &[]).await.stdout;
+    assert!(String::from_utf8(printed).unwrap() == include_str!("../../docs/errors.md"), "run `make errors-page`");
 }

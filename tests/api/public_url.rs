@@ -32,6 +32,10 @@ async fn every_url_in_an_answer_starts_with_the_public_url() {
     server.submit("q", &submission).await;
     let page = server.get("/queues?limit=1").await;
     assert!(page.header("link").starts_with(&format!("<{PUBLIC}/queues?limit=1&cursor=")), "{page:?}");
+    let unknown = server.get("/jobs/x").await;
+    assert_eq!(unknown.json()["type"], format!("{PUBLIC}/problems/job-not-found"), "{unknown:?}");
+    let item = server.submit_batch("{}").await.items().remove(0);
+    assert_eq!(item.json()["type"], format!("{PUBLIC}/problems/invalid-item"), "{item:?}");
     let documents = server.get("/").await.json()["documents"].clone();
     assert_eq!(documents, json!({ "docs": format!("{PUBLIC}/docs"), "openapi": format!("{PUBLIC}/openapi.yaml") }));
 }

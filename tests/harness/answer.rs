@@ -75,7 +75,9 @@ impl Answer {
         let document = self.json();
         let code = document["code"].as_str().unwrap().to_owned();
         assert_eq!(document["status"], self.status);
-        assert_eq!(document["type"], format!("urn:hapax:problem:{code}"));
+        let path = format!("/problems/{code}");
+        let kind = document["type"].as_str().unwrap();
+        assert!(kind == path || (kind.starts_with("https://") && kind.ends_with(&path)), "{self:?}");
         assert_eq!(document["instance"], format!("urn:hapax:request:{}", self.header("x-request-id")));
         assert!(document["retryable"].is_boolean() && document["title"].is_string() && document["detail"].is_string());
         let retryable = document["retryable"] == true;

@@ -50,7 +50,7 @@ impl Contract {
 
     /// All problem codes.
     pub fn codes(&self) -> BTreeSet<String> {
-        let codes = self.document.pointer("/components/schemas/Problem/properties/code/enum").unwrap();
+        let codes = self.document.pointer("/components/schemas/ProblemCode/enum").unwrap();
         codes.as_array().unwrap().iter().map(|code| code.as_str().unwrap().to_owned()).collect()
     }
 

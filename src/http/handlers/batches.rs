@@ -328,7 +328,7 @@ impl Batch<'_> {
                 item,
                 status: problem.status().as_u16(),
                 retry_after: problem.retry_after(),
-                problem: Some(problem.document(self.request_id)),
+                problem: Some(problem.document(self.request_id, &self.app.public_url)),
                 ..ItemAnswer::default()
             }),
         }

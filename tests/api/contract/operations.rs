@@ -3,12 +3,13 @@
 use crate::harness::{Answer, Client};
 
 /// Operations that read, each with a path.
-pub const READS: [(&str, &str); 6] = [
+pub const READS: [(&str, &str); 7] = [
     ("about", "/"),
     ("health", "/healthz"),
     ("readiness", "/readyz"),
     ("contract", "/openapi.yaml"),
     ("page", "/docs"),
+    ("problem", "/problems/job-not-found"),
     ("showJob", "/jobs/01a20053-d957-7108-af22-b2e931e75377"),
 ];
 

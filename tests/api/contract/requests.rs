@@ -34,6 +34,8 @@ async fn service(server: &Server, answers: &mut Answers) {
     answers.got("readiness 200", server.get("/readyz").await);
     answers.got("contract 200 excerpt", server.get("/openapi.yaml").await);
     answers.got("page 200 excerpt", server.get("/docs").await);
+    answers.got("problem 200", server.get("/problems/job-not-found").await);
+    answers.got("problem 404", server.get("/problems/other").await);
 }
 
 async fn submissions(server: &Server, answers: &mut Answers) {
