@@ -461,9 +461,9 @@ impl Problem {
     }
 }
 
-/// Drawn anew for each answer: whoever was refused together shall not come back together.
+/// Random for each answer, so that clients that were refused at the same time do not retry at the same time.
 const RETRY_AFTER_SECONDS: std::ops::RangeInclusive<u64> = 1..=3;
-/// Longer: the same statement would cost a database that is slow as much again.
+/// Longer, because the same statement would load a slow database again.
 const RETRY_AFTER_TIMEOUT_SECONDS: std::ops::RangeInclusive<u64> = 5..=10;
 
 /// An error's text with a capital letter and a full stop.

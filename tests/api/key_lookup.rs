@@ -121,7 +121,7 @@ async fn key_show_prints_the_same_or_an_error() {
         (&["--tenant", "acme", "--route", "PATCH /jobs/{id}", "--", key], "no such key on PATCH /jobs/{id}"),
         (&["--tenant", "acme", "--route", "GET /jobs", "k"], "possible values: \"POST /jobs\", \"PATCH /jobs/{id}\""),
         (&["--tenant", "nobody", "k"], "there is no tenant nobody"),
-        (&["--tenant", "acme", "a b"], "a character outside of 0x21 to 0x7E"),
+        (&["--tenant", "acme", "a b"], "visible ASCII characters (0x21 to 0x7E)"),
     ] {
         let (ok, out, err) = show(&ledger, arguments).await;
         assert!(!ok && out.is_empty() && err.contains(words), "{arguments:?}: {err}");

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use rustix::process::Signal;
 
-use crate::harness::{Answer, Ledger, Server, job, run_hapax};
+use crate::harness::{Answer, Ledger, Server, job, run_hapax, until};
 
 const PAGE: &str = include_str!("../../docs/metrics.md");
 
@@ -128,8 +128,11 @@ async fn hapax_health_distinguishes_alive_ready_and_gone() {
     ledger.rename_to(&away).await;
     server.until_status("/readyz", 503).await;
     assert_eq!(health(&server, &[]).await, Ok(()));
-    let unready = health(&server, &["--ready"]).await.unwrap_err();
-    assert!(unready.contains("/readyz answers 503"), "{unready}");
+    until("the command reports that the server is not ready", async || {
+        let unready = health(&server, &["--ready"]).await.err();
+        unready.filter(|unready| unready.contains("/readyz answers 503"))
+    })
+    .await;
     ledger.rename_back_from(&away).await;
     server.signal(Signal::STOP);
     let silent = health(&server, &[]).await.unwrap_err();
