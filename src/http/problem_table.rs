@@ -103,7 +103,8 @@ pub const DATABASE_UNAVAILABLE: Kind = Kind {
     title: "The database is not available",
     retryable: true,
     meaning: "The database is not reachable, did not accept the statement, or does not have the schema that this \
-              release needs. Nothing was written.",
+              release needs. This attempt wrote nothing. An earlier attempt with the same idempotency key may be \
+              committed.",
     cause: "A failover, a restart or an outage of the database. If `detail` names the schema, the operator has not \
             run `hapax migrate`.",
     action: "Send the same request again after `Retry-After`, with the same idempotency key if it had one. \
@@ -347,7 +348,7 @@ pub const OUTCOME_UNKNOWN: Kind = Kind {
     meaning: "The request may or may not have been carried out. The status is 502 or 504 if the load balancer lost \
               the replica.",
     cause: "The connection to the database, or the replica, was lost after the statement was sent and before its \
-            result arrived.",
+            result arrived. Or no result arrived in time.",
     action: "Send the same request again after `Retry-After`, with the same idempotency key if it had one. The \
              answer then tells what happened.",
 };
@@ -357,7 +358,7 @@ pub const OVERLOADED: Kind = Kind {
     code: "overloaded",
     title: "The service is overloaded",
     retryable: true,
-    meaning: "The replica or your tenant has too many requests at the moment. Nothing was written.",
+    meaning: "The replica or your tenant has too many requests at the moment. This attempt wrote nothing.",
     cause: "More load than the replica's limits allow, or more than your tenant's share of them.",
     action: "Send the same request again after `Retry-After`, with the same idempotency key if it had one. Back off, \
              and send fewer requests at the same time.",
@@ -437,7 +438,7 @@ pub const STATEMENT_TIMEOUT: Kind = Kind {
     code: "statement-timeout",
     title: "The database took too long",
     retryable: true,
-    meaning: "The database cancelled a statement that took too long. Nothing was written.",
+    meaning: "The database cancelled a statement that took too long. This attempt wrote nothing.",
     cause: "The database is overloaded, or waits for a lock. The operator sets the limit \
             (`database.statement_timeout`).",
     action: "Send the same request again after `Retry-After`, with the same idempotency key if it had one.",

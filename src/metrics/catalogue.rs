@@ -164,8 +164,8 @@ pub(super) const IDEMPOTENCY_OUTCOMES: Description = Description {
     help: "Requests and batch items that need or have an idempotency key, by outcome",
     meaning: "`created`, `changed`, `deduplicated` (a job with the same unique content exists under another key), \
               `replayed`: 2xx. `mismatch`: 422, a bug in the client. `in_flight`: 409. `refused`: the request did not \
-              use the key. `unknown`: 503 `outcome-unknown`; an attempt was lost, and the server could not find out in \
-              time whether it was committed.",
+              use the key. `unknown`: 503 `outcome-unknown`; an attempt was lost, and the server could not find out \
+              whether it was committed.",
 };
 
 pub(super) const REPLAY_CACHE_LOOKUPS: Description = Description {
@@ -241,7 +241,8 @@ pub(super) const INTAKE_SPLITS: Description = Description {
     labels: &["reason"],
     help: "Batches that failed and were split",
     meaning: "`locked`: another transaction held an idempotency key for more than 20 ms. `refused`: PostgreSQL \
-              rejected one of the jobs. That is a defect in Hapax: the request gets 500 and the error is logged.",
+              rejected one of the jobs. That is a defect in Hapax: the request gets 500 and the error is logged. Or \
+              PostgreSQL rejected the batch after a lost attempt, for any reason.",
 };
 
 pub(super) const TOKEN_LOOKUPS: Description = Description {
@@ -261,8 +262,9 @@ pub(super) const DATABASE_RETRIES: Description = Description {
     labels: &["reason"],
     help: "Statements that were retried, by reason",
     meaning: "`connect`: no connection could be opened, or an idle connection was dead. `lost`: a connection broke \
-              during a statement. `stale`: a migration, a failover or a pooler invalidated the prepared statements. \
-              `collided`: a deadlock or a serialization failure.",
+              during a statement, or gave no answer within `database.statement_timeout` plus 0.5 s. `stale`: a \
+              migration, a failover or a pooler invalidated the prepared statements, the schema does not fit, or the \
+              server is read-only. `collided`: a deadlock or a serialization failure.",
 };
 
 pub(super) const DATABASE_CONNECTIONS: Description = Description {
@@ -303,7 +305,8 @@ pub(super) const DATABASE_STATEMENT_DURATION: Description = Description {
     labels: &["statement"],
     help: "Time from sending a statement to its answer",
     meaning: "Shows which statement is slow. The label is the name in the comment that the statement begins with, so \
-              `pg_stat_activity` shows the same name. Counts each attempt that got an answer, also one that failed.",
+              `pg_stat_activity` shows the same name. Counts each attempt that ended in time, also one that failed or \
+              whose connection broke. Does not count an attempt that got no answer in time.",
 };
 
 pub(super) const PURGED_KEYS: Description = Description {

@@ -16,7 +16,7 @@ pub enum KeyedOutcome {
     InFlight,
     /// Answered without using the key.
     Refused,
-    /// An attempt was lost, and the deadline passed before the server knew whether it was committed.
+    /// An attempt was lost, and the server could not find out whether it was committed.
     Unknown,
 }
 
@@ -49,9 +49,9 @@ pub enum Split {
 pub enum Retry {
     /// No connection could be opened, or an idle connection was dead before anything was sent on it.
     Connect,
-    /// The connection was lost during the statement.
+    /// The connection broke during the statement, or was silent for too long.
     Lost,
-    /// The session's prepared statements are no longer valid.
+    /// The session does not fit: its prepared statements are invalid, its schema differs, or it is read-only.
     Stale,
     /// A deadlock or a serialization failure.
     Collided,
