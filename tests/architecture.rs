@@ -244,29 +244,29 @@ fn every_statement_is_measured_under_its_own_name() {
     assert_eq!(unknown, [""; 0]);
 }
 
-/// Words of a private dialect that the project has left. CONTRIBUTING.md has the words to use.
-const DIALECT: [&str; 21] = [
-    "lane",
-    "lanes",
-    "rider",
-    "ridden",
-    "aboard",
-    "patience",
-    "patiently",
-    "whoever",
-    "himself",
-    "in vain",
-    "senseless",
-    "somebody",
-    "give back",
-    "gives back",
-    "given back",
-    "that is there",
-    "told so",
-    "as good as",
-    "whom",
-    "unhurried",
-    "impatient",
+/// Words to avoid, each with the words to use instead. docs/glossary.md defines the terms.
+const DIALECT: [(&str, &str); 21] = [
+    ("lane", "connection pool"),
+    ("lanes", "connection pools"),
+    ("rider", "pending write"),
+    ("ridden", "written in one batch"),
+    ("aboard", "enqueued, in the batch"),
+    ("patience", "acquire timeout, lock wait"),
+    ("patiently", "with lock wait"),
+    ("whoever", "the client, the request, the operator"),
+    ("himself", "the client, the operator"),
+    ("in vain", "without success, failed"),
+    ("senseless", "invalid"),
+    ("somebody", "a client, another request"),
+    ("give back", "refund, release"),
+    ("gives back", "refunds, releases"),
+    ("given back", "refunded, released"),
+    ("that is there", "existing"),
+    ("told so", "gets an answer, with its status and code"),
+    ("as good as", "almost"),
+    ("whom", "the name of the client or the program"),
+    ("unhurried", "with lock wait"),
+    ("impatient", "with a short timeout"),
 ];
 
 #[test]
@@ -289,9 +289,9 @@ fn code_and_documents_use_common_words() {
         for (number, line) in text.lines().enumerate() {
             let words = line.to_lowercase().replace(|c: char| !c.is_alphabetic(), " ");
             let words = format!(" {} ", words.split_whitespace().collect::<Vec<_>>().join(" "));
-            let dialect = DIALECT.iter().filter(|word| words.contains(&format!(" {word} ")));
+            let dialect = DIALECT.iter().filter(|(word, _)| words.contains(&format!(" {word} ")));
             let name = file.strip_prefix(root).unwrap().display();
-            found.extend(dialect.map(|word| format!("{name}:{}: {word}", number + 1)));
+            found.extend(dialect.map(|(word, instead)| format!("{name}:{}: {word}; use: {instead}", number + 1)));
         }
     }
     assert_eq!(found, [""; 0]);

@@ -14,20 +14,24 @@ pub struct CircuitBreaker {
     /// How long the last failure counts. After that the state of the database is unknown, because nothing has tried
     /// since.
     memory: Duration,
-    /// Whether `state` is set, so that requests do not take the lock while all is well.
+    /// Whether `state` is set: the last attempt failed. The breaker may still be closed. Saves requests the lock while
+    /// no attempt fails.
     on: AtomicBool,
     state: Mutex<Option<CircuitState>>,
 }
 
 struct CircuitState {
+    /// When the present series of failures began.
     since: Instant,
     last_failure: Instant,
     next_probe: Instant,
+    /// Whether the log says that the breaker is open. The first request that finds it open logs that.
     announced: bool,
 }
 
 impl CircuitState {
-    fn has_lasted(&self, acquire_timeout: Duration, memory: Duration) -> bool {
+    /// Whether the breaker is open: the failures have lasted longer than `acquire_timeout`, and the last one is recent.
+    fn is_open(&self, acquire_timeout: Duration, memory: Duration) -> bool {
         self.since.elapsed() > acquire_timeout && self.last_failure.elapsed() <= memory
     }
 }
@@ -54,6 +58,7 @@ impl CircuitBreaker {
         self.on.store(true, Ordering::Release);
     }
 
+    /// Closes the breaker, because the database has answered.
     pub fn close(&self) {
         if self.on.load(Ordering::Acquire) {
             let mut state = self.state();
@@ -65,13 +70,14 @@ impl CircuitBreaker {
         }
     }
 
+    /// Whether the last attempt failed. The breaker may still be closed.
     pub fn is_on(&self) -> bool {
         self.on.load(Ordering::Acquire)
     }
 
     /// Whether the breaker is open. Unlike [`CircuitBreaker::admits`], this does not use up the next attempt.
-    pub fn has_lasted(&self) -> bool {
-        self.is_on() && self.state().as_ref().is_some_and(|state| state.has_lasted(self.acquire_timeout, self.memory))
+    pub fn is_open(&self) -> bool {
+        self.is_on() && self.state().as_ref().is_some_and(|state| state.is_open(self.acquire_timeout, self.memory))
     }
 
     /// Whether a request may try: always while the breaker is closed, else one request per [`PROBE_INTERVAL`].
@@ -81,7 +87,7 @@ impl CircuitBreaker {
         }
         let mut state = self.state();
         let Some(state) = &mut *state else { return true };
-        if !state.has_lasted(self.acquire_timeout, self.memory) {
+        if !state.is_open(self.acquire_timeout, self.memory) {
             return true;
         }
         if !state.announced {
@@ -127,7 +133,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_open_breaker_admits_one_attempt_per_interval() {
         let breaker = open_breaker().await;
-        assert!(breaker.has_lasted());
+        assert!(breaker.is_open());
         assert_eq!((0..9).filter(|_| breaker.admits()).count(), 1);
         advance(PROBE_INTERVAL).await;
         assert!(breaker.admits() && !breaker.admits());
@@ -139,7 +145,7 @@ mod tests {
     async fn an_old_failure_refuses_no_request() {
         let breaker = open_breaker().await;
         advance(Duration::from_secs(60)).await;
-        assert!((0..9).all(|_| breaker.admits()) && !breaker.has_lasted(), "the outage may be over");
+        assert!((0..9).all(|_| breaker.admits()) && !breaker.is_open(), "the outage may be over");
         breaker.record_failure();
         assert!((0..9).all(|_| breaker.admits()), "a new failure starts a new outage");
     }

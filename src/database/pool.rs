@@ -83,7 +83,7 @@ impl Pool {
     /// Runs `work` on a connection. `statement` is the name in the comment that its SQL begins with, and its label in the
     /// metric of statement durations. If the connection is lost, runs all of it again on another one. So `work` must be
     /// one statement that is safe to repeat, such as a write that recognises its own earlier attempt. After a lost
-    /// attempt it retries until the outcome is known.
+    /// attempt it retries until the outcome is known, PostgreSQL refuses the statement, or `deadline` has passed.
     ///
     /// # Errors
     /// [`DatabaseError`], by `deadline` at the latest; after `Settings::acquire_timeout` if no attempt could start.
@@ -206,9 +206,9 @@ impl Pool {
         self.shared.breaker.is_on()
     }
 
-    /// Whether the circuit breaker is open: requests fail immediately, except for occasional attempts.
+    /// Whether the circuit breaker is open: requests fail immediately, except for one attempt per 250 ms.
     pub fn refuses(&self) -> bool {
-        self.shared.breaker.has_lasted()
+        self.shared.breaker.is_open()
     }
 
     /// The number of busy and idle connections, and the limit.

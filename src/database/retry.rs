@@ -108,7 +108,7 @@ impl RetryState {
         self.unknown |= self.loss == Loss::MustBecomeKnown;
     }
 
-    /// When to give up. After an attempt that may have been committed, only at the deadline, because the client needs
+    /// Until when to retry. After an attempt that may have been committed, until the deadline, because the client needs
     /// to know the outcome.
     pub fn ends(&self) -> Instant {
         if self.unknown { self.deadline } else { self.acquire_ends }

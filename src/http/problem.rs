@@ -63,7 +63,7 @@ pub enum Problem {
         told_in: HeaderName,
     },
     UnsupportedContentEncoding,
-    /// The id stands for a job of other content.
+    /// A job with this id and other content exists.
     JobExists {
         job_id: JobId,
         pointers: Vec<String>,
@@ -73,11 +73,11 @@ pub enum Problem {
         state: State,
     },
     JobDeleted,
-    /// The job is of another version than the request is meant for.
+    /// The job has another version than `If-Match` names.
     PreconditionFailed {
         job_id: JobId,
         version: i32,
-        /// `If-Match` has no strong tag, so it matches no version at all.
+        /// `If-Match` has only weak tags, so it matches no version.
         only_weak_tags: bool,
     },
     PreconditionRequired,
@@ -91,31 +91,31 @@ pub enum Problem {
     },
     RequestInFlight,
     QuotaExceeded(QuotaStatus),
-    /// Refused to keep the rest going.
+    /// Refused because of overload or an open circuit breaker.
     Shed(Shed),
     Unavailable(String),
     /// The database took longer for a statement than `database.statement_timeout`.
     StatementTimeout,
-    /// The database is there, but its schema does not fit.
+    /// The database is reachable, but its schema does not fit.
     Unfit(String),
-    /// The database did not say whether the token is valid. The verifier logs why: a request that anybody can send must not
-    /// write an error into the log.
+    /// The token could not be looked up in the database. The verifier logs the reason, because a client without a valid
+    /// token must not be able to fill the log with errors.
     TokenUnverified {
-        /// Because its schema does not fit.
+        /// The reason is an unfit schema.
         unfit: bool,
     },
     OutcomeUnknown,
     NotReady(String),
-    /// It came on a connection behind the last request.
+    /// The request came on a connection behind a request with `Connection: close`.
     BehindClose,
-    /// Not ready, either, but nothing is wrong.
+    /// Not ready because of a shutdown.
     ShuttingDown,
     Internal(anyhow::Error),
-    /// What the framework refused before any code of ours saw it.
+    /// The framework refused the request before any code of Hapax read it.
     Framework(StatusCode),
 }
 
-/// Why nobody is known to be calling (RFC 6750, section 3).
+/// Why the request is not authenticated (RFC 6750, section 3).
 #[derive(Clone, Copy, Debug, Error)]
 pub enum Unauthenticated {
     #[error("the access token is missing. Send `Authorization: Bearer` with an access token")]
@@ -175,7 +175,8 @@ impl Problem {
         }
     }
 
-    /// What went wrong this time, for a person. Never a token, a key, a payload or the database's words.
+    /// What went wrong in this request, for a person. Never contains a token, a key, a payload or an error text of the
+    /// database.
     fn detail(&self) -> String {
         match self {
             Self::InvalidKey(error) => sentence(error),
@@ -348,7 +349,7 @@ impl Problem {
         self.kind().code
     }
 
-    /// Whether the same request, sent again as it is, may succeed.
+    /// Whether the same request may succeed later.
     fn is_retryable(&self) -> bool {
         match self {
             Self::Framework(status) => status.is_server_error(),
@@ -356,7 +357,7 @@ impl Problem {
         }
     }
 
-    /// The document and the headers that go with it.
+    /// The document and its headers.
     pub fn response(&self, request_id: &RequestId, public_url: &str) -> HttpResponse {
         let document = self.document(request_id, public_url);
         let mut response = HttpResponse::build(self.status());
@@ -392,7 +393,7 @@ impl Problem {
         matches!(self, Self::BodyTooSlow | Self::BodyBroken | Self::BodyTooLarge { .. } | Self::BehindClose)
     }
 
-    /// After how many seconds to send the same again. Every retryable problem has one, and no other.
+    /// The value of `Retry-After` in seconds. Every retryable problem has one, and no other problem.
     pub fn retry_after(&self) -> Option<u64> {
         self.is_retryable().then(|| match self {
             Self::RequestInFlight => 1,
@@ -402,7 +403,7 @@ impl Problem {
         })
     }
 
-    /// The document alone. `public_url` is the prefix of its `type`, as of every URL in an answer.
+    /// The document without headers. `public_url` is the prefix of its `type`, as of every URL in an answer.
     pub fn document(&self, request_id: &RequestId, public_url: &str) -> ProblemDocument {
         let Kind { code, title, .. } = self.kind();
         ProblemDocument {
@@ -433,7 +434,7 @@ impl Problem {
         }
     }
 
-    /// Logs and counts it, where it is handled.
+    /// Logs and counts the problem. Called once, where it is handled.
     pub fn report(&self, metrics: &Metrics) {
         self.log();
         self.count(metrics);
@@ -447,8 +448,8 @@ impl Problem {
         }
     }
 
-    /// Says it once, where it is handled: what is ours as an error with its whole chain, what is the client's not at
-    /// all (the request's own line has the code), and not what a task has logged that works for many requests.
+    /// Logs a failure of the server or the database, with all causes. Does not log an error of the client, because the
+    /// line of the request has the code. Does not log what a task that works for many requests has logged.
     pub fn log(&self) {
         match self {
             Self::Internal(error) => tracing::error!(error = with_causes(error.as_ref()), "the request failed"),
@@ -505,7 +506,7 @@ impl ResponseError for Problem {
         self.status()
     }
 
-    /// Only a carrier: `observe`, which knows the request's id, writes the document.
+    /// Has no body. `observe`, which knows the request id, writes the document.
     fn error_response(&self) -> HttpResponse<BoxBody> {
         HttpResponse::new(self.status())
     }
@@ -563,7 +564,7 @@ impl From<KeyedError> for Problem {
     }
 }
 
-/// By the same rules with a key and without one, so that one event has one answer on every route.
+/// The same rules with a key and without one, so that a failure has the same answer on every route.
 impl From<DatabaseError> for Problem {
     fn from(error: DatabaseError) -> Self {
         KeyedError::from(error).into()
@@ -606,7 +607,7 @@ mod tests {
         KINDS.iter().map(|kind| format!("{} {}", kind.status.as_u16(), kind.code)).collect()
     }
 
-    /// One problem at least for each code.
+    /// At least one problem for each code.
     fn every_problem() -> Vec<Problem> {
         let job_id = JobId(Uuid::nil());
         let policy = Policy { name: "requests", quota: 60, window: Duration::from_secs(60) };
@@ -707,13 +708,13 @@ mod tests {
                 documented.extend(code.as_str().map(|code| format!("{} {code}", members["status"]["const"])));
             }
         }
-        // What only an item of a batch is told.
+        // These codes occur only in items of a batch.
         let batch = &contract["components"]["responses"]["Batch"]["content"]["application/x-ndjson"]["examples"];
         for example in batch.as_object().unwrap().values() {
             let problem = &example["value"]["problem"];
             documented.extend(problem["code"].as_str().map(|code| format!("{} {code}", problem["status"])));
         }
-        // No operation is known to answer it.
+        // No operation of the contract returns this code.
         documented.insert("400 bad-request".to_owned());
         assert_eq!(entries(), documented);
     }

@@ -133,7 +133,7 @@ async fn of_many_submissions_one_takes_over_an_expired_key() {
 }
 
 #[tokio::test]
-async fn a_take_over_waits_for_the_transaction_that_holds_the_expired_row() {
+async fn a_submission_waits_for_the_transaction_that_holds_the_expired_row() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     server.submit("key-1", job(1)).await;
@@ -147,7 +147,7 @@ async fn a_take_over_waits_for_the_transaction_that_holds_the_expired_row() {
 }
 
 #[tokio::test]
-async fn of_two_submissions_that_waited_for_an_expired_row_one_takes_it_over() {
+async fn of_two_submissions_that_waited_for_an_expired_row_one_creates_a_job() {
     let ledger = Ledger::new().await;
     let servers = [ledger.serve().await, ledger.serve().await];
     servers[0].submit("key-1", job(1)).await;
@@ -165,7 +165,7 @@ async fn of_two_submissions_that_waited_for_an_expired_row_one_takes_it_over() {
 }
 
 #[tokio::test]
-async fn a_take_over_succeeds_after_another_one_rolls_back() {
+async fn a_submission_with_an_expired_key_succeeds_after_another_one_rolls_back() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;
     server.submit("key-1", job(1)).await;

@@ -40,13 +40,14 @@ async fn a_connection_cut_before_the_statement_is_invisible_to_the_client() {
 }
 
 #[tokio::test]
-async fn a_take_over_cut_after_its_commit_is_recognised_as_our_own() {
+async fn the_deletion_of_an_expired_key_cut_after_its_commit_is_invisible_to_the_client() {
     let ledger = Ledger::new().await;
     let proxy = Proxy::in_front_of(&ledger).await;
     let server = ledger.serve_through(&proxy, &[]).await;
     server.submit("the-key", job(1)).await;
     ledger.expire("the-key").await;
-    // Three statements contain the key: the first attempt, the read of the existing row, and the take-over.
+    // The third statement with the key deletes the expired row. The first is an attempt to insert the key, the second
+    // reads the existing row.
     proxy.fail_after(2, "the-key", Fault::CutAfter);
     assert_eq!(server.submit("the-key", job(2)).await.status, 201);
     assert!(proxy.is_done());
