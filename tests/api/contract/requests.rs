@@ -31,7 +31,7 @@ pub async fn all() -> Answers {
 async fn service(server: &Server, answers: &mut Answers) {
     answers.got("about 200", server.get("/").await);
     answers.got("health 200", server.get("/healthz").await);
-    answers.got("readiness 200", server.get("/readyz").await);
+    answers.got("readiness 200", server.until_status("/readyz", 200).await);
     answers.got("contract 200 excerpt", server.get("/openapi.yaml").await);
     answers.got("page 200 excerpt", server.get("/docs").await);
     answers.got("problem 200", server.get("/problems/job-not-found").await);
