@@ -7,7 +7,7 @@ create function hapax.cancel(
 language plpgsql
 as $$
 declare
-    v_job hapax.job_queue%rowtype;
+    v_job record;
 begin
     perform hapax.set_write_options(p_lock_timeout_ms, p_insist_on_durability);
     delete from hapax.job_queue

@@ -50,14 +50,23 @@ declare
     v_job_id uuid;
     v_fingerprint bytea;
     v_body text;
-    v_existing hapax.idempotency_keys%rowtype;
+    v_existing record;
 begin
+    p_queue := coalesce(p_queue, 'default');
+    p_priority := coalesce(p_priority, 2);
+    p_max_attempts := coalesce(p_max_attempts, 25);
+    if p_run_at < '0001-01-01T00:00:00Z' or p_run_at >= '10000-01-01T00:00:00Z' then
+        raise exception 'p_run_at must be in the years 1 to 9999' using errcode = 'datetime_field_overflow';
+    end if;
     select id, coalesce(make_interval(secs => key_time_to_live_seconds), p_time_to_live)
     into v_tenant_id, v_life
     from hapax.tenants
     where name = p_tenant;
     if not found then
-        raise exception 'tenant % does not exist', quote_literal(p_tenant) using errcode = 'no_data_found';
+        raise exception 'tenant % does not exist', quote_literal(p_tenant) using errcode = 'HX404';
+    end if;
+    if (v_life between interval '1 second' and interval '366 days') is not true then
+        raise exception 'p_time_to_live must be from 1 second to 366 days' using errcode = 'invalid_parameter_value';
     end if;
 
     -- As in RFC 9562, section 6.2, method 3: the time in microseconds, then random bits.
@@ -83,38 +92,46 @@ begin
         to_char(coalesce(p_run_at, v_now) at time zone 'UTC', c_time), p_max_attempts,
         to_char(v_now at time zone 'UTC', c_time)
     );
-    perform hapax.delete_expired_key(v_tenant_id, 'POST /jobs', p_key);
-    if hapax.submit(
-        p_tenant_id => v_tenant_id,
-        p_route => 'POST /jobs',
-        p_key => p_key,
-        p_fingerprint => v_fingerprint,
-        p_request_id => gen_random_uuid()::text,
-        p_created_at => v_now,
-        p_time_to_live_seconds => extract(epoch from v_life)::double precision,
-        p_body => convert_to(v_body, 'UTF8'),
-        p_job_id => v_job_id,
-        p_type => p_type,
-        p_queue => p_queue,
-        p_priority => p_priority::smallint,
-        p_run_at => p_run_at,
-        p_max_attempts => p_max_attempts,
-        p_unique_by => null,
-        p_payload => p_payload::text
-    ) is not null then
-        return query select v_job_id, true;
-        return;
-    end if;
+    -- Another transaction can insert the key, and the key can expire, between two statements.
+    for v_attempt in 1..3 loop
+        perform hapax.delete_expired_key(v_tenant_id, 'POST /jobs', p_key);
+        if hapax.submit(
+            p_tenant_id => v_tenant_id,
+            p_route => 'POST /jobs',
+            p_key => p_key,
+            p_fingerprint => v_fingerprint,
+            p_request_id => gen_random_uuid()::text,
+            p_created_at => v_now,
+            p_time_to_live_seconds => extract(epoch from v_life)::double precision,
+            p_body => convert_to(v_body, 'UTF8'),
+            p_job_id => v_job_id,
+            p_type => p_type,
+            p_queue => p_queue,
+            p_priority => p_priority::smallint,
+            p_run_at => p_run_at,
+            p_max_attempts => p_max_attempts,
+            p_unique_by => null,
+            p_payload => p_payload::text
+        ) is not null then
+            return query select v_job_id, true;
+            return;
+        end if;
 
-    select * into v_existing
-    from hapax.idempotency_keys
-    where tenant_id = v_tenant_id and route = 'POST /jobs' and key = p_key;
-    if v_existing.fingerprint is distinct from v_fingerprint then
-        raise exception 'the idempotency key was used for another request'
-            using errcode = 'HX422', detail = format('It stands for job %s.', v_existing.job_id),
-            hint = 'Use a new key for a new job.';
-    end if;
-    return query select v_existing.job_id, false;
+        select fingerprint, idempotency_keys.job_id
+        into v_existing
+        from hapax.idempotency_keys
+        where tenant_id = v_tenant_id and route = 'POST /jobs' and key = p_key and expires_at > clock_timestamp();
+        if found then
+            if v_existing.fingerprint <> v_fingerprint then
+                raise exception 'the idempotency key was used for another request'
+                    using errcode = 'HX422', detail = format('It stands for job %s.', v_existing.job_id),
+                    hint = 'Use a new key for a new job.';
+            end if;
+            return query select v_existing.job_id, false;
+            return;
+        end if;
+    end loop;
+    raise exception 'the idempotency key changed meanwhile; try again' using errcode = 'serialization_failure';
 end
 $$;
 

@@ -82,3 +82,34 @@ async fn the_answer_stored_by_sql_has_the_form_of_the_service() {
     assert_eq!(members(by_sql.json()), members(by_http.json()));
     assert_eq!(by_sql.body.len(), by_http.body.len());
 }
+
+#[tokio::test]
+async fn a_null_option_counts_as_left_out() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let nulls = "select hapax.submit_job('acme', 'k', 't', '1', null, null, null, null)";
+    ledger.execute(nulls).await;
+    let replayed = server.submit("k", json!({ "type": "t", "payload": 1 })).await;
+    assert_eq!((replayed.status, replayed.json()["queue"].as_str()), (200, Some("default")));
+}
+
+#[tokio::test]
+async fn values_that_the_service_would_refuse_are_refused() {
+    let ledger = Ledger::new().await;
+    for (call, code) in [
+        ("'nobody', 'k', 't', '1'", "HX404"),
+        ("'acme', 'k', 't', '1', p_run_at => 'infinity'", "22008"),
+        ("'acme', 'k', 't', '1', p_run_at => '0002-01-01 BC'", "22008"),
+        ("'acme', 'k', 't', '1', p_time_to_live => '0'", "22023"),
+        ("'acme', 'k', 't', '1', p_time_to_live => '367 days'", "22023"),
+        ("'acme', 'k', 't', '1', p_time_to_live => null", "22023"),
+        ("'acme', 'k', 't', '1', p_priority => 5", "23514"),
+        ("'acme', '', 't', '1'", "23514"),
+        ("'acme', null, 't', '1'", "23502"),
+        ("'acme', 'k', 't', null", "23502"),
+    ] {
+        let error = ledger.execute_as(&ledger.url, &format!("select hapax.submit_job({call})")).await.unwrap_err();
+        assert_eq!(error.as_database_error().unwrap().code().unwrap(), code, "{call}");
+    }
+    assert_eq!((ledger.jobs().await, ledger.keys().await), (0, 0));
+}
