@@ -35,6 +35,25 @@ pub enum Condition {
     OneOf(Vec<i32>),
 }
 
+/// The result of a change without a key.
+#[derive(Debug)]
+pub enum Patched {
+    /// The job was changed. This is the answer.
+    Changed(Answer),
+    Refused(Refusal),
+}
+
+/// The result of a change with a key.
+#[derive(Debug)]
+pub enum KeyedPatched {
+    /// This request changed the job and committed the outcome.
+    First(Arc<Outcome>),
+    /// An earlier request with the same key did.
+    Replayed(Arc<Outcome>),
+    /// Nothing was changed, and the key is unchanged.
+    Refused(Refusal),
+}
+
 /// Why a job was not changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -50,6 +69,12 @@ pub enum Refusal {
         id: JobId,
         version: i32,
     },
+}
+
+/// The job's next version, or why it has none.
+enum Prepared {
+    Changed(ChangedJob),
+    Refused(Refusal),
 }
 
 /// A job after the change, computed from the version that was read.
@@ -73,7 +98,7 @@ impl Changes {
         change: &Change,
         keyed: &Keyed,
         deadline: Instant,
-    ) -> Result<KeyedResult<Refusal>, KeyedError> {
+    ) -> Result<KeyedPatched, KeyedError> {
         let attempt = async |options| self.attempt(change, keyed, options, deadline).await;
         self.engine.perform(keyed, deadline, attempt).await
     }
@@ -90,11 +115,11 @@ impl Changes {
     ///
     /// # Errors
     /// [`DatabaseError`], by `deadline` at the latest.
-    pub async fn patch(&self, change: &Change, deadline: Instant) -> Result<Result<Answer, Refusal>, DatabaseError> {
+    pub async fn patch(&self, change: &Change, deadline: Instant) -> Result<Patched, DatabaseError> {
         loop {
-            let changed = match self.changed(change, deadline).await? {
-                Ok(changed) => changed,
-                Err(refusal) => return Ok(Err(refusal)),
+            let changed = match self.prepare(change, deadline).await? {
+                Prepared::Changed(changed) => changed,
+                Prepared::Refused(refusal) => return Ok(Patched::Refused(refusal)),
             };
             // Whether the statement was sent again after a lost attempt.
             let mut repeated = false;
@@ -110,7 +135,7 @@ impl Changes {
             };
             let written = self.engine.with_lock_wait(change.tenant, deadline, patch).await?;
             if written || (repeated && self.was_committed(change, &changed, deadline).await?) {
-                return Ok(Ok(changed.answer));
+                return Ok(Patched::Changed(changed.answer));
             }
         }
     }
@@ -158,10 +183,10 @@ impl Changes {
         keyed: &Keyed,
         options: WriteOptions,
         deadline: Instant,
-    ) -> Result<Attempt<Refusal>, DatabaseError> {
-        let changed = match self.changed(change, deadline).await? {
-            Ok(changed) => changed,
-            Err(refusal) => return Ok(Attempt::Rejected(refusal)),
+    ) -> Result<Attempt<KeyedPatched>, DatabaseError> {
+        let changed = match self.prepare(change, deadline).await? {
+            Prepared::Changed(changed) => changed,
+            Prepared::Refused(refusal) => return Ok(Attempt::Rejected(KeyedPatched::Refused(refusal))),
         };
         let write = async |connection: &mut _| queries::patch_keyed(connection, keyed, &changed, options).await;
         let written = self.pool().complete("patch_keyed", change.tenant, deadline, write).await?;
@@ -170,24 +195,24 @@ impl Changes {
 
     /// Reads the job and computes its next version. Checks the state before the version: by RFC 9110, section 13.2.1, a
     /// server ignores conditions if the answer would be an error without them, too.
-    async fn changed(&self, change: &Change, deadline: Instant) -> Result<Result<ChangedJob, Refusal>, DatabaseError> {
+    async fn prepare(&self, change: &Change, deadline: Instant) -> Result<Prepared, DatabaseError> {
         let mut job = match self.find(change.tenant, change.id, deadline).await? {
-            None => return Ok(Err(Refusal::NotFound)),
-            Some(Lookup::Deleted) => return Ok(Err(Refusal::Deleted)),
+            None => return Ok(Prepared::Refused(Refusal::NotFound)),
+            Some(Lookup::Deleted) => return Ok(Prepared::Refused(Refusal::Deleted)),
             Some(Lookup::Job(job)) => job,
         };
         let base_version = job.version;
         if job.state != State::Queued {
-            return Ok(Err(Refusal::NotWaiting { id: job.id, state: job.state }));
+            return Ok(Prepared::Refused(Refusal::NotWaiting { id: job.id, state: job.state }));
         }
         if let Condition::OneOf(versions) = &change.condition
             && !versions.contains(&base_version)
         {
-            return Ok(Err(Refusal::Stale { id: job.id, version: base_version }));
+            return Ok(Prepared::Refused(Refusal::Stale { id: job.id, version: base_version }));
         }
         change.patch.apply(&mut job);
         let answer = Answer { effect: Effect::Changed, job_id: job.id, job_version: job.version, body: job.to_json() };
-        Ok(Ok(ChangedJob { job, base_version, answer }))
+        Ok(Prepared::Changed(ChangedJob { job, base_version, answer }))
     }
 
     /// Whether a lost attempt was committed: whether the job now is what the change would have produced. By RFC 9110,
@@ -212,5 +237,14 @@ impl Changes {
 
     fn pool(&self) -> &SharedPool {
         self.engine.pool()
+    }
+}
+
+impl From<KeyedResult> for KeyedPatched {
+    fn from(result: KeyedResult) -> Self {
+        match result {
+            KeyedResult::First(outcome) => Self::First(outcome),
+            KeyedResult::Replayed(outcome) => Self::Replayed(outcome),
+        }
     }
 }

@@ -12,6 +12,7 @@ use super::routes::JOBS;
 use super::{App, Problem};
 use crate::access::Caller;
 use crate::idempotency::{Answer, Effect, Key, KeyedError, KeyedResult, Outcome, Route, ScopedKey};
+use crate::ids::JobId;
 use crate::jobs;
 use crate::metrics::KeyedOutcome;
 use crate::telemetry::RequestContext;
@@ -20,6 +21,17 @@ use crate::timestamp::Timestamp;
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const IDEMPOTENCY_EXPIRES: HeaderName = HeaderName::from_static("idempotency-expires");
 const DEDUPLICATED_BY: HeaderName = HeaderName::from_static("deduplicated-by");
+
+/// How a request with a key ended.
+pub enum Handled {
+    /// It committed the outcome.
+    First(Arc<Outcome>),
+    /// An earlier request with the same key did.
+    Replayed(Arc<Outcome>),
+    /// A quota, the age of the request or the state of a job forbids it. The key is unchanged.
+    Refused(Problem),
+    Failed(KeyedError),
+}
 
 /// Scopes a request's key to its tenant and route, and records the key's digest for the log.
 pub fn scope(caller: &Caller, route: Route, key: Key) -> ScopedKey {
@@ -37,35 +49,17 @@ pub fn reserve_key(app: &App, key: &ScopedKey, request: &HttpRequest) -> Result<
     reserve(&app.quotas.replays, key, request).map(drop)
 }
 
-/// The result for a request whose key may have expired: the stored outcome of an earlier attempt if there is one. The
-/// request itself has no effect.
-///
-/// # Errors
-/// [`Problem::FirstSentTooOld`].
-pub fn only_replayed<R>(
-    found: Result<Option<Arc<Outcome>>, KeyedError>,
-) -> Result<Result<KeyedResult<R>, KeyedError>, Problem> {
-    match found {
-        Ok(Some(outcome)) => Ok(Ok(KeyedResult::Replayed(outcome))),
-        Ok(None) => Err(Problem::FirstSentTooOld),
-        Err(error) => Ok(Err(error)),
-    }
-}
-
-/// Records the result of a request with a key, and makes its answer.
+/// Records how a request with a key ended, and makes its answer.
 ///
 /// # Errors
 /// [`Problem`] if the request was refused or failed.
-pub fn finish<R: Into<Problem>>(
-    request: &HttpRequest,
-    app: &App,
-    result: Result<KeyedResult<R>, KeyedError>,
-) -> Result<HttpResponse, Problem> {
-    record(request, &result);
-    match result? {
-        KeyedResult::First(outcome) => Ok(answer(app, first_status(outcome.answer.effect), "false", &outcome)),
-        KeyedResult::Replayed(outcome) => Ok(answer(app, StatusCode::OK, "true", &outcome)),
-        KeyedResult::Refused(refusal) => Err(refusal.into()),
+pub fn finish(request: &HttpRequest, app: &App, handled: Handled) -> Result<HttpResponse, Problem> {
+    record(request, &handled);
+    match handled {
+        Handled::First(outcome) => Ok(answer(app, first_status(outcome.answer.effect), "false", &outcome)),
+        Handled::Replayed(outcome) => Ok(answer(app, StatusCode::OK, "true", &outcome)),
+        Handled::Refused(problem) => Err(problem),
+        Handled::Failed(error) => Err(error.into()),
     }
 }
 
@@ -115,48 +109,68 @@ pub fn deduplicated_by(answer: &Answer) -> Option<&'static str> {
 }
 
 /// Records the result for the request's log line.
-fn record<R>(request: &HttpRequest, result: &Result<KeyedResult<R>, KeyedError>) {
-    let (keyed_outcome, job_id) = (outcome(result), job_id(result));
-    request.extensions_mut().insert(keyed_outcome);
+fn record(request: &HttpRequest, handled: &Handled) {
+    request.extensions_mut().insert(handled.outcome());
     let context = RequestContext::current();
-    if let Some(job_id) = job_id {
+    if let Some(job_id) = handled.job_id() {
         context.record_value("job_id", job_id);
     }
-    let first = match result {
-        Ok(KeyedResult::Replayed(first)) => first,
-        Err(KeyedError::KeyReused { first, .. }) => first,
+    let first = match handled {
+        Handled::Replayed(first) | Handled::Failed(KeyedError::KeyReused { first, .. }) => first,
         _ => return,
     };
     context.record("first.request_id", first.request_id.as_str());
     context.record_value("first.at", Timestamp(first.created_at));
 }
 
-pub fn outcome<R>(result: &Result<KeyedResult<R>, KeyedError>) -> KeyedOutcome {
-    match result {
-        Ok(KeyedResult::First(outcome)) => match outcome.answer.effect {
-            Effect::Created => KeyedOutcome::Created,
-            Effect::Adopted => KeyedOutcome::Deduplicated,
-            Effect::Changed => KeyedOutcome::Changed,
-        },
-        Ok(KeyedResult::Replayed(_)) => KeyedOutcome::Replayed,
-        Err(KeyedError::KeyReused { .. }) => KeyedOutcome::Mismatch,
-        Err(KeyedError::InFlight) => KeyedOutcome::InFlight,
-        Err(KeyedError::OutcomeUnknown) => KeyedOutcome::Unknown,
-        Ok(KeyedResult::Refused(_))
-        | Err(
-            KeyedError::Unavailable(_)
-            | KeyedError::Unfit(_)
-            | KeyedError::TimedOut
-            | KeyedError::Shed(_)
-            | KeyedError::Failed(_),
-        ) => KeyedOutcome::Refused,
+impl Handled {
+    /// For a request whose key may have expired: the stored outcome of an earlier attempt if there is one. The request
+    /// itself has no effect.
+    pub fn only_replayed(found: Result<Option<Arc<Outcome>>, KeyedError>) -> Self {
+        match found {
+            Ok(Some(outcome)) => Self::Replayed(outcome),
+            Ok(None) => Self::Refused(Problem::FirstSentTooOld),
+            Err(error) => Self::Failed(error),
+        }
+    }
+
+    /// For logs and metrics.
+    pub fn outcome(&self) -> KeyedOutcome {
+        match self {
+            Self::First(outcome) => match outcome.answer.effect {
+                Effect::Created => KeyedOutcome::Created,
+                Effect::Adopted => KeyedOutcome::Deduplicated,
+                Effect::Changed => KeyedOutcome::Changed,
+            },
+            Self::Replayed(_) => KeyedOutcome::Replayed,
+            Self::Failed(KeyedError::KeyReused { .. }) => KeyedOutcome::Mismatch,
+            Self::Failed(KeyedError::InFlight) => KeyedOutcome::InFlight,
+            Self::Failed(KeyedError::OutcomeUnknown) => KeyedOutcome::Unknown,
+            Self::Refused(_)
+            | Self::Failed(
+                KeyedError::Unavailable(_)
+                | KeyedError::Unfit(_)
+                | KeyedError::TimedOut
+                | KeyedError::Shed(_)
+                | KeyedError::Failed(_),
+            ) => KeyedOutcome::Refused,
+        }
+    }
+
+    fn job_id(&self) -> Option<JobId> {
+        match self {
+            Self::First(outcome) | Self::Replayed(outcome) => Some(outcome.answer.job_id),
+            Self::Failed(KeyedError::KeyReused { first, .. }) => Some(first.answer.job_id),
+            Self::Refused(_) | Self::Failed(_) => None,
+        }
     }
 }
 
-fn job_id<R>(result: &Result<KeyedResult<R>, KeyedError>) -> Option<crate::ids::JobId> {
-    match result {
-        Ok(KeyedResult::First(outcome) | KeyedResult::Replayed(outcome)) => Some(outcome.answer.job_id),
-        Err(KeyedError::KeyReused { first, .. }) => Some(first.answer.job_id),
-        _ => None,
+impl From<KeyedResult> for Handled {
+    fn from(result: KeyedResult) -> Self {
+        match result {
+            KeyedResult::First(outcome) => Self::First(outcome),
+            KeyedResult::Replayed(outcome) => Self::Replayed(outcome),
+        }
     }
 }

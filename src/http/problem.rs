@@ -1,6 +1,5 @@
 //! Every error that a client can see, as a problem document (RFC 9457). `problem_table` has the fixed parts.
 
-use std::convert::Infallible;
 use std::fmt;
 
 use actix_web::body::BoxBody;
@@ -579,12 +578,6 @@ impl From<Refusal> for Problem {
             Refusal::NotWaiting { id, state } => Self::JobNotWaiting { job_id: id, state },
             Refusal::Stale { id, version } => Self::PreconditionFailed { job_id: id, version, only_weak_tags: false },
         }
-    }
-}
-
-impl From<Infallible> for Problem {
-    fn from(never: Infallible) -> Self {
-        match never {}
     }
 }
 

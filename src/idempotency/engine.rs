@@ -55,28 +55,27 @@ impl WriteOptions {
     }
 }
 
-/// The result of one attempt.
+/// The result of one attempt of an operation whose result is a `T`.
 #[derive(Debug)]
-pub enum Attempt<R> {
+pub enum Attempt<T> {
     /// Key and effect are committed. The key expires at this time.
     Committed(Answer, DateTime<Utc>),
     /// Nothing was written. The key is taken; this is its row.
     Conflict(queries::Stored),
     /// Nothing was written. The key is taken, or the data that the attempt had read has changed.
     NoRows,
-    /// Nothing was written. The request cannot be carried out now, but an earlier request with the key may have been.
-    Rejected(R),
+    /// Nothing was written. The request cannot be carried out now. This is its result, unless an earlier request with
+    /// the key was carried out.
+    Rejected(T),
 }
 
-/// The result of a request with a key. Unless refused, its outcome is committed and is the answer.
+/// The result of a request with a key that was carried out. Its outcome is committed and is the answer.
 #[derive(Debug)]
-pub enum KeyedResult<R> {
+pub enum KeyedResult {
     /// This request committed the outcome.
     First(Arc<Outcome>),
     /// An earlier request with the same key did. This one is a replay.
     Replayed(Arc<Outcome>),
-    /// The request was rejected. The key is unchanged.
-    Refused(R),
 }
 
 /// Why a request has no outcome. Unless noted, the key is unchanged.
@@ -196,17 +195,20 @@ impl Engine {
     /// `attempt` writes the key and the effect in one statement, by [`SharedPool::complete`]. It may be called again
     /// after any result but [`Attempt::Committed`].
     ///
+    /// `T` is the result of the route's operation: a [`KeyedResult`], or an enum with more cases if attempts can be
+    /// rejected.
+    ///
     /// # Errors
     /// [`KeyedError`], by `deadline` at the latest.
-    pub async fn perform<R>(
+    pub async fn perform<T: From<KeyedResult>>(
         &self,
         request: &Keyed,
         deadline: Instant,
-        mut attempt: impl AsyncFnMut(WriteOptions) -> Result<Attempt<R>, DatabaseError>,
-    ) -> Result<KeyedResult<R>, KeyedError> {
+        mut attempt: impl AsyncFnMut(WriteOptions) -> Result<Attempt<T>, DatabaseError>,
+    ) -> Result<T, KeyedError> {
         let lock_wait_ends = deadline.min(Instant::now() + self.options.lock_wait);
         let leader = match timeout_at(lock_wait_ends, self.replays.get_or_lead(&request.key)).await {
-            Ok(CacheLookup::Outcome(outcome)) => return replay(request, outcome),
+            Ok(CacheLookup::Outcome(outcome)) => return Ok(replay(request, outcome)?.into()),
             Ok(CacheLookup::Nothing(leader)) => leader,
             Err(_) => return Err(KeyedError::InFlight),
         };
@@ -215,27 +217,27 @@ impl Engine {
         loop {
             let asked = Moment::now();
             let attempt = self.with_lock_wait(request.key.tenant, deadline, &mut attempt).await?;
-            let (stored, refusal) = match attempt {
+            let (stored, rejected) = match attempt {
                 Attempt::Committed(answer, expires_at) => {
                     let outcome = Arc::new(request.outcome(answer, expires_at));
                     leader.end(Arc::clone(&outcome), asked, request.time_to_live);
-                    return Ok(KeyedResult::First(outcome));
+                    return Ok(KeyedResult::First(outcome).into());
                 }
-                Attempt::Rejected(refusal) => (self.find_after_rejection(request, deadline).await?, Some(refusal)),
+                Attempt::Rejected(result) => (self.find_after_rejection(request, deadline).await?, Some(result)),
                 Attempt::Conflict(stored) => (Some(stored), None),
                 Attempt::NoRows => (self.find_after_conflict(request, deadline).await?, None),
             };
-            match (stored, refusal) {
+            match (stored, rejected) {
                 // An earlier attempt was committed, but its acknowledgement was lost.
                 (Some(stored), _) if request.produced(&stored.outcome) => {
                     leader.end(Arc::clone(&stored.outcome), asked, stored.life.unwrap_or_default());
-                    return Ok(KeyedResult::First(stored.outcome));
+                    return Ok(KeyedResult::First(stored.outcome).into());
                 }
                 (Some(queries::Stored { outcome, life: Some(life) }), _) => {
                     leader.end(Arc::clone(&outcome), asked, life);
-                    return replay(request, outcome);
+                    return Ok(replay(request, outcome)?.into());
                 }
-                (_, Some(refusal)) => return Ok(KeyedResult::Refused(refusal)),
+                (_, Some(result)) => return Ok(result),
                 (None, None) => {}
                 (Some(_), None) => self.delete_expired(&request.key, deadline).await?,
             }
@@ -249,9 +251,9 @@ impl Engine {
     /// # Errors
     /// As [`Engine::perform`].
     pub async fn find_outcome(&self, request: &Keyed, deadline: Instant) -> Result<Option<Arc<Outcome>>, KeyedError> {
-        match self.perform(request, deadline, async |_| Ok(Attempt::Rejected(()))).await? {
-            KeyedResult::First(outcome) | KeyedResult::Replayed(outcome) => Ok(Some(outcome)),
-            KeyedResult::Refused(()) => Ok(None),
+        match self.perform(request, deadline, async |_| Ok(Attempt::Rejected(None))).await? {
+            Some(KeyedResult::First(outcome) | KeyedResult::Replayed(outcome)) => Ok(Some(outcome)),
+            None => Ok(None),
         }
     }
 
@@ -316,7 +318,7 @@ impl Keyed {
 }
 
 /// The stored outcome, if the request has the same content as the first one.
-fn replay<R>(request: &Keyed, first: Arc<Outcome>) -> Result<KeyedResult<R>, KeyedError> {
+fn replay(request: &Keyed, first: Arc<Outcome>) -> Result<KeyedResult, KeyedError> {
     if first.fingerprint == request.fingerprint {
         return Ok(KeyedResult::Replayed(first));
     }
@@ -416,7 +418,7 @@ mod tests {
             time_to_live: Duration::from_secs(1),
             makes: None,
         };
-        let never = async |_| pending::<Result<Attempt<()>, DatabaseError>>().await;
+        let never = async |_| pending::<Result<Attempt<KeyedResult>, DatabaseError>>().await;
         let mut first = Box::pin(engine.perform(&request, in_a_minute(), never));
         assert!(poll!(&mut first).is_pending());
         let began = Instant::now();

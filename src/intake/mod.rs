@@ -12,7 +12,6 @@ pub use batcher::Bounds;
 pub use submission::{Draft, Submission};
 pub use writer::Writer;
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -46,10 +45,6 @@ type Submitted = Lookup<(NewJob, DateTime<Utc>)>;
 
 /// The limit of `readers`.
 const READERS_MAX: usize = 4;
-
-/// No outcome exists for the key, and no active job has the content.
-#[derive(Clone, Copy, Debug)]
-pub struct NotFound;
 
 /// How many submissions one request may have in progress at once.
 #[derive(Clone, Copy, Debug)]
@@ -117,11 +112,7 @@ impl Intake {
     ///
     /// # Errors
     /// [`KeyedError`], at `deadline` at the latest.
-    pub async fn submit(
-        &self,
-        submission: &Arc<Submission>,
-        deadline: Instant,
-    ) -> Result<KeyedResult<Infallible>, KeyedError> {
+    pub async fn submit(&self, submission: &Arc<Submission>, deadline: Instant) -> Result<KeyedResult, KeyedError> {
         match submission.content {
             None => {
                 let attempt = async |options| self.insert(submission, options, deadline).await;
@@ -135,7 +126,7 @@ impl Intake {
     }
 
     /// Does what [`Intake::submit`] does, but creates no job: finds the outcome of an earlier request with the key, or
-    /// adopts the active job with the same content.
+    /// adopts the active job with the same content. `None` if there is neither.
     ///
     /// # Errors
     /// As [`Intake::submit`].
@@ -143,11 +134,11 @@ impl Intake {
         &self,
         submission: &Arc<Submission>,
         deadline: Instant,
-    ) -> Result<KeyedResult<NotFound>, KeyedError> {
+    ) -> Result<Option<KeyedResult>, KeyedError> {
         let attempt = async |options| {
-            let Some(content) = submission.content else { return Ok(Attempt::Rejected(NotFound)) };
+            let Some(content) = submission.content else { return Ok(Attempt::Rejected(None)) };
             match self.find_content(submission, content, deadline).await? {
-                None => Ok(Attempt::Rejected(NotFound)),
+                None => Ok(Attempt::Rejected(None)),
                 Some(holder) => self.adopt(submission, holder, content, options, deadline).await,
             }
         };
@@ -221,7 +212,7 @@ impl Intake {
         submission: &Arc<Submission>,
         options: WriteOptions,
         deadline: Instant,
-    ) -> Result<Attempt<Infallible>, DatabaseError> {
+    ) -> Result<Attempt<KeyedResult>, DatabaseError> {
         if options.is_brief() {
             return match self.batcher.enqueue(Arc::clone(submission), deadline).await {
                 Ok(WriteResult::Inserted(expires_at)) => {
@@ -249,7 +240,7 @@ impl Intake {
         content: ContentDigest,
         options: WriteOptions,
         deadline: Instant,
-    ) -> Result<Attempt<Infallible>, DatabaseError> {
+    ) -> Result<Attempt<KeyedResult>, DatabaseError> {
         if let Some(holder) = self.find_content(submission, content, deadline).await? {
             return self.adopt(submission, holder, content, options, deadline).await;
         }
@@ -263,14 +254,14 @@ impl Intake {
     }
 
     /// Stores the key with an answer about the job that has the content.
-    async fn adopt<R>(
+    async fn adopt<T>(
         &self,
         submission: &Submission,
         holder: JobId,
         content: ContentDigest,
         options: WriteOptions,
         deadline: Instant,
-    ) -> Result<Attempt<R>, DatabaseError> {
+    ) -> Result<Attempt<T>, DatabaseError> {
         let (permit, found) = self.submitted(submission.draft.tenant, holder, deadline).await?;
         let (job, created_at) = match found {
             Some(Lookup::Job(submitted)) => submitted,

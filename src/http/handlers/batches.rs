@@ -2,7 +2,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -19,11 +18,11 @@ use crate::http::body::{Incoming, JsonLines, MediaType};
 use crate::http::body_memory::AnswerBytes;
 use crate::http::extractors::{Deadline, NoParameters};
 use crate::http::first_sent::FirstSent;
-use crate::http::keyed::{self, first_status, only_replayed, reserve_key};
+use crate::http::keyed::{self, Handled, first_status, reserve_key};
 use crate::http::lines::{Line, Lines};
 use crate::http::routes::{JOBS, SUBMIT};
 use crate::http::{App, Problem, ProblemDocument};
-use crate::idempotency::{Fingerprint, InvalidKey, Key, KeyedError, KeyedResult, Outcome, ScopedKey};
+use crate::idempotency::{Fingerprint, InvalidKey, Key, KeyedError, Outcome, ScopedKey};
 use crate::ids::{RequestId, TenantId};
 use crate::intake::Submission;
 use crate::jobs::NewJob;
@@ -240,50 +239,51 @@ struct Done {
     outcome: Arc<Outcome>,
 }
 
+impl Done {
+    fn of(handled: Handled) -> Result<Self, Problem> {
+        match handled {
+            Handled::First(outcome) => {
+                Ok(Self { status: first_status(outcome.answer.effect), replayed: false, outcome })
+            }
+            Handled::Replayed(outcome) => Ok(Self { status: StatusCode::OK, replayed: true, outcome }),
+            Handled::Refused(problem) => Err(problem),
+            Handled::Failed(error) => Err(error.into()),
+        }
+    }
+}
+
 impl Batch<'_> {
     async fn in_turn(&self, items: Vec<(usize, Item)>) -> Vec<(usize, Vec<u8>)> {
         let mut lines = Vec::new();
         for (number, item) in items {
-            let (digest, keyed_outcome, done) = match item {
-                Item::Refused(problem) => (None, KeyedOutcome::Refused, Err(problem)),
+            let (digest, handled) = match item {
+                Item::Refused(problem) => (None, Handled::Refused(problem)),
                 Item::Submission(submission) => {
-                    let (keyed_outcome, done) = self.carry_out(&submission).await;
-                    (Some(submission.keyed.key.log_digest()), keyed_outcome, done)
+                    (Some(submission.keyed.key.log_digest()), self.carry_out(&submission).await)
                 }
             };
+            let (keyed_outcome, done) = (handled.outcome(), Done::of(handled));
             self.record(number, digest, keyed_outcome, &done);
             lines.push((number, self.line(number, done)));
         }
         lines
     }
 
-    async fn carry_out(&self, submission: &Arc<Submission>) -> (KeyedOutcome, Result<Done, Problem>) {
-        let submitted = match reserve_key(self.app, &submission.keyed.key, self.request) {
+    async fn carry_out(&self, submission: &Arc<Submission>) -> Handled {
+        let deadline = Deadline::of(self.request);
+        let mut handled = match reserve_key(self.app, &submission.keyed.key, self.request) {
             Ok(()) if self.is_too_old => {
-                only_replayed(self.app.intake.find_outcome(submission, Deadline::of(self.request)).await)
+                Handled::only_replayed(self.app.intake.find_outcome(submission, deadline).await)
             }
             Ok(()) => submit_within_quota(self.request, self.app, submission).await,
-            Err(exceeded) => Err(exceeded),
+            Err(exceeded) => Handled::Refused(exceeded),
         };
-        let mut submitted: Result<KeyedResult<Infallible>, KeyedError> = match submitted {
-            Ok(submitted) => submitted,
-            Err(problem) => return (KeyedOutcome::Refused, Err(problem)),
-        };
-        if let Err(reused @ KeyedError::KeyReused { .. }) = &mut submitted
+        if let Handled::Failed(reused @ KeyedError::KeyReused { .. }) = &mut handled
             && self.compared.replace(self.compared.get() + 1) < COMPARED_MAX
         {
-            self.app.intake.compare(submission, reused, Deadline::of(self.request)).await;
+            self.app.intake.compare(submission, reused, deadline).await;
         }
-        let keyed_outcome = keyed::outcome(&submitted);
-        let done = match submitted {
-            Ok(KeyedResult::First(outcome)) => {
-                Ok(Done { status: first_status(outcome.answer.effect), replayed: false, outcome })
-            }
-            Ok(KeyedResult::Replayed(outcome)) => Ok(Done { status: StatusCode::OK, replayed: true, outcome }),
-            Ok(KeyedResult::Refused(never)) => match never {},
-            Err(error) => Err(error.into()),
-        };
-        (keyed_outcome, done)
+        handled
     }
 
     /// Counts an item as a `POST /jobs`, and logs it.

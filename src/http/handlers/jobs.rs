@@ -4,12 +4,12 @@ use actix_web::http::header::{CONTENT_TYPE, ETAG};
 use actix_web::{HttpRequest, HttpResponse, web};
 
 use crate::access::Caller;
-use crate::changes::Change;
+use crate::changes::{Change, KeyedPatched, Patched};
 use crate::http::body::{Body, MergePatch};
 use crate::http::conditions::{IfMatch, IfNoneMatch, NoConditions};
 use crate::http::extractors::{Deadline, NoParameters, OptionalKey, PathId};
 use crate::http::first_sent::{FirstSent, TooOld};
-use crate::http::keyed::{finish, only_replayed, reserve_key, scope, write};
+use crate::http::keyed::{Handled, finish, reserve_key, scope, write};
 use crate::http::routes::{CHANGE, JOBS};
 use crate::http::{App, Problem};
 use crate::idempotency::{Fingerprint, Keyed};
@@ -59,19 +59,25 @@ pub async fn change(
     RequestContext::current().record_value("job_id", id.0);
     let change = Change { tenant: caller.tenant, id: id.0, patch, condition: if_match.condition.clone() };
     let Some(key) = key.0 else {
-        let answer = app.changes.patch(&change, Deadline::of(&request)).await?;
-        let answer = answer.map_err(|refusal| if_match.explain(refusal.into()))?;
-        return Ok(write(&app, &mut HttpResponse::Ok(), &answer));
+        return match app.changes.patch(&change, Deadline::of(&request)).await? {
+            Patched::Changed(answer) => Ok(write(&app, &mut HttpResponse::Ok(), &answer)),
+            Patched::Refused(refusal) => Err(if_match.explain(refusal.into())),
+        };
     };
     let key = scope(&caller, CHANGE, key);
     reserve_key(&app, &key, &request)?;
     let time_to_live = app.time_to_live(&caller);
     let keyed = Keyed { key, fingerprint, request_id, created_at: jobs::now(), time_to_live, makes: None };
-    let changed = match first_sent.limit_deadline(&request, time_to_live) {
-        Err(TooOld) => only_replayed(app.changes.find_outcome(&keyed, Deadline::of(&request)).await)?,
-        Ok(()) => app.changes.patch_keyed(&change, &keyed, Deadline::of(&request)).await,
+    let handled = match first_sent.limit_deadline(&request, time_to_live) {
+        Err(TooOld) => Handled::only_replayed(app.changes.find_outcome(&keyed, Deadline::of(&request)).await),
+        Ok(()) => match app.changes.patch_keyed(&change, &keyed, Deadline::of(&request)).await {
+            Ok(KeyedPatched::First(outcome)) => Handled::First(outcome),
+            Ok(KeyedPatched::Replayed(outcome)) => Handled::Replayed(outcome),
+            Ok(KeyedPatched::Refused(refusal)) => Handled::Refused(if_match.explain(refusal.into())),
+            Err(error) => Handled::Failed(error),
+        },
     };
-    finish(&request, &app, changed).map_err(|problem| name_first_path(if_match.explain(problem), id.0))
+    finish(&request, &app, handled).map_err(|problem| name_first_path(problem, id.0))
 }
 
 /// Names the path of the first request with a key, if that was a change of another job than `id`.

@@ -1,6 +1,5 @@
 //! Creation of jobs.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use actix_web::http::StatusCode;
@@ -11,13 +10,13 @@ use crate::http::body::{Body, Json};
 use crate::http::conditions::NoConditions;
 use crate::http::extractors::{Deadline, NoParameters, RequiredKey};
 use crate::http::first_sent::{FirstSent, TooOld};
-use crate::http::keyed::{finish, only_replayed, reserve_key, scope, write};
+use crate::http::keyed::{Handled, finish, reserve_key, scope, write};
 use crate::http::quotas::{refund, reserve};
 use crate::http::routes::{JOBS, SUBMIT};
 use crate::http::{App, Problem};
 use crate::idempotency::{Fingerprint, KeyedError, KeyedResult, Outcome, ScopedKey};
 use crate::ids::{JobId, RequestId};
-use crate::intake::{Draft, NotFound, Put, Submission};
+use crate::intake::{Draft, Put, Submission};
 use crate::jobs::{ContentDigest, InvalidJob, NewJob};
 use crate::json::Document;
 use crate::telemetry::RequestContext;
@@ -41,24 +40,24 @@ pub async fn submit(
     };
     let asked = body.read(&app, caller.tenant, Deadline::of(&request), read).await?;
     reserve_key(&app, &key, &request)?;
-    let submitted = match asked {
-        Asked::Before(outcome) => Ok(KeyedResult::Replayed(outcome)),
+    let handled = match asked {
+        Asked::Before(outcome) => Handled::Replayed(outcome),
         Asked::New(job, fingerprint) => {
             let time_to_live = app.time_to_live(&caller);
             let submission = Arc::new(Submission::mint(key, fingerprint, job, request_id, time_to_live));
             let too_old = first_sent.limit_deadline(&request, time_to_live);
             let deadline = Deadline::of(&request);
-            let mut submitted = match too_old {
-                Err(TooOld) => only_replayed(app.intake.find_outcome(&submission, deadline).await)?,
-                Ok(()) => submit_within_quota(&request, &app, &submission).await?,
+            let mut handled = match too_old {
+                Err(TooOld) => Handled::only_replayed(app.intake.find_outcome(&submission, deadline).await),
+                Ok(()) => submit_within_quota(&request, &app, &submission).await,
             };
-            if let Err(error) = &mut submitted {
+            if let Handled::Failed(error) = &mut handled {
                 app.intake.compare(&submission, error, deadline).await;
             }
-            submitted
+            handled
         }
     };
-    finish(&request, &app, submitted)
+    finish(&request, &app, handled)
 }
 
 /// The result of parsing a request's body.
@@ -80,14 +79,9 @@ fn read(app: &App, key: &ScopedKey, text: &[u8]) -> Result<Asked, Problem> {
 
 /// Submits a job within the tenant's quota of new jobs. If the quota is used up, replays are still answered, and so are
 /// submissions with the unique content of an existing job.
-pub async fn submit_within_quota(
-    request: &HttpRequest,
-    app: &App,
-    submission: &Arc<Submission>,
-) -> Result<Result<KeyedResult<Infallible>, KeyedError>, Problem> {
+pub async fn submit_within_quota(request: &HttpRequest, app: &App, submission: &Arc<Submission>) -> Handled {
     let deadline = Deadline::of(request);
-    let exceeded = match reserve(&app.quotas.creations, &submission.draft.tenant, request) {
-        Err(exceeded) => exceeded,
+    match reserve(&app.quotas.creations, &submission.draft.tenant, request) {
         Ok(reservation) => {
             let submitted = app.intake.submit(submission, deadline).await;
             let may_have_created = match &submitted {
@@ -98,14 +92,13 @@ pub async fn submit_within_quota(
             if !may_have_created {
                 refund(reservation, request);
             }
-            return Ok(submitted);
+            submitted.map_or_else(Handled::Failed, Handled::from)
         }
-    };
-    match app.intake.find_or_adopt(submission, deadline).await {
-        Ok(KeyedResult::Refused(NotFound)) => Err(exceeded),
-        Ok(KeyedResult::First(outcome)) => Ok(Ok(KeyedResult::First(outcome))),
-        Ok(KeyedResult::Replayed(outcome)) => Ok(Ok(KeyedResult::Replayed(outcome))),
-        Err(error) => Ok(Err(error)),
+        Err(exceeded) => match app.intake.find_or_adopt(submission, deadline).await {
+            Ok(Some(found)) => found.into(),
+            Ok(None) => Handled::Refused(exceeded),
+            Err(error) => Handled::Failed(error),
+        },
     }
 }
 
