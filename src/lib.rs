@@ -5,6 +5,7 @@
 
 pub mod ids;
 pub mod json;
+pub mod overload;
 pub mod shares;
 pub mod timestamp;
 

@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
 
 use crate::ids::TenantId;
-use crate::metrics::Shed;
+use crate::overload::Shed;
 use crate::shares::Shares;
 
 /// Runs work on large texts in separate threads.

@@ -9,20 +9,21 @@ use std::path::{Path, PathBuf};
 use syn::visit::{self, Visit};
 
 /// Which modules a module may import. Modules that are not listed may import anything.
-const MAY_IMPORT: [(&str, &[&str]); 15] = [
+const MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("ids", &[]),
     ("json", &[]),
+    ("overload", &[]),
     ("shares", &["ids"]),
     ("timestamp", &[]),
-    ("metrics", &[]),
+    ("metrics", &["overload"]),
     ("telemetry", &["metrics", "timestamp"]),
     ("configuration", &["telemetry", "database"]),
-    ("database", &["ids", "metrics", "shares"]),
+    ("database", &["ids", "metrics", "overload", "shares"]),
     ("jobs", &["ids", "json", "timestamp"]),
-    ("idempotency", &["ids", "json", "timestamp", "database", "metrics", "shares"]),
-    ("access", &["ids", "database", "metrics"]),
-    ("offload", &["ids", "metrics", "shares"]),
-    ("intake", &["ids", "database", "metrics", "shares", "jobs", "idempotency", "offload"]),
+    ("idempotency", &["ids", "json", "timestamp", "database", "metrics", "overload", "shares"]),
+    ("access", &["ids", "database", "metrics", "overload"]),
+    ("offload", &["ids", "overload", "shares"]),
+    ("intake", &["ids", "database", "metrics", "overload", "shares", "jobs", "idempotency", "offload"]),
     ("changes", &["ids", "database", "jobs", "idempotency"]),
     (
         "http",
@@ -32,6 +33,7 @@ const MAY_IMPORT: [(&str, &[&str]); 15] = [
             "timestamp",
             "database",
             "metrics",
+            "overload",
             "shares",
             "jobs",
             "idempotency",

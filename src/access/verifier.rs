@@ -11,7 +11,8 @@ use super::failure_log::FailureLog;
 use super::lookups::{Answer, Lookups};
 use super::{Caller, TokenDigest, UseTimes, queries};
 use crate::database::{DatabaseError, Pool};
-use crate::metrics::{Metrics, Shed, TokenLookup};
+use crate::metrics::{Metrics, TokenLookup};
+use crate::overload::Shed;
 
 /// Why a token was rejected. The verifier has already logged database failures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]

@@ -18,7 +18,7 @@ mod shared_pool;
 
 pub use failure::{may_pass, violates, with_causes};
 pub use migration::{LockWait, MIGRATION_LOCK_TIMEOUT, migrate, migrate_at_once};
-pub use pool::Pool;
+pub use pool::{Connections, Pool};
 pub use retry::DatabaseError;
 pub use schema::{Durability, Schema, create_if_missing, fitness};
 pub use session::{Pooler, Sessions, is_refused_by_pooler, sessions, statement_timeout};

@@ -13,7 +13,7 @@ use super::circuit_breaker::CircuitBreaker;
 use super::failure::{Failure, words};
 use super::retry::{DatabaseError, Loss, RetryState};
 use super::{Pooler, Settings, connect, queries};
-use crate::metrics::{Connections, Metrics, Retry};
+use crate::metrics::{Metrics, Retry};
 
 /// A bounded number of connections, opened on demand.
 ///
@@ -23,6 +23,14 @@ use crate::metrics::{Connections, Metrics, Retry};
 #[derive(Clone)]
 pub struct Pool {
     shared: Arc<Shared>,
+}
+
+/// One reading of a pool's connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Connections {
+    pub busy: usize,
+    pub idle: usize,
+    pub limit: usize,
 }
 
 struct Shared {
@@ -211,7 +219,6 @@ impl Pool {
         self.shared.breaker.is_open()
     }
 
-    /// The number of busy and idle connections, and the limit.
     pub fn count(&self) -> Connections {
         let busy = self.shared.limit - self.shared.places.available_permits();
         Connections { busy, idle: self.idle().len(), limit: self.shared.limit }

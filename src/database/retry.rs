@@ -8,7 +8,7 @@ use thiserror::Error;
 use tokio::time::{Instant, sleep_until};
 
 use super::failure::words;
-use crate::metrics::Shed;
+use crate::overload::Shed;
 
 /// Why a statement has no result.
 #[derive(Clone, Debug, Error)]

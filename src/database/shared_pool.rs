@@ -5,10 +5,10 @@ use std::sync::Arc;
 use sqlx::PgConnection;
 use tokio::time::{Instant, timeout_at};
 
-use super::pool::{Pool, Share};
+use super::pool::{Connections, Pool, Share};
 use super::retry::{DatabaseError, Loss, RetryState};
 use crate::ids::TenantId;
-use crate::metrics::{Connections, Shed};
+use crate::overload::Shed;
 use crate::shares::{Shares, half};
 
 /// A [`Pool`] of which one tenant uses at most half (the only connection if there is one), so that slow statements of

@@ -4,7 +4,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use super::Problem;
 use crate::ids::TenantId;
-use crate::metrics::{Shed, Usage};
+use crate::overload::{Shed, Usage};
 use crate::shares::Shares;
 
 /// Limits the requests in flight. A request above the limit is refused immediately. Each tenant has a share of the

@@ -6,7 +6,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Problem;
 use crate::ids::TenantId;
-use crate::metrics::{Shed, Usage};
+use crate::overload::{Shed, Usage};
 use crate::shares::Shares;
 
 /// A budget of bytes. A body that does not fit is refused immediately. Otherwise the kernel could kill a process in a

@@ -29,7 +29,8 @@ use crate::idempotency::{InvalidKey, KeyedError};
 use crate::ids::{JobId, RequestId};
 use crate::jobs::{InvalidJob, State, etag};
 use crate::json::InvalidJson;
-use crate::metrics::{Metrics, Shed};
+use crate::metrics::Metrics;
+use crate::overload::Shed;
 
 #[derive(Debug)]
 pub enum Problem {

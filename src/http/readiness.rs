@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Problem;
 use crate::database::{self, DatabaseError, Durability, Pool, Schema};
-use crate::metrics::Shed;
+use crate::overload::Shed;
 
 /// Answers within a second whether the replica is ready, even if the database is slow.
 ///

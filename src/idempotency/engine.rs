@@ -17,7 +17,7 @@ use super::replays::{CacheLookup, Replays};
 use super::{Answer, Effect, Fingerprint, Outcome, ScopedKey, queries};
 use crate::database::{DatabaseError, SharedPool};
 use crate::ids::{JobId, RequestId, TenantId};
-use crate::metrics::Shed;
+use crate::overload::Shed;
 use crate::shares::{Shares, half};
 
 /// A request with an idempotency key. All its attempts use the same values, so the stored row shows whether an earlier

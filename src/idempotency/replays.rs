@@ -11,7 +11,8 @@ use quick_cache::sync::{Cache, DefaultLifecycle, PlaceholderGuard};
 
 use super::clock::Moment;
 use super::{Fingerprint, Outcome, ScopedKey};
-use crate::metrics::{Metrics, Recall, Usage};
+use crate::metrics::{Metrics, Recall};
+use crate::overload::Usage;
 
 /// The replay cache. Its size in bytes is bounded.
 pub struct Replays {

@@ -15,7 +15,7 @@ use super::Submission;
 use crate::database::DatabaseError;
 use crate::idempotency::queries::Stored;
 use crate::ids::TenantId;
-use crate::metrics::{Shed, Usage};
+use crate::overload::{Shed, Usage};
 use crate::shares::{Shares, half};
 
 /// The limits of the queue and of one statement. A submission that is larger than a limit of bytes is accepted and sent

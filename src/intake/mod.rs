@@ -24,8 +24,9 @@ use crate::idempotency::{
 };
 use crate::ids::{JobId, TenantId};
 use crate::jobs::{self, ContentDigest, Lookup, NewJob};
-use crate::metrics::{Metrics, Shed, Usage};
+use crate::metrics::Metrics;
 use crate::offload::Offload;
+use crate::overload::{Shed, Usage};
 use crate::shares::Shares;
 use batcher::{Batcher, WriteResult};
 

@@ -7,7 +7,7 @@ mod catalogue;
 mod labels;
 
 pub use catalogue::document;
-pub use labels::{KeyedOutcome, Recall, Retry, Shed, Split, TokenLookup};
+pub use labels::{KeyedOutcome, Recall, Retry, Split, TokenLookup};
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -21,6 +21,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
+use crate::overload::{Shed, Usage};
 use catalogue::*;
 use labels::*;
 
@@ -66,21 +67,6 @@ struct Catalogue {
 
 /// An open client connection. It is counted until this is dropped.
 pub struct CountedConnection(Metrics);
-
-/// One reading of a gauge and its limit.
-#[derive(Clone, Copy, Debug)]
-pub struct Usage {
-    pub now: usize,
-    pub limit: usize,
-}
-
-/// One reading of a pool's connections.
-#[derive(Clone, Copy, Debug)]
-pub struct Connections {
-    pub busy: usize,
-    pub idle: usize,
-    pub limit: usize,
-}
 
 impl Metrics {
     pub fn new() -> Self {
@@ -223,12 +209,12 @@ impl Metrics {
         self.catalogue.quota_refusals.get_or_create(&QuotaLabels { policy }).inc();
     }
 
-    /// How long a statement waited for a connection of this pool.
     pub fn observe_statement(&self, statement: &'static str, duration: Duration) {
         let labels = StatementLabels { statement };
         self.catalogue.database_statement_duration.get_or_create(&labels).observe(duration.as_secs_f64());
     }
 
+    /// How long a statement waited for a connection of this pool.
     pub fn observe_connection_wait(&self, pool: &'static str, wait: Duration) {
         self.catalogue.database_connection_wait.get_or_create(&PoolLabels { pool }).observe(wait.as_secs_f64());
     }
@@ -279,12 +265,12 @@ impl Metrics {
         self.catalogue.purge_failures.inc();
     }
 
-    pub fn read_connections(&self, pool: &'static str, reading: Connections) {
+    pub fn read_connections(&self, pool: &'static str, busy: Usage, idle: usize) {
         let by_state =
             |state| self.catalogue.database_connections.get_or_create_owned(&ConnectionLabels { pool, state });
-        by_state("busy").set(gauge(reading.busy));
-        by_state("idle").set(gauge(reading.idle));
-        self.catalogue.database_connections_limit.get_or_create(&PoolLabels { pool }).set(gauge(reading.limit));
+        by_state("busy").set(gauge(busy.now));
+        by_state("idle").set(gauge(idle));
+        self.catalogue.database_connections_limit.get_or_create(&PoolLabels { pool }).set(gauge(busy.limit));
     }
 
     /// `None` if the database did not answer. The gauge is then NaN, because an old value would mislead.

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use hapax::database::{DatabaseError, Pool, Pooler, Settings, SharedPool};
 use hapax::ids::TenantId;
-use hapax::metrics::{Metrics, Shed};
+use hapax::metrics::Metrics;
+use hapax::overload::Shed;
 use rustix::process::Signal;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tokio::time::Instant;

@@ -7,11 +7,12 @@ use actix_web::{HttpResponse, web};
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::database::Pool;
+use crate::database::{Connections, Pool};
 use crate::http::extractors::NoParameters;
 use crate::http::routes::{DOCS, OPENAPI, key_uses};
 use crate::http::{App, Problem, outgoing};
 use crate::idempotency::{self, KEY_LENGTH_MAX};
+use crate::overload::Usage;
 
 const CONTRACT: &str = include_str!("../../../api-design/jobs-api.yaml");
 /// The only server in the OpenAPI document. Clients that are generated from the document send their requests to it.
@@ -71,7 +72,8 @@ pub struct MetricsSources {
 pub async fn metrics(app: web::Data<App>, sources: web::Data<MetricsSources>) -> HttpResponse {
     let metrics = &app.metrics;
     for pool in &sources.pools {
-        metrics.read_connections(pool.name(), pool.count());
+        let Connections { busy, idle, limit } = pool.count();
+        metrics.read_connections(pool.name(), Usage { now: busy, limit }, idle);
     }
     metrics.read_requests_in_flight(app.admission.usage());
     metrics.read_body_bytes(app.body_memory.usage());
