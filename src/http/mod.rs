@@ -19,6 +19,9 @@ mod observation;
 mod outgoing;
 mod parameters;
 mod problem;
+mod problem_details;
+mod problem_document;
+mod problem_sources;
 mod problem_table;
 mod quotas;
 mod readiness;
@@ -49,7 +52,7 @@ use crate::ids::TenantId;
 use crate::intake::Intake;
 use crate::metrics::Metrics;
 use crate::offload::Offload;
-use problem::ProblemDocument;
+use problem_document::ProblemDocument;
 
 /// The state that all handlers share.
 pub struct App {
