@@ -95,6 +95,20 @@ async fn every_valid_submission_is_a_valid_batch_item() {
 }
 
 #[tokio::test]
+async fn a_stored_answer_that_is_not_json_is_an_error_of_its_item_only() {
+    let ledger = Ledger::new().await;
+    let first = ledger.serve().await.submit("broken", job(1)).await;
+    ledger.execute("update idempotency_keys set body = '{\"id\":'").await;
+    // Its replay cache is empty.
+    let server = ledger.serve().await;
+    let answers = server.submit_batch([item("broken", job(1)), item("whole", job(2))].concat()).await.items();
+    answers[0].is_problem(500, "internal-error");
+    assert_eq!(answers[1].status, 201);
+    let row = format!("job_id {} and request_id {}", first.job_id(), first.header("x-request-id"));
+    server.until_logged(&row).await;
+}
+
+#[tokio::test]
 async fn items_with_the_same_key_are_executed_in_order() {
     let ledger = Ledger::new().await;
     let server = ledger.serve().await;

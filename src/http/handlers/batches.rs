@@ -99,6 +99,7 @@ pub async fn submit(
         request: &request,
         app: &app,
         request_id: &request_id,
+        tenant: caller.tenant,
         is_too_old,
         compared: Cell::new(0),
         tally: RefCell::default(),
@@ -217,6 +218,7 @@ struct Batch<'a> {
     request: &'a HttpRequest,
     app: &'a App,
     request_id: &'a RequestId,
+    tenant: TenantId,
     /// The result of [`FirstSent::limit_deadline`], for all items.
     is_too_old: bool,
     /// How many items were compared with the first request of their key.
@@ -237,18 +239,29 @@ struct Done {
     status: StatusCode,
     replayed: bool,
     outcome: Arc<Outcome>,
+    /// The stored answer.
+    job: Box<RawValue>,
 }
 
 impl Done {
-    fn of(handled: Handled) -> Result<Self, Problem> {
-        match handled {
-            Handled::First(outcome) => {
-                Ok(Self { status: first_status(outcome.answer.effect), replayed: false, outcome })
-            }
-            Handled::Replayed(outcome) => Ok(Self { status: StatusCode::OK, replayed: true, outcome }),
-            Handled::Refused(problem) => Err(problem),
-            Handled::Failed(error) => Err(error.into()),
-        }
+    fn of(handled: Handled, tenant: TenantId) -> Result<Self, Problem> {
+        let (status, replayed, outcome) = match handled {
+            Handled::First(outcome) => (first_status(outcome.answer.effect), false, outcome),
+            Handled::Replayed(outcome) => (StatusCode::OK, true, outcome),
+            Handled::Refused(problem) => return Err(problem),
+            Handled::Failed(error) => return Err(error.into()),
+        };
+        let job = serde_json::from_slice(&outcome.answer.body).map_err(|error| {
+            // Names the row without its key, which no log shows.
+            let words = format!(
+                "the answer is not JSON in the row of hapax.idempotency_keys with tenant_id {tenant}, job_id {} and \
+                 request_id {}",
+                outcome.answer.job_id,
+                outcome.request_id.as_str(),
+            );
+            Problem::Internal(anyhow::Error::new(error).context(words))
+        })?;
+        Ok(Self { status, replayed, outcome, job })
     }
 }
 
@@ -262,7 +275,7 @@ impl Batch<'_> {
                     (Some(submission.keyed.key.log_digest()), self.carry_out(&submission).await)
                 }
             };
-            let (keyed_outcome, done) = (handled.outcome(), Done::of(handled));
+            let (keyed_outcome, done) = (handled.outcome(), Done::of(handled, self.tenant));
             self.record(number, digest, keyed_outcome, &done);
             lines.push((number, self.line(number, done)));
         }
@@ -314,14 +327,14 @@ impl Batch<'_> {
 
     fn line(&self, item: usize, done: Result<Done, Problem>) -> Vec<u8> {
         match done {
-            Ok(Done { status, replayed, outcome }) => text_line(&ItemAnswer {
+            Ok(Done { status, replayed, outcome, job }) => text_line(&ItemAnswer {
                 item,
                 status: status.as_u16(),
                 location: keyed::location(self.app, &outcome.answer),
                 idempotent_replayed: Some(replayed),
                 idempotency_expires: Some(httpdate::fmt_http_date(SystemTime::from(outcome.expires_at))),
                 deduplicated_by: keyed::deduplicated_by(&outcome.answer),
-                job: Some(serde_json::from_slice(&outcome.answer.body).expect("what is stored is JSON")),
+                job: Some(&job),
                 ..ItemAnswer::default()
             }),
             Err(problem) => problem_line(&mut ItemAnswer {
