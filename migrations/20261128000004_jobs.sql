@@ -15,6 +15,7 @@ create table hapax.jobs (
     constraint jobs_type_check check (octet_length(type) between 1 and 128 and type !~ '[^!-~]'),
     constraint jobs_queue_check check (octet_length(queue) between 1 and 128 and queue !~ '[^!-~]'),
     constraint jobs_priority_check check (priority between 1 and 4),
+    constraint jobs_run_at_check check (run_at >= '0001-01-01T00:00:00Z' and run_at < '10000-01-01T00:00:00Z'),
     constraint jobs_max_attempts_check check (max_attempts between 1 and 1000),
     constraint jobs_unique_by_check check (cardinality(unique_by) between 1 and 16),
     constraint jobs_deleted_check check ((deleted_at is null) = (payload is not null))

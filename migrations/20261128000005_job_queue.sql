@@ -11,6 +11,7 @@ create table hapax.job_queue (
     constraint job_queue_pkey primary key (tenant_id, job_id),
     constraint job_queue_queue_check check (octet_length(queue) between 1 and 128 and queue !~ '[^!-~]'),
     constraint job_queue_priority_check check (priority between 1 and 4),
+    constraint job_queue_run_at_check check (run_at >= '0001-01-01T00:00:00Z' and run_at < '10000-01-01T00:00:00Z'),
     constraint job_queue_max_attempts_check check (max_attempts between 1 and 1000),
     constraint job_queue_attempt_check check (attempt >= 0),
     constraint job_queue_version_check check (version >= 1)

@@ -13,6 +13,7 @@ create table hapax.job_outcomes (
     constraint job_outcomes_state_check check (state in ('succeeded', 'failed', 'cancelled')),
     constraint job_outcomes_queue_check check (octet_length(queue) between 1 and 128 and queue !~ '[^!-~]'),
     constraint job_outcomes_priority_check check (priority between 1 and 4),
+    constraint job_outcomes_run_at_check check (run_at >= '0001-01-01T00:00:00Z' and run_at < '10000-01-01T00:00:00Z'),
     constraint job_outcomes_max_attempts_check check (max_attempts between 1 and 1000),
     constraint job_outcomes_attempt_check check (attempt >= 0),
     constraint job_outcomes_version_check check (version >= 1)

@@ -396,6 +396,26 @@ async fn the_plan_of_a_batch_has_no_quadratic_join() {
 }
 
 #[tokio::test]
+async fn each_table_accepts_only_a_run_at_that_the_api_can_show() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    server.submit("queued", job(1)).await;
+    let cancelled = server.submit("cancelled", job(2)).await.job_id();
+    assert_eq!(server.cancel(&cancelled).await.status, 200);
+    for table in ["jobs", "job_queue", "job_outcomes"] {
+        let set = |run_at: &str| format!("update {table} set run_at = '{run_at}'");
+        for run_at in ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z"] {
+            assert!(ledger.execute(&set(run_at)).await > 0, "{table} {run_at}");
+        }
+        for run_at in ["-infinity", "0001-12-31T23:59:59Z BC", "10000-01-01T00:00:00Z", "infinity"] {
+            let error = ledger.execute_as(&ledger.url, &set(run_at)).await.unwrap_err();
+            let constraint = error.as_database_error().and_then(|error| error.constraint());
+            assert_eq!(constraint, Some(format!("{table}_run_at_check").as_str()), "{run_at}: {error}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn every_table_and_every_non_obvious_column_has_a_comment() {
     let ledger = Ledger::new().await;
     let bare = "select count(*) from pg_class where relkind = 'r' and relnamespace = 'hapax'::regnamespace \
