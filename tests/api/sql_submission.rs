@@ -113,3 +113,42 @@ async fn values_that_the_service_would_refuse_are_refused() {
     }
     assert_eq!((ledger.jobs().await, ledger.keys().await), (0, 0));
 }
+
+const PAGE: &str = include_str!("../../docs/clients.md");
+
+/// The privileges that the page grants to the role `app`, each as `select on hapax.tenants`.
+fn privileges_of_the_page() -> Vec<String> {
+    let block = PAGE.split("```sql\n").find(|block| block.starts_with("grant ")).unwrap();
+    let (grants, _) = block.split_once("```").unwrap();
+    let mut privileges = Vec::new();
+    for grant in grants.lines() {
+        let granted = grant.strip_prefix("grant ").and_then(|grant| grant.strip_suffix(" to app;")).unwrap();
+        let (actions, objects) = granted.split_once(" on ").unwrap();
+        for action in actions.split(", ") {
+            privileges.extend(objects.split(", ").map(|object| format!("{action} on {object}")));
+        }
+    }
+    privileges
+}
+
+#[tokio::test]
+async fn a_role_needs_exactly_the_privileges_that_the_page_grants() {
+    let ledger = Ledger::new().await;
+    let (role, privileges) = (&ledger.name, privileges_of_the_page());
+    ledger.execute(&format!("create role {role}")).await;
+    for privilege in &privileges {
+        ledger.execute(&format!("grant {privilege} to {role}")).await;
+    }
+    let submit = |key: &str| format!("set role {role}; select hapax.submit_job('acme', '{key}', 't', '1')");
+    ledger.execute(&submit("new")).await;
+    ledger.execute(&submit("new")).await;
+    ledger.expire("new").await;
+    ledger.execute(&submit("new")).await;
+    assert_eq!((ledger.jobs().await, ledger.keys().await), (2, 1));
+    for privilege in &privileges {
+        ledger.execute(&format!("revoke {privilege} from {role}")).await;
+        let error = ledger.execute_as(&ledger.url, &submit("other")).await.unwrap_err();
+        assert_eq!(error.as_database_error().unwrap().code().unwrap(), "42501", "{privilege}: {error}");
+        ledger.execute(&format!("grant {privilege} to {role}")).await;
+    }
+}
