@@ -6,7 +6,7 @@ use hapax::access::{Scope, Token};
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-use crate::harness::{Answer, Client, Ledger, Server, hapax, hapax_through, job, until};
+use crate::harness::{Answer, Client, Ledger, Server, hapax, hapax_through, job};
 
 /// A server with this limit on open files.
 fn serve_with_descriptors(limit: u32, ledger: &Ledger) -> Command {
@@ -23,7 +23,7 @@ async fn connections_beyond_the_limit_wait_and_probes_still_answer() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&[("HAPAX__SERVER__CONNECTIONS", "4")]).await;
     let operations: Client = server.operations();
-    until("the replica is ready", async || (operations.get("/readyz").await.status == 200).then_some(())).await;
+    operations.until_status("/readyz", 200).await;
     let mut idle = Vec::new();
     for _ in 0..4 {
         idle.push(server.raw().await);
@@ -31,7 +31,7 @@ async fn connections_beyond_the_limit_wait_and_probes_still_answer() {
     server.until_metric("hapax_http_connections", 4.0).await;
     let waiting = server.submit_in_background("k", job(1));
     assert_eq!(operations.get("/healthz").await.status, 200);
-    assert_eq!(operations.get("/readyz").await.status, 200);
+    operations.until_status("/readyz", 200).await;
     assert_eq!(server.metric("hapax_http_connections_limit").await, 4.0);
     assert!(!waiting.is_finished());
     drop(idle);

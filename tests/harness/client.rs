@@ -94,6 +94,16 @@ impl Client {
         self.send(self.request("DELETE", &format!("/jobs/{id}"))).await
     }
 
+    /// Repeats a GET until it has this status. A probe must be asked like this: on a busy machine a check of the database
+    /// can take longer than a probe waits.
+    pub async fn until_status(&self, path: &str, status: u16) -> Answer {
+        until(format!("{path} answers {status}"), async || {
+            let answer = self.get(path).await;
+            (answer.status == status).then_some(answer)
+        })
+        .await
+    }
+
     pub async fn get(&self, path: &str) -> Answer {
         self.send(self.request("GET", path)).await
     }

@@ -138,14 +138,6 @@ impl Server {
     }
 
     /// Polls a path until it returns this status.
-    pub async fn until_status(&self, path: &str, status: u16) -> Answer {
-        until(format!("{path} answers {status}"), async || {
-            let answer = self.client.get(path).await;
-            (answer.status == status).then_some(answer)
-        })
-        .await
-    }
-
     /// A client for the operations address.
     pub fn operations(&self) -> Client {
         self.client.at(self.operations)
