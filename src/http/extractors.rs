@@ -6,6 +6,7 @@ use std::time::Duration;
 use actix_web::dev::Payload;
 use actix_web::http::header::HeaderName;
 use actix_web::{FromRequest, HttpMessage, HttpRequest};
+use percent_encoding::{PercentDecode, percent_decode_str};
 use tokio::time::Instant;
 
 use super::Problem;
@@ -97,7 +98,8 @@ impl FromRequest for PathKey {
         let segment = request.uri().path().rsplit('/').next().unwrap_or_default();
         ready(match percent_decoded(segment) {
             None => Err(Problem::RouteNotFound),
-            Some(bytes) => String::from_utf8(bytes)
+            Some(decoded) => decoded
+                .decode_utf8()
                 .map_err(|_| InvalidKey::Character)
                 .and_then(|text| text.parse())
                 .map(Self)
@@ -106,16 +108,12 @@ impl FromRequest for PathKey {
     }
 }
 
-/// Decodes RFC 3986, section 2.1. `None` if a percent sign is not followed by two hexadecimal digits.
-fn percent_decoded(text: &str) -> Option<Vec<u8>> {
-    let mut pieces = text.split('%');
-    let mut bytes = pieces.next()?.as_bytes().to_vec();
-    for piece in pieces {
-        let (digits, rest) = piece.split_at_checked(2)?;
-        bytes.extend(hex::decode(digits).ok()?);
-        bytes.extend(rest.as_bytes());
-    }
-    Some(bytes)
+/// Decodes RFC 3986, section 2.1. `None` if a percent sign is not followed by two hexadecimal digits, which the library
+/// would leave as it is.
+fn percent_decoded(text: &str) -> Option<PercentDecode<'_>> {
+    let are_digits = |bytes: &[u8]| bytes.iter().all(u8::is_ascii_hexdigit);
+    let is_escape = |rest: &str| rest.as_bytes().get(..2).is_some_and(are_digits);
+    text.split('%').skip(1).all(is_escape).then(|| percent_decode_str(text))
 }
 
 impl FromRequest for NoParameters {

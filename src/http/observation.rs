@@ -11,6 +11,7 @@ use actix_web::http::header::{CACHE_CONTROL, HeaderName, HeaderValue, X_CONTENT_
 use actix_web::http::{ConnectionType, Method, Uri};
 use actix_web::middleware::Next;
 use actix_web::{HttpMessage, HttpRequest, web};
+use percent_encoding::percent_decode;
 use tokio::time::Instant;
 
 use super::authorization::VerifiedTenant;
@@ -219,13 +220,8 @@ fn write_problem(
 /// section 6.2.2.2). Such paths do not exist, because a path rule in a load balancer would not match them.
 fn is_alias(uri: &Uri) -> bool {
     let unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    uri.path().as_bytes().windows(3).any(|window| {
-        window[0] == b'%'
-            && std::str::from_utf8(&window[1..])
-                .ok()
-                .and_then(|digits| u8::from_str_radix(digits, 16).ok())
-                .is_some_and(unreserved)
-    })
+    let is_unneeded = |window: &[u8]| window[0] == b'%' && percent_decode(window).next().is_some_and(unreserved);
+    uri.path().as_bytes().windows(3).any(is_unneeded)
 }
 
 /// The label of a path in metrics and logs. Paths that do not exist share one, because a client can invent any number.
