@@ -7,8 +7,8 @@ use clap::builder::PossibleValuesParser;
 use super::{block_on, connect, print};
 use crate::access::{self, TenantName};
 use crate::configuration::Configuration;
-use crate::http::{SUBMIT, first_status, keyed_routes};
-use crate::idempotency::{Key, ScopedKey, Summary, queries};
+use crate::http::{SUBMIT, key_summary, keyed_routes};
+use crate::idempotency::{Key, ScopedKey, queries};
 
 #[derive(Subcommand)]
 pub enum KeyCommand {
@@ -35,10 +35,7 @@ pub fn run(command: KeyCommand, configuration: &Configuration) -> anyhow::Result
         };
         let key = ScopedKey { tenant: id, route, key };
         match queries::find(&mut connection, &key).await?.filter(|stored| stored.life.is_some()) {
-            Some(stored) => {
-                let summary = Summary::of(route, &stored.outcome, first_status(stored.outcome.answer.effect).as_u16());
-                print(&serde_json::to_string_pretty(&summary)?)
-            }
+            Some(stored) => print(&serde_json::to_string_pretty(&key_summary(route, &stored.outcome))?),
             None => bail!(
                 "{} has no such key on {}: no request was committed under it, or it has expired",
                 tenant.as_str(),

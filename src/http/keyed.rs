@@ -11,7 +11,7 @@ use super::quotas::reserve;
 use super::routes::JOBS;
 use super::{App, Problem};
 use crate::access::Caller;
-use crate::idempotency::{Answer, Effect, Key, KeyedError, KeyedResult, Outcome, Route, ScopedKey};
+use crate::idempotency::{Answer, Effect, Key, KeyedError, KeyedResult, Outcome, Route, ScopedKey, Summary};
 use crate::ids::JobId;
 use crate::jobs;
 use crate::metrics::KeyedOutcome;
@@ -93,6 +93,11 @@ pub fn first_status(effect: Effect) -> StatusCode {
         Effect::Created => StatusCode::CREATED,
         Effect::Adopted | Effect::Changed => StatusCode::OK,
     }
+}
+
+/// What may be shown of a key with this outcome. The status is that of the first answer.
+pub fn key_summary(route: Route, outcome: &Outcome) -> Summary {
+    Summary::of(route, outcome, first_status(outcome.answer.effect).as_u16())
 }
 
 /// Where the job is that a request created or found.

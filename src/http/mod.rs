@@ -32,7 +32,7 @@ pub use admission::Admission;
 pub use body_memory::BodyMemory;
 pub use connection::{Connection, ConnectionDeadlines};
 pub use handlers::service::MetricsSources;
-pub use keyed::first_status;
+pub use keyed::key_summary;
 pub use observation::observe;
 pub use outgoing::PIECE_BYTES;
 pub use problem::{Problem, Unauthenticated};

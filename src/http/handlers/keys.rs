@@ -7,8 +7,8 @@ use crate::http::extractors::{Deadline, PathKey};
 use crate::http::outgoing::json;
 use crate::http::parameters::parameters;
 use crate::http::routes::{SUBMIT, keyed_routes};
-use crate::http::{App, Problem, first_status};
-use crate::idempotency::{ScopedKey, Summary, queries};
+use crate::http::{App, Problem, key_summary};
+use crate::idempotency::{ScopedKey, queries};
 
 /// `GET /idempotency-keys/{key}`: the first request, status and job of a key on a route, until the key expires.
 pub async fn show(
@@ -25,6 +25,5 @@ pub async fn show(
     let find = async |connection: &mut _| queries::find(connection, &key).await;
     let stored = app.reads.read("find_keys", caller.tenant, Deadline::of(&request), find).await?;
     let stored = stored.filter(|stored| stored.life.is_some()).ok_or(Problem::KeyNotFound)?;
-    let status = first_status(stored.outcome.answer.effect).as_u16();
-    Ok(json(&mut HttpResponse::Ok(), &Summary::of(key.route, &stored.outcome, status)))
+    Ok(json(&mut HttpResponse::Ok(), &key_summary(key.route, &stored.outcome)))
 }
