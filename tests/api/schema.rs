@@ -262,8 +262,57 @@ impl Function {
             }
             Some((format!("/* {} */ {sql}", self.name), parameters))
         };
-        self.body.split(';').filter_map(statement).collect()
+        split_statements(&self.body).into_iter().filter_map(statement).collect()
     }
+}
+
+/// Splits at the semicolons outside of quotes and comments.
+fn split_statements(body: &str) -> Vec<&str> {
+    assert!(!body.contains(r"\'"), "no escaped quote is expected:\n{body}");
+    let (mut statements, mut start, mut at) = (Vec::new(), 0, 0);
+    while at < body.len() {
+        let length = token_length(&body[at..]);
+        if &body[at..at + length] == ";" {
+            statements.push(&body[start..at]);
+            start = at + length;
+        }
+        at += length;
+    }
+    statements.push(&body[start..]);
+    statements
+}
+
+/// The length of the comment, string, quoted name or dollar quote at the start of a text, otherwise of one character. A
+/// doubled quote within a string makes two strings of it, which is as good here.
+fn token_length(text: &str) -> usize {
+    let up_to = |open: &str, close: &str| {
+        let inside = &text[open.len()..];
+        open.len() + inside.find(close).map_or(inside.len(), |end| end + close.len())
+    };
+    let quotes = [("--", "\n"), ("/*", "*/"), ("'", "'"), ("\"", "\"")];
+    if let Some((open, close)) = quotes.into_iter().find(|(open, _)| text.starts_with(open)) {
+        return up_to(open, close);
+    }
+    // `$$` or `$name$`, and no parameter such as `$1`.
+    let name = text.strip_prefix('$').and_then(|rest| rest.split_once('$')).map(|(name, _)| name);
+    match name.filter(|name| name.chars().all(|c| c.is_alphanumeric() || c == '_')) {
+        Some(name) => up_to(&text[..name.len() + 2], &text[..name.len() + 2]),
+        None => text.chars().next().map_or(0, char::len_utf8),
+    }
+}
+
+#[test]
+fn a_semicolon_in_quotes_or_in_a_comment_ends_no_statement() {
+    let statements = [
+        "select 'a;''b;', \";\"",
+        " -- one; two's\n select 1",
+        " /* ; ' */ select $1 + $2",
+        " execute $$a; 'b;$$, $t$; $$ ;$t$",
+        " select ';'",
+        "",
+    ];
+    assert_eq!(split_statements(&statements.join(";")), statements);
+    assert_eq!(split_statements("select 1; -- the end;"), ["select 1", " -- the end;"]);
 }
 
 fn replace_word(sql: &str, word: &str, with: &str) -> String {
