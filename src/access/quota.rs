@@ -22,9 +22,9 @@ pub struct Rate {
 
 /// One quota and its buckets. Each process counts for itself: N replicas admit N times as much.
 pub struct Quota<S> {
-    policy: Policy,
-    /// `None` where there is no limit.
-    cells: Option<Cells>,
+    name: &'static str,
+    /// For subjects without a rate of their own.
+    rate: Rate,
     buckets: Cache<S, Arc<Bucket>>,
     epoch: Instant,
 }
@@ -58,9 +58,9 @@ pub struct Reservation {
 
 struct Taken {
     bucket: Arc<Bucket>,
-    /// In nanoseconds of refill time. `interval` is the cost of one unit.
+    /// In nanoseconds of refill time.
     cost: u64,
-    interval: u64,
+    cells: Cells,
 }
 
 /// In nanoseconds of refill time.
@@ -72,11 +72,12 @@ struct Cells {
     depth: u64,
 }
 
-/// When the bucket will be full again, in nanoseconds since the quota's epoch. A time in the past means that it is
-/// full.
-#[derive(Default)]
 struct Bucket {
+    /// When the bucket will be full again, in nanoseconds since the quota's epoch. A time in the past means that it is
+    /// full.
     full_at: AtomicU64,
+    /// [`Cells::depth`] at the last request. If it differs, the subject's rate has changed.
+    depth: AtomicU64,
 }
 
 /// Maximum subjects in memory. An evicted subject starts with a full bucket. Frequent subjects are not evicted.
@@ -84,13 +85,7 @@ const SUBJECTS_MAX: usize = 100_000;
 
 impl<S: Hash + Eq + Clone> Quota<S> {
     pub fn new(name: &'static str, rate: Rate) -> Self {
-        let cells = (rate.per_second > 0).then(|| {
-            let interval = 1_000_000_000 / u64::from(rate.per_second);
-            Cells { interval, depth: interval * u64::from(rate.burst) }
-        });
-        let window = Duration::from_nanos(cells.map_or(0, |cells| cells.depth));
-        let policy = Policy { name, quota: rate.burst, window };
-        Self { policy, cells, buckets: Cache::new(SUBJECTS_MAX), epoch: Instant::now() }
+        Self { name, rate, buckets: Cache::new(SUBJECTS_MAX), epoch: Instant::now() }
     }
 
     /// Takes one unit.
@@ -98,17 +93,22 @@ impl<S: Hash + Eq + Clone> Quota<S> {
     /// # Errors
     /// The subject's [`QuotaStatus`] if nothing is left. Nothing is taken then.
     pub fn take(&self, subject: &S) -> Result<Reservation, QuotaStatus> {
-        self.take_many(subject, 1)
+        self.take_many(subject, None, 1)
     }
 
-    /// Takes several units at once, or the burst minus one if that is less.
+    /// Takes several units at once, or the burst minus one if that is less. `own_rate` replaces the quota's rate for this
+    /// subject. When the rate changes, the bucket keeps the fraction that is left: a half-full bucket stays half full.
     ///
     /// # Errors
     /// The subject's [`QuotaStatus`] if fewer units are left. Nothing is taken then.
-    pub fn take_many(&self, subject: &S, units: u32) -> Result<Reservation, QuotaStatus> {
-        let Some(cells) = self.cells else { return Ok(Reservation { quota_status: None, taken: None }) };
-        let Ok(bucket) = self.buckets.get_or_insert_with(subject, || Ok::<_, Infallible>(Arc::default()));
+    pub fn take_many(&self, subject: &S, own_rate: Option<Rate>, units: u32) -> Result<Reservation, QuotaStatus> {
+        let rate = own_rate.unwrap_or(self.rate);
+        let Some(cells) = rate.cells() else { return Ok(Reservation { quota_status: None, taken: None }) };
+        let policy = Policy { name: self.name, quota: rate.burst, window: Duration::from_nanos(cells.depth) };
+        let full = || Ok::<_, Infallible>(Arc::new(Bucket::full(cells.depth)));
+        let Ok(bucket) = self.buckets.get_or_insert_with(subject, full);
         let now = u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        bucket.resize(cells.depth, now);
         // The burst minus one: the request itself has already taken one unit, so a larger cost would never fit.
         let most = cells.depth.saturating_sub(cells.interval).max(cells.interval);
         let cost = cells.interval.saturating_mul(u64::from(units)).min(most);
@@ -119,23 +119,32 @@ impl<S: Hash + Eq + Clone> Quota<S> {
         match taking {
             Ok(before) => {
                 let debt = after(before) - now;
-                let quota_status = self.quota_status((cells.depth - debt) / cells.interval, debt, None);
-                Ok(Reservation {
-                    quota_status: Some(quota_status),
-                    taken: Some(Taken { bucket, cost, interval: cells.interval }),
-                })
+                let quota_status = policy.status((cells.depth - debt) / cells.interval, debt, None);
+                Ok(Reservation { quota_status: Some(quota_status), taken: Some(Taken { bucket, cost, cells }) })
             }
             Err(full_at) => {
                 let debt = full_at.saturating_sub(now);
                 let remaining = cells.depth.saturating_sub(debt) / cells.interval;
-                Err(self.quota_status(remaining, debt, Some(after(full_at) - now - cells.depth)))
+                Err(policy.status(remaining, debt, Some(after(full_at) - now - cells.depth)))
             }
         }
     }
+}
 
-    fn quota_status(&self, remaining: u64, reset: u64, retry_after: Option<u64>) -> QuotaStatus {
+impl Rate {
+    pub const UNLIMITED: Self = Self { per_second: 0, burst: 0 };
+
+    /// `None` if there is no limit.
+    fn cells(self) -> Option<Cells> {
+        let interval = 1_000_000_000_u64.checked_div(self.per_second.into())?;
+        Some(Cells { interval, depth: interval * u64::from(self.burst) })
+    }
+}
+
+impl Policy {
+    fn status(self, remaining: u64, reset: u64, retry_after: Option<u64>) -> QuotaStatus {
         QuotaStatus {
-            policy: self.policy,
+            policy: self,
             remaining: u32::try_from(remaining).unwrap_or(u32::MAX),
             reset: Duration::from_nanos(reset),
             retry_after: retry_after.map(Duration::from_nanos),
@@ -146,13 +155,41 @@ impl<S: Hash + Eq + Clone> Quota<S> {
 impl Reservation {
     /// Returns the units and reports what is left afterwards.
     pub fn refund(self) -> Option<QuotaStatus> {
-        let (Taken { bucket, cost, interval }, quota_status) = (self.taken?, self.quota_status?);
-        let refunded = |full_at: u64| Some(full_at.saturating_sub(cost));
+        let (Taken { bucket, cost, cells }, quota_status) = (self.taken?, self.quota_status?);
+        // If the rate has changed since, the cost has become larger or smaller together with the bucket.
+        let cost_now = scaled(cost, cells.depth, bucket.depth.load(Ordering::Relaxed));
+        let refunded = |full_at: u64| Some(full_at.saturating_sub(cost_now));
         let _always_done = bucket.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, refunded);
         let reset = quota_status.reset.saturating_sub(Duration::from_nanos(cost));
-        let remaining = quota_status.remaining.saturating_add(u32::try_from(cost / interval).unwrap_or(u32::MAX));
+        let remaining = quota_status.remaining.saturating_add(u32::try_from(cost / cells.interval).unwrap_or(u32::MAX));
         Some(QuotaStatus { remaining, reset, ..quota_status })
     }
+}
+
+impl Bucket {
+    fn full(depth: u64) -> Self {
+        Self { full_at: AtomicU64::new(0), depth: AtomicU64::new(depth) }
+    }
+
+    /// Keeps the fraction that is left if the depth has changed.
+    fn resize(&self, depth: u64, now: u64) {
+        // Most requests find no change and write nothing. If several find the same change, the swap lets one scale.
+        if self.depth.load(Ordering::Relaxed) == depth {
+            return;
+        }
+        let before = self.depth.swap(depth, Ordering::Relaxed);
+        let resized = |full_at: u64| Some(now + scaled(full_at.saturating_sub(now), before, depth).min(depth));
+        let _always_done = self.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, resized);
+    }
+}
+
+/// The same fraction of another whole.
+fn scaled(part: u64, whole: u64, other_whole: u64) -> u64 {
+    if whole == other_whole {
+        return part;
+    }
+    let scaled = u128::from(part) * u128::from(other_whole) / u128::from(whole.max(1));
+    u64::try_from(scaled).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -208,21 +245,69 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn many_units_cost_the_sum_but_at_most_the_burst_minus_one() {
         let quota = Quota::new("some", RATE);
-        let left = quota.take_many(&1, 2).map_err(drop).unwrap();
+        let left = quota.take_many(&1, None, 2).map_err(drop).unwrap();
         assert_eq!(left.quota_status.unwrap().remaining, 1);
-        let refused = quota.take_many(&1, 2).err().unwrap();
+        let refused = quota.take_many(&1, None, 2).err().unwrap();
         assert_eq!((refused.remaining, refused.retry_after), (1, Some(Duration::from_millis(100))));
         assert_eq!(left.refund().unwrap().remaining, 3);
         assert_eq!(taken(&quota, 1, 1), 1);
-        assert!(quota.take_many(&1, 100).is_ok(), "a cost above the burst is capped");
+        assert!(quota.take_many(&1, None, 100).is_ok(), "a cost above the burst is capped");
         assert_eq!(taken(&quota, 1, 9), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_rate_of_zero_is_no_limit() {
-        let quota = Quota::new("some", Rate { per_second: 0, burst: 0 });
+        let quota = Quota::new("some", Rate::UNLIMITED);
         assert_eq!(taken(&quota, 1, 10_000), 10_000);
         assert_eq!(quota.take(&1).map_err(drop).unwrap().quota_status, None);
+    }
+
+    /// Takes units one by one until one is refused, and says how many were admitted.
+    fn taken_at(quota: &Quota<u8>, own_rate: Rate) -> usize {
+        (0..999).take_while(|_| quota.take_many(&1, Some(own_rate), 1).is_ok()).count()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_subject_can_have_its_own_rate() {
+        let quota = Quota::new("some", RATE);
+        let own_rate = Rate { per_second: 1, burst: 5 };
+        assert_eq!(taken_at(&quota, own_rate), 5);
+        let refused = quota.take_many(&1, Some(own_rate), 1).err().unwrap();
+        assert_eq!(refused.policy, Policy { name: "some", quota: 5, window: Duration::from_secs(5) });
+        assert_eq!(refused.retry_after, Some(Duration::from_secs(1)));
+        assert_eq!(taken(&quota, 2, 9), 3, "other subjects have the quota's rate");
+
+        assert_eq!(taken_at(&quota, Rate::UNLIMITED), 999);
+        assert_eq!(taken_at(&Quota::new("none", Rate::UNLIMITED), own_rate), 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_changed_rate_keeps_the_fraction_that_is_left() {
+        let (small, large) = (Rate { per_second: 1, burst: 4 }, Rate { per_second: 10, burst: 200 });
+        let half_used = || {
+            let quota = Quota::new("some", large);
+            quota.take_many(&1, None, 100).map_err(drop).unwrap();
+            quota
+        };
+        assert_eq!(taken_at(&half_used(), small), 2);
+        let quota = half_used();
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(taken_at(&quota, small), 3, "it refilled to three quarters at the rate of before");
+        assert_eq!(taken_at(&quota, large), 0, "an empty bucket stays empty");
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(taken_at(&quota, large), 50, "and refills at the new rate");
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(taken_at(&quota, small), 4, "a full bucket stays full");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refund_after_a_changed_rate_restores_what_was_left() {
+        let quota = Quota::new("some", Rate { per_second: 1, burst: 4 });
+        let one_of_four = quota.take(&1).map_err(drop).unwrap();
+        let large = Some(Rate { per_second: 1000, burst: 100 });
+        assert_eq!(quota.take_many(&1, large, 1).map_err(drop).unwrap().quota_status.unwrap().remaining, 74);
+        one_of_four.refund();
+        assert_eq!(quota.take_many(&1, large, 1).map_err(drop).unwrap().quota_status.unwrap().remaining, 98);
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub fn reserve_many<S: Hash + Eq + Clone>(
     units: u32,
     request: &impl HttpMessage,
 ) -> Result<Reservation, Problem> {
-    let taken = quota.take_many(subject, units);
+    let taken = quota.take_many(subject, None, units);
     record(
         taken.as_ref().map_or_else(|quota_status| Some(*quota_status), |reservation| reservation.quota_status),
         request,
