@@ -10,7 +10,7 @@ mod token;
 pub mod use_times;
 mod verifier;
 
-pub use quota::{Policy, Quota, QuotaStatus, Rate, Reservation};
+pub use quota::{Policy, Quota, QuotaStatus, Rate, Reservation, TENANT_RATE};
 pub use token::{InvalidTokenName, Scope, Scopes, Token, TokenDigest, TokenName, UnknownScope};
 pub use use_times::UseTimes;
 pub use verifier::{Lives, Recalled, Rejection, TokenPools, Verifier};
@@ -29,10 +29,22 @@ pub struct Caller {
     pub tenant: TenantId,
     pub tenant_name: Arc<str>,
     pub scopes: Scopes,
-    /// How long the tenant's idempotency keys live; `None`: the configured default.
-    pub key_time_to_live: Option<Duration>,
+    pub settings: TenantSettings,
     /// How long the token was still valid when it was looked up; `None`: it does not expire.
     pub token_life: Option<Duration>,
+}
+
+/// What an operator has set for one tenant; `None`: the configured default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TenantSettings {
+    /// How long the tenant's new idempotency keys live.
+    pub key_time_to_live: Option<Duration>,
+    /// Requests per token.
+    pub requests: Option<Rate>,
+    /// New jobs.
+    pub creations: Option<Rate>,
+    /// Requests per idempotency key.
+    pub replays: Option<Rate>,
 }
 
 /// Limits for a tenant's key lifetime. A CHECK constraint on the column holds the same limits.

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Caller, Scopes, TenantName, TokenDigest, TokenName};
+use super::{Caller, Rate, Scopes, TenantName, TenantSettings, TokenDigest, TokenName};
 use crate::ids::TenantId;
 
 /// A tenant as an operator sees it.
@@ -15,8 +15,16 @@ pub struct Tenant {
     pub id: TenantId,
     pub name: String,
     pub created_at: DateTime<Utc>,
-    /// See [`Caller`].
-    pub key_time_to_live: Option<Duration>,
+    pub settings: TenantSettings,
+}
+
+/// Changes of a tenant's settings. `None` leaves a setting as it is, `Some(None)` returns to the configured default.
+#[derive(Default)]
+pub struct TenantChanges {
+    pub key_time_to_live: Option<Option<Duration>>,
+    pub requests: Option<Option<Rate>>,
+    pub creations: Option<Option<Rate>>,
+    pub replays: Option<Option<Rate>>,
 }
 
 /// A token as an operator sees it, without its secret.
@@ -53,7 +61,10 @@ pub async fn find_callers(
         "
         /* find_callers */
         select
-            access_tokens.digest, tenants.id, tenants.name, tenants.key_time_to_live_seconds, access_tokens.scopes,
+            access_tokens.digest, access_tokens.scopes, tenants.id, tenants.name, tenants.key_time_to_live_seconds,
+            tenants.requests_per_second, tenants.requests_burst,
+            tenants.creations_per_second, tenants.creations_burst,
+            tenants.replays_per_second, tenants.replays_burst,
             extract(epoch from hapax.access_tokens.expires_at - clock_timestamp())::double precision as life_seconds
         from hapax.access_tokens
         join hapax.tenants on tenants.id = access_tokens.tenant_id
@@ -71,7 +82,12 @@ pub async fn find_callers(
             tenant: TenantId(row.id),
             tenant_name: row.name.into(),
             scopes: Scopes::stored(&row.scopes),
-            key_time_to_live: row.key_time_to_live_seconds.map(duration),
+            settings: TenantSettings {
+                key_time_to_live: row.key_time_to_live_seconds.map(duration),
+                requests: rate(row.requests_per_second, row.requests_burst),
+                creations: rate(row.creations_per_second, row.creations_burst),
+                replays: rate(row.replays_per_second, row.replays_burst),
+            },
             // Negative if the token expired between the two calls of clock_timestamp().
             token_life: row.life_seconds.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()),
         };
@@ -85,12 +101,52 @@ fn duration(seconds: i32) -> Duration {
     Duration::from_secs(u64::from(seconds.unsigned_abs()))
 }
 
+fn seconds(time: Duration) -> i32 {
+    i32::try_from(time.as_secs()).unwrap_or(i32::MAX)
+}
+
+/// Converts the two columns of a quota. Constraints keep both positive, except for the rate 0: unlimited, and no burst.
+fn rate(per_second: Option<i32>, burst: Option<i32>) -> Option<Rate> {
+    let burst = burst.map_or(0, i32::unsigned_abs);
+    per_second.map(|per_second| Rate { per_second: per_second.unsigned_abs(), burst })
+}
+
+fn per_second(rate: Rate) -> i32 {
+    i32::try_from(rate.per_second).unwrap_or(i32::MAX)
+}
+
+fn burst(rate: Rate) -> Option<i32> {
+    (rate.per_second > 0).then(|| i32::try_from(rate.burst).unwrap_or(i32::MAX))
+}
+
 /// Creates a tenant. Returns `false` if the name is taken.
-pub async fn create_tenant(connection: &mut PgConnection, name: &TenantName) -> sqlx::Result<bool> {
+pub async fn create_tenant(
+    connection: &mut PgConnection,
+    name: &TenantName,
+    settings: &TenantSettings,
+) -> sqlx::Result<bool> {
+    let TenantSettings { key_time_to_live, requests, creations, replays } = *settings;
     let done = sqlx::query!(
-        "/* create_tenant */ insert into hapax.tenants (id, name) values ($1, $2) on conflict on constraint tenants_name_key do nothing",
+        "
+        /* create_tenant */
+        insert into hapax.tenants (
+            id, name, key_time_to_live_seconds,
+            requests_per_second, requests_burst,
+            creations_per_second, creations_burst,
+            replays_per_second, replays_burst
+        )
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+        on conflict on constraint tenants_name_key do nothing
+        ",
         Uuid::now_v7(),
         name.as_str(),
+        key_time_to_live.map(seconds),
+        requests.map(per_second),
+        requests.and_then(burst),
+        creations.map(per_second),
+        creations.and_then(burst),
+        replays.map(per_second),
+        replays.and_then(burst),
     )
     .execute(connection)
     .await?;
@@ -104,7 +160,16 @@ pub async fn find_tenant(connection: &mut PgConnection, name: &TenantName) -> sq
 
 pub async fn list_tenants(connection: &mut PgConnection) -> sqlx::Result<Vec<Tenant>> {
     let rows = sqlx::query!(
-        "/* list_tenants */ select id, name, created_at, key_time_to_live_seconds from hapax.tenants order by name"
+        "
+        /* list_tenants */
+        select
+            id, name, created_at, key_time_to_live_seconds,
+            requests_per_second, requests_burst,
+            creations_per_second, creations_burst,
+            replays_per_second, replays_burst
+        from hapax.tenants
+        order by name
+        "
     )
     .fetch_all(connection)
     .await?;
@@ -112,23 +177,49 @@ pub async fn list_tenants(connection: &mut PgConnection) -> sqlx::Result<Vec<Ten
         id: TenantId(row.id),
         name: row.name,
         created_at: row.created_at,
-        key_time_to_live: row.key_time_to_live_seconds.map(duration),
+        settings: TenantSettings {
+            key_time_to_live: row.key_time_to_live_seconds.map(duration),
+            requests: rate(row.requests_per_second, row.requests_burst),
+            creations: rate(row.creations_per_second, row.creations_burst),
+            replays: rate(row.replays_per_second, row.replays_burst),
+        },
     });
     Ok(tenants.collect())
 }
 
-/// Sets how long new keys of a tenant are valid; `None`: as in the setting. Returns `false` if the tenant does not
-/// exist.
-pub async fn set_key_time_to_live(
+/// Changes a tenant's settings. Returns `false` if the tenant does not exist.
+pub async fn change_tenant(
     connection: &mut PgConnection,
     tenant: &TenantName,
-    time_to_live: Option<Duration>,
+    changes: &TenantChanges,
 ) -> sqlx::Result<bool> {
-    let seconds = time_to_live.map(|time| i32::try_from(time.as_secs()).unwrap_or(i32::MAX));
+    let TenantChanges { key_time_to_live, requests, creations, replays } = *changes;
     let done = sqlx::query!(
-        "/* set_key_time_to_live */ update hapax.tenants set key_time_to_live_seconds = $2 where name = $1",
+        "
+        /* change_tenant */
+        update hapax.tenants
+        set
+            key_time_to_live_seconds = case when $2 then $3 else key_time_to_live_seconds end,
+            requests_per_second = case when $4 then $5 else requests_per_second end,
+            requests_burst = case when $4 then $6 else requests_burst end,
+            creations_per_second = case when $7 then $8 else creations_per_second end,
+            creations_burst = case when $7 then $9 else creations_burst end,
+            replays_per_second = case when $10 then $11 else replays_per_second end,
+            replays_burst = case when $10 then $12 else replays_burst end
+        where name = $1
+        ",
         tenant.as_str(),
-        seconds
+        key_time_to_live.is_some(),
+        key_time_to_live.flatten().map(seconds),
+        requests.is_some(),
+        requests.flatten().map(per_second),
+        requests.flatten().and_then(burst),
+        creations.is_some(),
+        creations.flatten().map(per_second),
+        creations.flatten().and_then(burst),
+        replays.is_some(),
+        replays.flatten().map(per_second),
+        replays.flatten().and_then(burst),
     )
     .execute(connection)
     .await?;

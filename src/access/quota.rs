@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::hash::Hash;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -19,6 +20,9 @@ pub struct Rate {
     pub per_second: u32,
     pub burst: u32,
 }
+
+/// The limits for both numbers of a tenant's own [`Rate`]. CHECK constraints on the columns hold the same limits.
+pub const TENANT_RATE: RangeInclusive<u32> = 1..=1_000_000;
 
 /// One quota and its buckets. Each process counts for itself: N replicas admit N times as much.
 pub struct Quota<S> {

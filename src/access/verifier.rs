@@ -272,7 +272,7 @@ async fn wait(answer: tokio::sync::oneshot::Receiver<Answer>, deadline: Instant)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::access::Scopes;
+    use crate::access::{Scopes, TenantSettings};
     use crate::ids::TenantId;
 
     #[tokio::test(start_paused = true)]
@@ -280,7 +280,8 @@ mod tests {
         for token_life in [None, Some(Duration::from_secs(5))] {
             let tenant = TenantId(uuid::Uuid::nil());
             let (tenant_name, scopes) = ("acme".into(), Scopes::all());
-            let caller = Caller { tenant, tenant_name, scopes, key_time_to_live: None, token_life };
+            let settings = TenantSettings::default();
+            let caller = Caller { tenant, tenant_name, scopes, settings, token_life };
             let verified = Verified { caller, since: Instant::now(), renewal_failed: None };
             tokio::time::advance(Duration::from_secs(4)).await;
             assert_eq!(verified.age(), Duration::from_secs(4));

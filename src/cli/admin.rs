@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use anyhow::bail;
 use chrono::{DateTime, Utc};
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use humantime_serde::re::humantime;
 use uuid::Uuid;
 
 use super::{block_on, connect, print};
-use crate::access::queries::{IssuedToken, NewToken};
-use crate::access::{KEY_TIME_TO_LIVE, Scope, Scopes, TenantName, Token, TokenName, queries};
+use crate::access::queries::{IssuedToken, NewToken, TenantChanges};
+use crate::access::{
+    KEY_TIME_TO_LIVE, Rate, Scope, Scopes, TENANT_RATE, TenantName, TenantSettings, Token, TokenName, queries,
+};
 use crate::configuration::Configuration;
 
 #[derive(Subcommand)]
@@ -20,17 +22,38 @@ pub enum TenantCommand {
     Create {
         /// 1 to 63 characters of a-z, 0-9, '.', '_' and '-'. The first is a letter or a digit.
         name: TenantName,
+        #[command(flatten)]
+        options: TenantOptions,
     },
     /// List all tenants.
     List,
     /// Change a tenant's settings. Servers apply the change within access.cache_life.
+    #[command(mut_group("TenantOptions", |options| options.required(true)))]
     Set {
         name: TenantName,
-        /// How long the tenant's new idempotency keys live: from 1s to 366d, for example 30d, or "default" for the
-        /// setting idempotency.time_to_live. Existing keys keep their expiry.
-        #[arg(long, value_name = "TIME", value_parser = KeyTtl::parse)]
-        key_ttl: KeyTtl,
+        #[command(flatten)]
+        options: TenantOptions,
     },
+}
+
+/// Settings that replace the configured ones for one tenant.
+#[derive(Args)]
+pub struct TenantOptions {
+    /// How long the tenant's new idempotency keys live: from 1s to 366d, for example 30d, or "default" for the setting
+    /// idempotency.time_to_live. Existing keys keep their expiry.
+    #[arg(long, value_name = "TIME", value_parser = KeyTtl::parse)]
+    key_ttl: Option<KeyTtl>,
+    /// The requests of each token of the tenant: how many per second, and how many at once, for example 50:100. Or
+    /// "unlimited", or "default" for the settings quota.requests_per_second and quota.requests_burst. Each replica
+    /// counts for itself.
+    #[arg(long, value_name = "PER_SECOND:BURST", value_parser = OwnQuota::parse)]
+    requests_quota: Option<OwnQuota>,
+    /// The tenant's new jobs, in the same form. Replays do not count.
+    #[arg(long, value_name = "PER_SECOND:BURST", value_parser = OwnQuota::parse)]
+    creations_quota: Option<OwnQuota>,
+    /// The requests with each idempotency key of the tenant, in the same form.
+    #[arg(long, value_name = "PER_SECOND:BURST", value_parser = OwnQuota::parse)]
+    replays_quota: Option<OwnQuota>,
 }
 
 #[derive(Subcommand)]
@@ -67,8 +90,8 @@ pub fn tenant(command: TenantCommand, configuration: &Configuration) -> anyhow::
     block_on(async {
         let mut connection = connect(configuration).await?;
         match command {
-            TenantCommand::Create { name } => {
-                if !queries::create_tenant(&mut connection, &name).await? {
+            TenantCommand::Create { name, options } => {
+                if !queries::create_tenant(&mut connection, &name, &options.settings()).await? {
                     bail!("there is a tenant {} already", name.as_str());
                 }
                 print(&format!("created tenant {}", name.as_str()))?;
@@ -76,17 +99,18 @@ pub fn tenant(command: TenantCommand, configuration: &Configuration) -> anyhow::
             TenantCommand::List => {
                 for tenant in queries::list_tenants(&mut connection).await? {
                     let created = tenant.created_at.format(TIME);
-                    let key_ttl = KeyTtl(tenant.key_time_to_live);
-                    print(&format!("{}  {created}  {}  key-ttl {key_ttl}", tenant.id, tenant.name))?;
+                    let settings = TenantOptions::all_of(&tenant.settings).texts().join("  ");
+                    print(&format!("{}  {created}  {}  {settings}", tenant.id, tenant.name))?;
                 }
             }
-            TenantCommand::Set { name, key_ttl } => {
-                if !queries::set_key_time_to_live(&mut connection, &name, key_ttl.0).await? {
+            TenantCommand::Set { name, options } => {
+                if !queries::change_tenant(&mut connection, &name, &options.changes()).await? {
                     bail!("there is no tenant {0}; create it with `hapax tenant create {0}`", name.as_str());
                 }
                 print(&format!(
-                    "tenant {}: key-ttl {key_ttl}; servers apply this within access.cache_life",
-                    name.as_str()
+                    "tenant {}: {}; servers apply this within access.cache_life",
+                    name.as_str(),
+                    options.texts().join(", ")
                 ))?;
             }
         }
@@ -100,7 +124,7 @@ pub fn token(command: TokenCommand, configuration: &Configuration) -> anyhow::Re
         match command {
             TokenCommand::Create { tenant, create_tenant, scope, name, expires_in } => {
                 if create_tenant {
-                    queries::create_tenant(&mut connection, &tenant).await?;
+                    queries::create_tenant(&mut connection, &tenant, &TenantSettings::default()).await?;
                 }
                 let (token, scopes): (_, Scopes) = (Token::mint(), scope.into_iter().collect());
                 let new = NewToken { tenant: &tenant, scopes, name: name.as_ref(), life: expires_in };
@@ -132,6 +156,48 @@ pub fn token(command: TokenCommand, configuration: &Configuration) -> anyhow::Re
         }
         Ok(())
     })
+}
+
+impl TenantOptions {
+    fn all_of(settings: &TenantSettings) -> Self {
+        Self {
+            key_ttl: Some(KeyTtl(settings.key_time_to_live)),
+            requests_quota: Some(OwnQuota(settings.requests)),
+            creations_quota: Some(OwnQuota(settings.creations)),
+            replays_quota: Some(OwnQuota(settings.replays)),
+        }
+    }
+
+    /// The settings of a new tenant.
+    fn settings(&self) -> TenantSettings {
+        TenantSettings {
+            key_time_to_live: self.key_ttl.and_then(|time| time.0),
+            requests: self.requests_quota.and_then(|quota| quota.0),
+            creations: self.creations_quota.and_then(|quota| quota.0),
+            replays: self.replays_quota.and_then(|quota| quota.0),
+        }
+    }
+
+    fn changes(&self) -> TenantChanges {
+        TenantChanges {
+            key_time_to_live: self.key_ttl.map(|time| time.0),
+            requests: self.requests_quota.map(|quota| quota.0),
+            creations: self.creations_quota.map(|quota| quota.0),
+            replays: self.replays_quota.map(|quota| quota.0),
+        }
+    }
+
+    /// Each option that is given, as its name and its value.
+    fn texts(&self) -> Vec<String> {
+        let quota = |name: &str, quota: Option<OwnQuota>| quota.map(|quota| format!("{name}-quota {quota}"));
+        let texts = [
+            self.key_ttl.map(|time| format!("key-ttl {time}")),
+            quota("requests", self.requests_quota),
+            quota("creations", self.creations_quota),
+            quota("replays", self.replays_quota),
+        ];
+        texts.into_iter().flatten().collect()
+    }
 }
 
 /// A token as `hapax token list` shows it: the fields that every token has, then the optional ones.
@@ -181,6 +247,36 @@ impl fmt::Display for KeyTtl {
         match self.0 {
             Some(time) if time.as_secs() % DAY == 0 => write!(f, "{}d", time.as_secs() / DAY),
             Some(time) => write!(f, "{}", humantime::format_duration(time)),
+            None => f.write_str("default"),
+        }
+    }
+}
+
+/// A tenant's own quota, as an operator writes it. `None` is `default`.
+#[derive(Clone, Copy)]
+pub struct OwnQuota(Option<Rate>);
+
+impl OwnQuota {
+    fn parse(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.parse().ok().filter(|number| TENANT_RATE.contains(number));
+        let rate = |(per_second, burst)| Some(Rate { per_second: number(per_second)?, burst: number(burst)? });
+        match text {
+            "default" => Ok(Self(None)),
+            "unlimited" => Ok(Self(Some(Rate::UNLIMITED))),
+            _ => text.split_once(':').and_then(rate).map(|rate| Self(Some(rate))).ok_or_else(|| {
+                "two whole numbers from 1 to 1000000 are expected, PER_SECOND:BURST, such as 50:100; or unlimited; or \
+                 default"
+                    .to_owned()
+            }),
+        }
+    }
+}
+
+impl fmt::Display for OwnQuota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(Rate::UNLIMITED) => f.write_str("unlimited"),
+            Some(Rate { per_second, burst }) => write!(f, "{per_second}:{burst}"),
             None => f.write_str("default"),
         }
     }

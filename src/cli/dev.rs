@@ -13,7 +13,7 @@ use super::private_postgres::{Durability, Place, PrivatePostgres};
 use super::serve::{serve_until_signalled, start_logging};
 use super::{block_on, print};
 use crate::access::queries::NewToken;
-use crate::access::{Scopes, TenantName, Token, queries};
+use crate::access::{Scopes, TenantName, TenantSettings, Token, queries};
 use crate::configuration::{Configuration, Overrides, address};
 use crate::database::{self, Pooler};
 use crate::metrics::Metrics;
@@ -90,7 +90,7 @@ async fn prepare(folder: &Path, postgres: &PrivatePostgres, configuration: &Conf
     migrate(configuration, |wait| tracing::warn!("{wait}")).await?;
     let mut connection = database::connect(&server::database_settings(configuration)?).await?;
     let tenant: TenantName = TENANT.parse()?;
-    queries::create_tenant(&mut connection, &tenant).await?;
+    queries::create_tenant(&mut connection, &tenant, &TenantSettings::default()).await?;
     let path = folder.join("dev-token");
     let kept = fs::read_to_string(&path).ok().and_then(|text| Token::parse(text.trim()));
     let known = match &kept {

@@ -57,7 +57,7 @@ async fn admit<'a>(app: &'a App, scope: Scope, request: &ServiceRequest) -> Resu
     if !caller.scopes.contains(scope) {
         return Err(Problem::MissingScope(scope));
     }
-    reserve(&app.quotas.requests, &digest, request)?;
+    reserve(&app.quotas.requests, &digest, caller.settings.requests, request)?;
     let entered = entered.map_or_else(|| app.admission.enter(caller.tenant), Ok)?;
     Ok((caller, entered))
 }
@@ -84,8 +84,15 @@ pub fn reserve_requests(app: &App, request: &HttpRequest, requests: usize) -> Re
         return Ok(());
     }
     let digest = bearer(request.headers()).map_err(Problem::Unauthenticated)?;
+    let own_rate = caller(request)?.settings.requests;
     let units = u32::try_from(requests).unwrap_or(u32::MAX);
-    reserve_many(&app.quotas.requests, &digest, units, request).map(drop)
+    reserve_many(&app.quotas.requests, &digest, own_rate, units, request).map(drop)
+}
+
+/// The caller of a request that [`authorize`] admitted.
+fn caller(request: &HttpRequest) -> Result<Caller, Problem> {
+    let caller = request.extensions().get::<Caller>().cloned();
+    caller.ok_or(Problem::Unauthenticated(Unauthenticated::Missing))
 }
 
 /// Reads `Authorization: Bearer hpx_…`, which must occur exactly once (RFC 6750, section 2.1).
@@ -110,7 +117,6 @@ impl FromRequest for Caller {
     type Future = Ready<Result<Self, Problem>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let caller = request.extensions().get::<Self>().cloned();
-        ready(caller.ok_or(Problem::Unauthenticated(Unauthenticated::Missing)))
+        ready(caller(request))
     }
 }

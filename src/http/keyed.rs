@@ -44,9 +44,9 @@ pub fn scope(caller: &Caller, route: Route, key: Key) -> ScopedKey {
 ///
 /// # Errors
 /// [`Problem::QuotaExceeded`].
-pub fn reserve_key(app: &App, key: &ScopedKey, request: &HttpRequest) -> Result<(), Problem> {
+pub fn reserve_key(app: &App, caller: &Caller, key: &ScopedKey, request: &HttpRequest) -> Result<(), Problem> {
     // Never refunded, because this quota limits exactly these requests.
-    reserve(&app.quotas.replays, key, request).map(drop)
+    reserve(&app.quotas.replays, key, caller.settings.replays, request).map(drop)
 }
 
 /// Records how a request with a key ended, and makes its answer.

@@ -82,7 +82,7 @@ pub struct App {
 impl App {
     /// How long the caller's new idempotency keys live.
     pub fn time_to_live(&self, caller: &Caller) -> Duration {
-        caller.key_time_to_live.unwrap_or(self.time_to_live)
+        caller.settings.key_time_to_live.unwrap_or(self.time_to_live)
     }
 
     /// The public URL of a path.
@@ -91,7 +91,8 @@ impl App {
     }
 }
 
-/// The quotas of a replica.
+/// The quotas of a replica, with the configured rates. [`TenantSettings`](crate::access::TenantSettings) replace them
+/// for one tenant.
 pub struct Quotas {
     /// Requests per token.
     pub requests: Quota<TokenDigest>,

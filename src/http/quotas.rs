@@ -7,7 +7,7 @@ use actix_web::HttpMessage;
 use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::Problem;
-use crate::access::{Quota, QuotaStatus, Reservation};
+use crate::access::{Quota, QuotaStatus, Rate, Reservation};
 
 const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -19,16 +19,18 @@ const TEXT_LENGTH: usize = 128;
 #[derive(Default)]
 pub struct QuotaStatuses(Vec<QuotaStatus>);
 
-/// Reserves one unit of a quota for a request. The header fields of its answer show what is left.
+/// Reserves one unit of a quota for a request. The header fields of its answer show what is left. `own_rate` is the rate
+/// that an operator has set for the caller's tenant.
 ///
 /// # Errors
 /// [`Problem::QuotaExceeded`] if nothing is left.
 pub fn reserve<S: Hash + Eq + Clone>(
     quota: &Quota<S>,
     subject: &S,
+    own_rate: Option<Rate>,
     request: &impl HttpMessage,
 ) -> Result<Reservation, Problem> {
-    reserve_many(quota, subject, 1, request)
+    reserve_many(quota, subject, own_rate, 1, request)
 }
 
 /// Reserves several units.
@@ -38,10 +40,11 @@ pub fn reserve<S: Hash + Eq + Clone>(
 pub fn reserve_many<S: Hash + Eq + Clone>(
     quota: &Quota<S>,
     subject: &S,
+    own_rate: Option<Rate>,
     units: u32,
     request: &impl HttpMessage,
 ) -> Result<Reservation, Problem> {
-    let taken = quota.take_many(subject, None, units);
+    let taken = quota.take_many(subject, own_rate, units);
     record(
         taken.as_ref().map_or_else(|quota_status| Some(*quota_status), |reservation| reservation.quota_status),
         request,

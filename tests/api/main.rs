@@ -43,4 +43,5 @@ mod schema;
 mod sql_submission;
 mod submission;
 mod telemetry;
+mod tenant_quotas;
 mod uniques;

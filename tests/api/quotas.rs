@@ -3,14 +3,14 @@
 use crate::harness::{Answer, Ledger, NO_QUOTAS, job};
 
 /// The remaining units of a policy in `RateLimit`.
-fn remaining(answer: &Answer, policy: &str) -> u64 {
+pub fn remaining(answer: &Answer, policy: &str) -> u64 {
     let item = answer.header("ratelimit").split(", ").find_map(|item| item.strip_prefix(&format!("\"{policy}\";r=")));
     let item = item.unwrap_or_else(|| panic!("no {policy} in {answer:?}"));
     item.split(';').next().unwrap().parse().unwrap()
 }
 
 #[track_caller]
-fn is_refused(answer: &Answer, policy: &str) {
+pub fn is_refused(answer: &Answer, policy: &str) {
     answer.is_problem(429, "quota-exceeded");
     assert_eq!(answer.json()["violated-policies"], serde_json::json!([policy]));
     assert_eq!(answer.json()["retryable"], true);

@@ -3,7 +3,7 @@ use std::ops::Range;
 use std::str::FromStr;
 
 use hapax::access::queries::NewToken;
-use hapax::access::{Scope, TenantName, Token, queries};
+use hapax::access::{Scope, TenantName, TenantSettings, Token, queries};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, Row};
 use url::Url;
@@ -98,7 +98,7 @@ impl Ledger {
     pub async fn token_for(&self, tenant: &str, scopes: &[Scope]) -> String {
         let mut connection = self.connect().await;
         let (name, token): (TenantName, _) = (tenant.parse().unwrap(), Token::mint());
-        queries::create_tenant(&mut connection, &name).await.unwrap();
+        queries::create_tenant(&mut connection, &name, &TenantSettings::default()).await.unwrap();
         let scopes = scopes.iter().copied().collect();
         let new = NewToken { tenant: &name, scopes, name: None, life: None };
         queries::create_token(&mut connection, &token.digest(), new).await.unwrap().unwrap();

@@ -98,8 +98,8 @@ pub async fn submit(
     let batch = Batch {
         request: &request,
         app: &app,
+        caller: &caller,
         request_id: &request_id,
-        tenant: caller.tenant,
         is_too_old,
         compared: Cell::new(0),
         tally: RefCell::default(),
@@ -217,8 +217,8 @@ fn asks_to_be_unique(items: &[(usize, Item)]) -> bool {
 struct Batch<'a> {
     request: &'a HttpRequest,
     app: &'a App,
+    caller: &'a Caller,
     request_id: &'a RequestId,
-    tenant: TenantId,
     /// The result of [`FirstSent::limit_deadline`], for all items.
     is_too_old: bool,
     /// How many items were compared with the first request of their key.
@@ -275,7 +275,7 @@ impl Batch<'_> {
                     (Some(submission.keyed.key.log_digest()), self.carry_out(&submission).await)
                 }
             };
-            let (keyed_outcome, done) = (handled.outcome(), Done::of(handled, self.tenant));
+            let (keyed_outcome, done) = (handled.outcome(), Done::of(handled, self.caller.tenant));
             self.record(number, digest, keyed_outcome, &done);
             lines.push((number, self.line(number, done)));
         }
@@ -284,11 +284,11 @@ impl Batch<'_> {
 
     async fn carry_out(&self, submission: &Arc<Submission>) -> Handled {
         let deadline = Deadline::of(self.request);
-        let mut handled = match reserve_key(self.app, &submission.keyed.key, self.request) {
+        let mut handled = match reserve_key(self.app, self.caller, &submission.keyed.key, self.request) {
             Ok(()) if self.is_too_old => {
                 Handled::only_replayed(self.app.intake.find_outcome(submission, deadline).await)
             }
-            Ok(()) => submit_within_quota(self.request, self.app, submission).await,
+            Ok(()) => submit_within_quota(self.request, self.app, self.caller, submission).await,
             Err(exceeded) => Handled::Refused(exceeded),
         };
         if let Handled::Failed(reused @ KeyedError::KeyReused { .. }) = &mut handled

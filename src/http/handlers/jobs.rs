@@ -65,7 +65,7 @@ pub async fn change(
         };
     };
     let key = scope(&caller, CHANGE, key);
-    reserve_key(&app, &key, &request)?;
+    reserve_key(&app, &caller, &key, &request)?;
     let time_to_live = app.time_to_live(&caller);
     let keyed = Keyed { key, fingerprint, request_id, created_at: jobs::now(), time_to_live, makes: None };
     let handled = match first_sent.limit_deadline(&request, time_to_live) {

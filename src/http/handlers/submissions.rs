@@ -39,7 +39,7 @@ pub async fn submit(
         move |text: &[u8]| read(&app, &key, text)
     };
     let asked = body.read(&app, caller.tenant, Deadline::of(&request), read).await?;
-    reserve_key(&app, &key, &request)?;
+    reserve_key(&app, &caller, &key, &request)?;
     let handled = match asked {
         Asked::Before(outcome) => Handled::Replayed(outcome),
         Asked::New(job, fingerprint) => {
@@ -49,7 +49,7 @@ pub async fn submit(
             let deadline = Deadline::of(&request);
             let mut handled = match too_old {
                 Err(TooOld) => Handled::only_replayed(app.intake.find_outcome(&submission, deadline).await),
-                Ok(()) => submit_within_quota(&request, &app, &submission).await,
+                Ok(()) => submit_within_quota(&request, &app, &caller, &submission).await,
             };
             if let Handled::Failed(error) = &mut handled {
                 app.intake.compare(&submission, error, deadline).await;
@@ -79,9 +79,14 @@ fn read(app: &App, key: &ScopedKey, text: &[u8]) -> Result<Asked, Problem> {
 
 /// Submits a job within the tenant's quota of new jobs. If the quota is used up, replays are still answered, and so are
 /// submissions with the unique content of an existing job.
-pub async fn submit_within_quota(request: &HttpRequest, app: &App, submission: &Arc<Submission>) -> Handled {
+pub async fn submit_within_quota(
+    request: &HttpRequest,
+    app: &App,
+    caller: &Caller,
+    submission: &Arc<Submission>,
+) -> Handled {
     let deadline = Deadline::of(request);
-    match reserve(&app.quotas.creations, &submission.draft.tenant, request) {
+    match reserve(&app.quotas.creations, &caller.tenant, caller.settings.creations, request) {
         Ok(reservation) => {
             let submitted = app.intake.submit(submission, deadline).await;
             let may_have_created = match &submitted {
@@ -123,7 +128,7 @@ pub async fn put(
     }
     RequestContext::current().record_value("job_id", id);
     let draft = Arc::new(Draft::named(caller.tenant, id, job));
-    match put_within_quota(&request, &app, &draft).await? {
+    match put_within_quota(&request, &app, &caller, &draft).await? {
         Put::Created(answer) => Ok(write(&app, &mut HttpResponse::build(StatusCode::CREATED), &answer)),
         Put::Existing(answer) => Ok(write(&app, &mut HttpResponse::Ok(), &answer)),
         Put::Other { pointers } => Err(Problem::JobExists { job_id: id, pointers }),
@@ -132,9 +137,14 @@ pub async fn put(
 }
 
 /// Creates a job within the tenant's quota of new jobs. If the quota is used up, an existing job is still answered.
-async fn put_within_quota(request: &HttpRequest, app: &App, draft: &Arc<Draft>) -> Result<Put, Problem> {
+async fn put_within_quota(
+    request: &HttpRequest,
+    app: &App,
+    caller: &Caller,
+    draft: &Arc<Draft>,
+) -> Result<Put, Problem> {
     let deadline = Deadline::of(request);
-    match reserve(&app.quotas.creations, &draft.tenant, request) {
+    match reserve(&app.quotas.creations, &caller.tenant, caller.settings.creations, request) {
         Err(exceeded) => app.intake.find_named(draft, deadline).await?.ok_or(exceeded),
         Ok(reservation) => {
             let put = app.intake.put(draft, deadline).await.map_err(Problem::from);
