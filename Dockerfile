@@ -12,6 +12,8 @@ COPY Cargo.toml Cargo.lock build.rs ./
 COPY .cargo .cargo
 # A member of the workspace: Cargo needs its manifest but does not build it.
 COPY benches/Cargo.toml benches/
+# A member that the service depends on. It changes as rarely as the other dependencies.
+COPY private-postgres private-postgres
 RUN mkdir src \
     && echo 'fn main() {}' >src/main.rs \
     && touch src/lib.rs \

@@ -6,7 +6,8 @@ TOOLS := target/tools
 export PATH := $(CURDIR)/$(TOOLS)/bin:$(PATH)
 
 # The folder of PostgreSQL's programs; the script installs or fetches them if the machine has none.
-WITH_BINARIES = bin="$$(scripts/postgres-binaries)" && export HAPAX_POSTGRES_BIN="$$bin"
+# Hapax reads HAPAX_POSTGRES_BIN. The tests of private-postgres, which does not know Hapax, read POSTGRES_BIN.
+WITH_BINARIES = bin="$$(scripts/postgres-binaries)" && export HAPAX_POSTGRES_BIN="$$bin" POSTGRES_BIN="$$bin"
 # Two tests per CPU: tests mostly wait for deadlines.
 export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 

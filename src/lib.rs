@@ -3,6 +3,8 @@
 //! The modules are in reading order. ARCHITECTURE.md describes them; `tests/architecture.rs` checks which module may
 //! import which.
 
+#![forbid(unsafe_code)]
+
 pub mod ids;
 pub mod json;
 pub mod overload;

@@ -5,6 +5,8 @@
 //! `postgres` is the database, `replica` (on a `ledger`) and `handlers` are the servers, `rows` are the measured rows,
 //! `plan` is their duration, `results` holds the figures, and `page` writes the page.
 
+#![forbid(unsafe_code)]
+
 mod account;
 mod handlers;
 mod ledger;

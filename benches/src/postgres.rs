@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::ensure;
-use hapax::cli::private_postgres::{Durability, Place, PrivatePostgres};
+use private_postgres::{Durability, Options, Place, PrivatePostgres};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use sqlx::postgres::PgConnectOptions;
@@ -32,7 +32,13 @@ impl Postgres {
         let folder = tempfile::Builder::new().prefix("hapax-bench-").tempdir_in(place)?;
         // As root, PostgreSQL's user must be able to enter the folder. Its content is private to that user.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711))?;
-        let server = PrivatePostgres::start(&Place::Exactly(folder.path().to_owned()), Durability::Full)?;
+        let server = PrivatePostgres::start(&Options {
+            place: Place::Exactly(folder.path().to_owned()),
+            durability: Durability::Full,
+            role: "postgres".to_owned(),
+            programs: std::env::var_os("HAPAX_POSTGRES_BIN").map(PathBuf::from),
+            notify: |notice| eprintln!("hapax-bench: {notice}"),
+        })?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let postmaster = runtime.block_on(find_postmaster(&server.url("postgres")))?;
         Ok(Self { server, runtime, postmaster, folder, interrupted })

@@ -4,14 +4,16 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
+use private_postgres::{Durability, Place, PrivatePostgres};
+use sha2::{Digest, Sha256};
 use sqlx::{Connection, PgConnection};
 
 use super::migrate::migrate;
-use super::private_postgres::{Durability, Place, PrivatePostgres};
 use super::serve::{serve_until_signalled, start_logging};
-use super::{block_on, print};
+use super::{block_on, postgres, print};
 use crate::access::queries::NewToken;
 use crate::access::{Scopes, TenantName, TenantSettings, Token, queries};
 use crate::configuration::{Configuration, Overrides, address};
@@ -45,12 +47,18 @@ pub fn run(arguments: Arguments, overrides: Overrides) -> anyhow::Result<()> {
     // Started on the main thread, because the kernel stops PostgreSQL when the thread that started it ends.
     let place = match arguments.data {
         Some(_) => Place::Exactly(folder.clone()),
-        None => Place::AtOrElsewhere(folder.clone()),
+        None => Place::AtOrElsewhere { elsewhere: elsewhere(&folder), folder: folder.clone() },
     };
-    let mut postgres = PrivatePostgres::start(&place, Durability::Full)?;
+    let mut postgres = postgres::start(place, Durability::Full)?;
     let served = serve(&folder, &mut postgres, overrides, metrics);
     let stopped = postgres.stop();
-    served.and(stopped)
+    served.and(stopped.map_err(Into::into))
+}
+
+/// Where the cluster is if the user that PostgreSQL runs as cannot reach `folder`: one folder for each such `folder`.
+fn elsewhere(folder: &Path) -> PathBuf {
+    let digest = hex::encode(&Sha256::digest(folder.as_os_str().as_encoded_bytes())[..8]);
+    PathBuf::from(format!("/var/tmp/hapax-{digest}"))
 }
 
 /// Makes sure that only one `hapax dev` uses the folder.
@@ -76,9 +84,18 @@ fn serve(folder: &Path, postgres: &mut PrivatePostgres, overrides: Overrides, me
         print(&welcome(folder, listeners.api.local_addr()?))?;
         tokio::select! {
             served = serve_until_signalled(&configuration, listeners, metrics) => served,
-            ended = postgres.ended() => ended,
+            ended = end_of(postgres) => ended,
         }
     })
+}
+
+/// Waits until PostgreSQL ends unexpectedly. Always an error, because the service cannot continue without it.
+async fn end_of(postgres: &mut PrivatePostgres) -> anyhow::Result<()> {
+    const LOOK: Duration = Duration::from_millis(500);
+    loop {
+        postgres.check_running()?;
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// Creates the database, schema, tenant and token that do not exist yet.

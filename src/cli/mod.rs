@@ -8,7 +8,7 @@ mod health;
 mod key;
 mod metrics;
 mod migrate;
-pub mod private_postgres;
+mod postgres;
 mod purge;
 mod serve;
 mod with_postgres;

@@ -4,11 +4,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use private_postgres::{Durability, Place};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::block_on;
-use super::private_postgres::{Durability, Place, PrivatePostgres};
+use super::{block_on, postgres};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -23,7 +23,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     // If we are root, PostgreSQL runs as another user, who must be able to enter the folder. Only that user can read
     // the cluster in it.
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711))?;
-    let postgres = PrivatePostgres::start(&Place::Exactly(folder.path().to_owned()), Durability::None)?;
+    let postgres = postgres::start(Place::Exactly(folder.path().to_owned()), Durability::None)?;
     let status = command(&arguments.command, &postgres.url("postgres"));
     postgres.stop()?;
     let code = status?.code().and_then(|code| u8::try_from(code).ok());

@@ -2,7 +2,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::mpsc::{Sender, channel};
 
-use hapax::cli::private_postgres::{Durability, Place, PrivatePostgres};
+use private_postgres::{Durability, Options, Place, PrivatePostgres};
 
 use super::Ledger;
 
@@ -29,9 +29,15 @@ impl OwnPostgres {
         let (orders, received) = channel();
         let (tell, told) = channel();
         std::thread::spawn(move || {
-            let start =
-                |place: &PathBuf| PrivatePostgres::start(&Place::Exactly(place.clone()), Durability::Full).unwrap();
-            let mut running = Some(start(&place));
+            let options = Options {
+                place: Place::Exactly(place),
+                durability: Durability::Full,
+                role: "postgres".to_owned(),
+                programs: std::env::var_os("HAPAX_POSTGRES_BIN").map(PathBuf::from),
+                notify: |_| {},
+            };
+            let start = || PrivatePostgres::start(&options).unwrap();
+            let mut running = Some(start());
             tell.send(running.as_ref().unwrap().url("postgres")).unwrap();
             for order in received {
                 let done = match order {
@@ -40,7 +46,7 @@ impl OwnPostgres {
                         done
                     }
                     Order::Start(done) => {
-                        running = Some(start(&place));
+                        running = Some(start());
                         done
                     }
                 };

@@ -6,8 +6,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::Context;
 use rustix::process::geteuid;
+
+use crate::Error;
 
 /// The user that PostgreSQL runs as, if it is not the current user.
 #[derive(Clone, Copy)]
@@ -18,15 +19,14 @@ pub struct Account {
 
 impl Account {
     /// `None` if the current user is not root.
-    pub fn to_run_as() -> anyhow::Result<Option<Self>> {
+    pub fn to_run_as() -> Result<Option<Self>, Error> {
         if !geteuid().is_root() {
             return Ok(None);
         }
         let found = ["postgres", "nobody"]
             .into_iter()
             .find_map(|name| Some(Self { user: number("-u", name)?, group: number("-g", name)? }));
-        let account = found.context("PostgreSQL does not run as root, and there is no user `postgres` or `nobody`")?;
-        Ok(Some(account))
+        found.map(Some).ok_or(Error::NoUser)
     }
 
     /// The first folder on the path, `path` included, that this user cannot enter.

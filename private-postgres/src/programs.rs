@@ -6,13 +6,13 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, bail};
 use rustix::fs::OFlags;
 use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal, setsid};
 
-use super::account::Account;
-use super::{CLUSTER, Durability, LOG};
-use crate::configuration;
+use crate::account::Account;
+use crate::cluster::{CLUSTER, LOG};
+use crate::error::failed;
+use crate::{Durability, Error};
 
 /// A folder with PostgreSQL's programs, all of one version.
 pub struct Programs {
@@ -20,44 +20,26 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Tries HAPAX_POSTGRES_BIN, then the folder that `pg_config` names, then Debian's packages, newest first. If there
-    /// is a cluster, the programs must be of the version that created it.
-    pub fn find(folder: &Path) -> anyhow::Result<Self> {
+    /// Tries the preferred folder, then the folder that `pg_config` names, then Debian's packages, newest first. If there
+    /// is a cluster in `folder`, the programs must be of the version that created it.
+    pub fn find(preferred: Option<&Path>, folder: &Path) -> Result<Self, Error> {
         let wanted = fs::read_to_string(folder.join(CLUSTER).join("PG_VERSION")).ok();
         let wanted = wanted.as_deref().map(str::trim);
         let mut found = Vec::new();
-        for folder in Self::candidates() {
-            let Ok(folder) = folder.canonicalize() else { continue };
-            let Some(version) = version_of(&folder) else { continue };
+        for candidate in candidates(preferred) {
+            let Ok(candidate) = candidate.canonicalize() else { continue };
+            let Some(version) = version_of(&candidate) else { continue };
             if wanted.is_none_or(|wanted| version == wanted) {
-                return Ok(Self { folder });
+                return Ok(Self { folder: candidate });
             }
             found.push(version);
         }
         match wanted {
-            Some(wanted) if !found.is_empty() => bail!(
-                "the database in {} was created by PostgreSQL {wanted}, but only {} is installed: install that \
-                 version, or move the folder away",
-                folder.display(),
-                found.join(", "),
-            ),
-            _ => bail!(
-                "PostgreSQL's programs are not on this machine: install Debian's package `postgresql`, or set \
-                 HAPAX_POSTGRES_BIN to the folder that holds `postgres` and `initdb`"
-            ),
+            Some(wanted) if !found.is_empty() => {
+                Err(Error::OtherVersion { folder: folder.to_owned(), wanted: wanted.to_owned(), found })
+            }
+            _ => Err(Error::NoPrograms),
         }
-    }
-
-    fn candidates() -> Vec<PathBuf> {
-        let set = configuration::variable("HAPAX_POSTGRES_BIN").map(PathBuf::from);
-        let asked = Command::new("pg_config").arg("--bindir").stderr(Stdio::null()).output().ok();
-        let asked = asked.and_then(|output| String::from_utf8(output.stdout).ok()).map(|line| line.trim().into());
-        let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-        let mut debian: Vec<(u32, PathBuf)> = versions
-            .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin"))))
-            .collect();
-        debian.sort_by_key(|(version, _)| std::cmp::Reverse(*version));
-        set.into_iter().chain(asked).chain(debian.into_iter().map(|(_, folder)| folder)).collect()
     }
 
     pub fn serve(
@@ -66,14 +48,15 @@ impl Programs {
         socket: &Path,
         account: Option<Account>,
         durability: Durability,
-    ) -> anyhow::Result<Child> {
+    ) -> Result<Child, Error> {
         // In a folder that others can write to, a symbolic link could make root write to any file.
         let no_link = OFlags::NOFOLLOW.bits().cast_signed();
         let path = folder.join(LOG);
-        let log = File::options().create(true).append(true).custom_flags(no_link).open(&path);
-        let log = log.with_context(|| format!("{} cannot be written", path.display()))?;
+        let unwritable = || failed(format!("{} cannot be written", path.display()));
+        let log = File::options().create(true).append(true).custom_flags(no_link).open(&path).map_err(unwritable())?;
+        let errors = log.try_clone().map_err(unwritable())?;
         let mut command = self.command("postgres", folder, account);
-        command.arg("-D").arg(folder.join(CLUSTER)).stdout(log.try_clone()?).stderr(log);
+        command.arg("-D").arg(folder.join(CLUSTER)).stdout(log).stderr(errors);
         command.args([
             "-c",
             "listen_addresses=",
@@ -88,7 +71,7 @@ impl Programs {
         if durability == Durability::None {
             command.args(["-c", "fsync=off", "-c", "full_page_writes=off"]);
         }
-        command.spawn().context("PostgreSQL cannot be started")
+        command.spawn().map_err(failed("PostgreSQL cannot be started"))
     }
 
     /// A program that runs as the right user and gets SIGINT when the thread that started it ends.
@@ -116,6 +99,18 @@ impl Programs {
         }
         command
     }
+}
+
+fn candidates(preferred: Option<&Path>) -> Vec<PathBuf> {
+    let asked = Command::new("pg_config").arg("--bindir").stderr(Stdio::null()).output().ok();
+    let asked = asked.and_then(|output| String::from_utf8(output.stdout).ok()).map(|line| line.trim().into());
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut debian: Vec<(u32, PathBuf)> = versions
+        .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin"))))
+        .collect();
+    debian.sort_by_key(|(version, _)| std::cmp::Reverse(*version));
+    let debian = debian.into_iter().map(|(_, folder)| folder);
+    preferred.map(Path::to_owned).into_iter().chain(asked).chain(debian).collect()
 }
 
 /// The major version of the programs in a folder, such as `15`. `None` if the folder cannot run a cluster.
