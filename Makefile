@@ -2,6 +2,7 @@
 # CONTRIBUTING.md.
 
 SQLX_CLI_VERSION := 0.9.0
+CARGO_FUZZ_VERSION := 0.13.2
 TOOLS := target/tools
 export PATH := $(CURDIR)/$(TOOLS)/bin:$(PATH)
 
@@ -21,7 +22,7 @@ WITH_BALANCER = haproxy="$$(scripts/debian-program haproxy haproxy)" && export H
 WITH_POOLER = pgbouncer="$$(scripts/pgbouncer)" && without="" || without="--skip pooler::"; \
     export HAPAX_PGBOUNCER="$$pgbouncer"
 
-.PHONY: run test demo drill siege bench bench-full bench-smoke bench-build release check fmt lint api contract alerts load-balancer containers docs supply-chain sqlx-check functions sqlx-prepare metrics-page errors-page retries-page build
+.PHONY: run test demo drill siege bench bench-full bench-smoke bench-build release check fmt lint api contract alerts load-balancer containers docs supply-chain sqlx-check functions sqlx-prepare metrics-page errors-page retries-page build fuzz
 
 ## run: serve on http://127.0.0.1:8080, with a private PostgreSQL in .hapax/
 run: build
@@ -134,6 +135,22 @@ load-balancer:
 ## containers: check the Dockerfile and docker-compose.yml; no container engine needed
 containers:
 	scripts/container-check
+
+# How long to fuzz each target, in seconds.
+FUZZ_SECONDS ?= 60
+
+## fuzz: fuzz the JSON scanner and the fingerprint for FUZZ_SECONDS each (60); needs a nightly toolchain of Rust
+fuzz: $(TOOLS)/bin/cargo-fuzz
+	@for target in json fingerprint; do \
+	    mkdir -p fuzz/corpus/$$target; \
+	    cargo +nightly fuzz run --target-dir target/fuzz $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+	        -max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=1 || exit; \
+	done
+
+$(TOOLS)/bin/cargo-fuzz: Makefile
+	@echo "Installing cargo-fuzz $(CARGO_FUZZ_VERSION) into $(TOOLS) (once, about two minutes)"
+	cargo install cargo-fuzz --version $(CARGO_FUZZ_VERSION) --locked --root $(TOOLS) --target-dir $(TOOLS)/build --quiet
+	@rm -rf $(TOOLS)/build && touch $@
 
 $(TOOLS)/bin/sqlx: Makefile
 	@echo "Installing sqlx-cli $(SQLX_CLI_VERSION) into $(TOOLS) (once, about two minutes)"

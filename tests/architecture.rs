@@ -281,7 +281,16 @@ const DIALECT: [(&str, &str); 21] = [
 fn code_and_documents_use_common_words() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut files = Vec::new();
-    for folder in ["src", "private-postgres/src", "benches/src", "tests/api", "tests/harness", "tests/siege"] {
+    for folder in [
+        "src",
+        "private-postgres/src",
+        "benches/src",
+        "fuzz/src",
+        "fuzz/fuzz_targets",
+        "tests/api",
+        "tests/harness",
+        "tests/siege",
+    ] {
         list(&root.join(folder), &mut files);
     }
     let is_text = |path: &PathBuf| {

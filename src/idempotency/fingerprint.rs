@@ -26,17 +26,53 @@ impl Fingerprint {
     }
 }
 
+/// What holds for every pair of texts. Unit tests check it on generated texts, and a fuzz target on mutated ones.
+#[cfg(any(test, fuzzing))]
+pub mod properties {
+    use sha2::{Digest, Sha256};
+
+    use super::Fingerprint;
+    use crate::json::Document;
+    use crate::json::properties::{Choices, Model, hold_for_pair};
+
+    /// Two texts have one fingerprint if they are the same value, in every spelling, and only then. `differences` names
+    /// the places.
+    ///
+    /// # Panics
+    /// If that does not hold.
+    pub fn hold_for_texts(first: &[u8], second: &[u8], choices: &[u8]) {
+        let mut choices = Choices::new(choices);
+        let models = [first, second].map(Model::of);
+        for (text, model) in [first, second].into_iter().zip(&models) {
+            let Some(model) = model else { continue };
+            assert_eq!(of(text).as_bytes(), &Sha256::digest(format!("/jobs\n{}", model.canonical()))[..]);
+            let respelled = model.respelled(&mut choices);
+            assert_eq!(of(respelled.as_bytes()), of(text), "{respelled}");
+        }
+        if let [Some(one), Some(other)] = &models {
+            assert_eq!(of(first) == of(second), one == other);
+            hold_for_pair(&document(first), &document(second));
+        }
+    }
+
+    fn of(text: &[u8]) -> Fingerprint {
+        Fingerprint::of("/jobs", document(text).root().canonical())
+    }
+
+    fn document(text: &[u8]) -> Document<'_> {
+        Document::parse(text).expect("serde_json accepts it, within the limits")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::Value as Json;
 
+    use super::properties::hold_for_texts;
     use super::*;
     use crate::json::Document;
-
-    fn of(text: &str) -> Fingerprint {
-        Fingerprint::of("/jobs", Document::parse(text.as_bytes()).unwrap().root().canonical())
-    }
+    use crate::json::properties::Choices;
+    use crate::json::properties::tests::{any_model, two_texts};
 
     #[test]
     fn the_path_is_part_of_it() {
@@ -46,56 +82,44 @@ mod tests {
     /// A fixed value, because stored fingerprints outlive a release.
     #[test]
     fn a_fingerprint_never_changes_between_releases() {
-        let fingerprint = of(r#"{ "payload" : {"n":1.0,"s":"\u00e9\/"}, "type":"demo" }"#);
+        let document = Document::parse(br#"{ "payload" : {"n":1.0,"s":"\u00e9\/"}, "type":"demo" }"#).unwrap();
+        let fingerprint = Fingerprint::of("/jobs", document.root().canonical());
         let canonical = "/jobs\n{\"payload\":{\"n\":1.0,\"s\":\"é/\"},\"type\":\"demo\"}";
         assert_eq!(fingerprint.as_bytes(), &Sha256::digest(canonical)[..]);
     }
 
-    fn any_json() -> impl Strategy<Value = Json> {
-        let leaf = prop_oneof![
-            Just(Json::Null),
-            any::<bool>().prop_map(Json::from),
-            any::<i64>().prop_map(Json::from),
-            "[a-c\\u{0001}\\n\"\\\\/é]{0,4}".prop_map(Json::from),
-        ];
-        leaf.prop_recursive(4, 24, 4, |inner| {
-            prop_oneof![
-                prop::collection::vec(inner.clone(), 0..4).prop_map(Json::from),
-                prop::collection::btree_map("[a-c\"é]{0,3}", inner, 0..4)
-                    .prop_map(|members| Json::Object(members.into_iter().collect())),
-            ]
-        })
-    }
-
-    /// The same value, spelled differently: members reversed, white space everywhere, every character escaped.
-    fn respelled(value: &Json) -> String {
-        let escaped = |text: &str| {
-            let units: String = text.encode_utf16().map(|unit| format!("\\u{unit:04X}")).collect();
-            format!("\"{units}\"")
-        };
-        match value {
-            Json::String(text) => escaped(text),
-            Json::Array(elements) => {
-                format!("[ {} ]", elements.iter().map(respelled).collect::<Vec<_>>().join(" ,\n"))
-            }
-            Json::Object(members) => {
-                let members =
-                    members.iter().rev().map(|(name, value)| format!("{}\t: {}", escaped(name), respelled(value)));
-                format!("{{ {} }}", members.collect::<Vec<_>>().join(" ,\r\n"))
-            }
-            _ => value.to_string(),
-        }
-    }
-
     proptest! {
         #[test]
-        fn spelling_changes_nothing(value in any_json()) {
-            prop_assert_eq!(of(&value.to_string()), of(&respelled(&value)));
+        fn equal_values_and_no_others_have_one_fingerprint(
+            first in any_model(), second in any_model(), choices in prop::collection::vec(any::<u8>(), 0..32)
+        ) {
+            let [first, second] = [first, second].map(|model| model.respelled(&mut Choices::new(&choices)));
+            hold_for_texts(first.as_bytes(), second.as_bytes(), &choices);
         }
 
         #[test]
-        fn another_value_is_another_request(first in any_json(), second in any_json()) {
-            prop_assert_eq!(first == second, of(&first.to_string()) == of(&second.to_string()));
+        fn almost_equal_texts_are_told_apart((first, second) in two_texts()) {
+            hold_for_texts(first.as_bytes(), second.as_bytes(), first.as_bytes());
+        }
+    }
+
+    /// The fuzz target starts from these pairs. They contain the published vectors.
+    #[test]
+    fn the_properties_hold_for_the_seeds_of_the_fuzz_target() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/fingerprint");
+        let seeds = std::fs::read_dir(folder).unwrap().map(|seed| std::fs::read(seed.unwrap().path()).unwrap());
+        let pairs: Vec<(Vec<u8>, Vec<u8>)> = seeds
+            .map(|seed| {
+                let separator = seed.iter().position(|byte| *byte == 0xff).unwrap();
+                (seed[..separator].to_vec(), seed[separator + 1..].to_vec())
+            })
+            .collect();
+        pairs.iter().for_each(|(first, second)| hold_for_texts(first, second, first));
+        let published: serde_json::Value =
+            serde_json::from_str(include_str!("../../api-design/fingerprints.json")).unwrap();
+        for vector in published["vectors"].as_array().unwrap() {
+            let body = vector["body"].as_str().unwrap().as_bytes();
+            assert!(pairs.iter().any(|(first, _)| first == body), "no seed for: {}", vector["rule"]);
         }
     }
 }

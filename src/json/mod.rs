@@ -7,6 +7,8 @@
 mod canonical;
 mod difference;
 mod pointer;
+#[cfg(any(test, fuzzing))]
+pub mod properties;
 mod scanner;
 
 pub use canonical::Counted;
