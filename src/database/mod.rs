@@ -8,6 +8,8 @@
 
 mod circuit_breaker;
 mod failure;
+mod idle;
+mod lease;
 mod migration;
 mod pool;
 pub mod queries;

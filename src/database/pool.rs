@@ -1,16 +1,17 @@
 //! A bounded connection pool, and the only way to send a statement.
 
-use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::circuit_breaker::CircuitBreaker;
 use super::failure::{Failure, words};
+use super::idle::IdleConnections;
+use super::lease::{Lease, Place, Share};
 use super::retry::{DatabaseError, Loss, RetryState};
 use super::{Pooler, Settings, connect, queries};
 use crate::metrics::{Metrics, Retry};
@@ -39,35 +40,11 @@ struct Shared {
     settings: Settings,
     limit: usize,
     places: Arc<Semaphore>,
-    /// Each with the time since when it is idle. Last in, first out, so that few connections stay warm.
-    idle: Mutex<Vec<(PgConnection, Instant)>>,
+    idle: Arc<IdleConnections>,
     /// Time limit for one attempt: a little longer than PostgreSQL's own statement timeout.
     attempt_limit: Duration,
     breaker: CircuitBreaker,
-    /// The runtime that owns the connections. It outlives every HTTP worker.
-    runtime: Handle,
     metrics: Metrics,
-}
-
-/// The permits of a connection in use. They are held until the connection is idle or closed, even if the request ends
-/// earlier.
-struct Place {
-    _in_pool: OwnedSemaphorePermit,
-    _share: Option<Share>,
-}
-
-/// One of a tenant's permits in a pool.
-pub(super) type Share = Arc<OwnedSemaphorePermit>;
-
-/// A borrowed connection and its permits. [`Lease::release`] returns it, [`Lease::close`] closes it. If a lease is
-/// dropped while a statement is in flight, because the request timed out, the statement finishes first: see
-/// [`Pool::finish`].
-struct Lease {
-    connection: Option<PgConnection>,
-    place: Option<Place>,
-    pool: Pool,
-    /// When the statement in flight must have ended. `None` before the first statement.
-    attempt_ends: Option<Instant>,
 }
 
 impl Pool {
@@ -80,9 +57,8 @@ impl Pool {
             settings,
             limit,
             places: Arc::new(Semaphore::new(limit)),
-            idle: Mutex::default(),
+            idle: IdleConnections::new(Handle::current()),
             breaker,
-            runtime: Handle::current(),
             metrics,
         };
         Self { shared: Arc::new(shared) }
@@ -140,7 +116,7 @@ impl Pool {
                 Ok(Err(_)) => {
                     return Err(retry.refuse(DatabaseError::Unavailable("the service is shutting down".to_owned())));
                 }
-                Ok(Ok(in_pool)) => Place { _in_pool: in_pool, _share: share.clone() },
+                Ok(Ok(in_pool)) => Place::new(in_pool, share.clone()),
             };
             let mut lease = match timeout_at(retry.ends(), self.lease(place, &retry)).await {
                 Err(_) => {
@@ -221,7 +197,7 @@ impl Pool {
 
     pub fn count(&self) -> Connections {
         let busy = self.shared.limit - self.shared.places.available_permits();
-        Connections { busy, idle: self.idle().len(), limit: self.shared.limit }
+        Connections { busy, idle: self.shared.idle.count(), limit: self.shared.limit }
     }
 
     /// Admits no new work, waits for the work in progress, and closes all connections.
@@ -231,8 +207,7 @@ impl Pool {
             self.shared.places.close();
             places.forget();
         }
-        let idle = std::mem::take(&mut *self.idle());
-        for (connection, _) in idle {
+        for (connection, _) in self.shared.idle.take_all() {
             // A clean goodbye is optional; the socket closes either way.
             let _ = connection.close().await;
         }
@@ -241,7 +216,7 @@ impl Pool {
     /// A connection for the next attempt, idle or new.
     async fn lease(&self, place: Place, retry: &RetryState) -> sqlx::Result<Lease> {
         // An unwanted idle connection is closed, so that the number of connections never exceeds the limit.
-        let idle = self.take_idle().filter(|_| !retry.fresh);
+        let idle = self.shared.idle.take().filter(|_| !retry.fresh);
         let place = match idle {
             Some((connection, idle_for)) => {
                 let mut lease = self.lend(connection, place);
@@ -249,7 +224,7 @@ impl Pool {
                     return Ok(lease);
                 }
                 // The other idle connections have probably died, too.
-                self.idle().clear();
+                drop(self.shared.idle.take_all());
                 self.shared.metrics.count_database_retry(Retry::Connect);
                 tracing::info!("an idle connection was dead; no statement was sent on it");
                 match lease.close() {
@@ -264,7 +239,7 @@ impl Pool {
     }
 
     fn lend(&self, connection: PgConnection, place: Place) -> Lease {
-        Lease { connection: Some(connection), place: Some(place), pool: self.clone(), attempt_ends: None }
+        Lease::new(connection, place, Arc::clone(&self.shared.idle))
     }
 
     /// Whether an idle connection still works. sqlx cannot report that a socket was closed, so this costs a round trip.
@@ -278,55 +253,22 @@ impl Pool {
         answered
     }
 
-    /// Reads the rest of an answer whose request has gone, then returns the connection to the idle ones. Until then it
-    /// keeps its permits. A connection that has not answered by `ends` is closed.
-    ///
-    /// Dropping an sqlx future in the middle of a statement is sound: sqlx writes whole messages to a buffer before it
-    /// waits, counts the pending answers, and reads them all before it sends the next statement. See ADR 0020.
-    fn finish(&self, mut connection: PgConnection, place: Option<Place>, ends: Instant) {
-        let pool = self.clone();
-        self.shared.runtime.spawn(async move {
-            // An error answer ends the ping early; the next ping reads the rest.
-            for _ in 0..2 {
-                match timeout_at(ends, connection.ping()).await {
-                    Ok(Ok(())) => return pool.put_back(connection),
-                    Ok(Err(error)) if Failure::of(&error).leaves_a_session() => {}
-                    _ => break,
-                }
-            }
-            drop((connection, place));
-        });
-    }
-
     /// Opens a connection in a task of its own. If the request has gone by then, the connection becomes idle for the
     /// next one.
     async fn open(&self, place: Place) -> sqlx::Result<(PgConnection, Place)> {
         let (hand_over, opened) = oneshot::channel();
         let pool = self.clone();
-        self.shared.runtime.spawn(async move {
+        self.shared.idle.runtime.spawn(async move {
             let opening = connect(&pool.shared.settings).await.map(|connection| (connection, place));
             if opening.is_err() {
                 pool.shared.breaker.record_failure();
                 pool.shared.metrics.count_database_retry(Retry::Connect);
             }
             if let Err(Ok((connection, _place))) = hand_over.send(opening) {
-                pool.put_back(connection);
+                pool.shared.idle.put(connection);
             }
         });
         opened.await.map_err(|_| sqlx::Error::WorkerCrashed)?
-    }
-
-    /// The most recently used connection, and how long it has been idle.
-    fn take_idle(&self) -> Option<(PgConnection, Duration)> {
-        let mut idle = self.idle();
-        let (connection, since) = idle.pop()?;
-        let idle_for = since.elapsed();
-        if idle_for < IDLE_MAX {
-            return Some((connection, idle_for));
-        }
-        // All others have been idle for longer.
-        idle.clear();
-        None
     }
 
     /// Returns or closes the connection, by `ends` at the latest, and counts the reason for a retry.
@@ -360,20 +302,12 @@ impl Pool {
         }
         lease.close();
         // The idle connections probably have the same problem.
-        self.idle().clear();
+        drop(self.shared.idle.take_all());
         tracing::info!(error = words(error), "a connection failed; retrying on another");
     }
 
     fn shares_sessions(&self) -> bool {
         self.shared.settings.pooler == Pooler::Transaction
-    }
-
-    fn put_back(&self, connection: PgConnection) {
-        self.idle().push((connection, Instant::now()));
-    }
-
-    fn idle(&self) -> MutexGuard<'_, Vec<(PgConnection, Instant)>> {
-        self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -395,46 +329,8 @@ impl Pool {
     }
 }
 
-impl Lease {
-    fn release(mut self) {
-        if let Some(connection) = self.connection.take() {
-            self.pool.put_back(connection);
-        }
-    }
-
-    /// Closes the connection. Returns its permits for another one.
-    fn close(mut self) -> Option<Place> {
-        self.connection = None;
-        self.place.take()
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if let (Some(connection), Some(ends)) = (self.connection.take(), self.attempt_ends) {
-            self.pool.finish(connection, self.place.take(), ends);
-        }
-    }
-}
-
-impl Deref for Lease {
-    type Target = PgConnection;
-
-    fn deref(&self) -> &PgConnection {
-        self.connection.as_ref().expect("only release and close take it, and they consume the lease")
-    }
-}
-
-impl DerefMut for Lease {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        self.connection.as_mut().expect("only release and close take it, and they consume the lease")
-    }
-}
-
 /// Allowance for the network, on top of PostgreSQL's own statement timeout.
 const ATTEMPT_GRACE: Duration = Duration::from_millis(500);
 /// A connection that has been idle for less is used without a ping. Under load no connection is idle for as long, so
 /// nothing is slower there; a single request pays one round trip.
 const SURELY_ALIVE: Duration = Duration::from_millis(10);
-/// Shorter than the time after which any network drops a silent flow.
-const IDLE_MAX: Duration = Duration::from_secs(60);

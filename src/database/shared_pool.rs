@@ -5,7 +5,8 @@ use std::sync::Arc;
 use sqlx::PgConnection;
 use tokio::time::{Instant, timeout_at};
 
-use super::pool::{Connections, Pool, Share};
+use super::lease::Share;
+use super::pool::{Connections, Pool};
 use super::retry::{DatabaseError, Loss, RetryState};
 use crate::ids::TenantId;
 use crate::overload::Shed;
