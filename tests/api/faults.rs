@@ -306,3 +306,33 @@ async fn an_opening_connection_counts_for_its_tenant_after_the_request_has_gone(
     let refused = read().await;
     assert!(matches!(refused, Err(DatabaseError::Shed(Shed::TenantWaited))), "{refused:?}");
 }
+
+/// Advances the clock. The server's answers need a running one.
+async fn advance(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::task::yield_now().await;
+    tokio::time::resume();
+}
+
+#[tokio::test]
+async fn a_connection_that_is_idle_for_a_minute_is_closed() {
+    let ledger = Ledger::new().await;
+    let pool = Pool::new("test", long_timeouts(&ledger), 2, Metrics::new());
+    let read = || pool.read("test", Instant::now() + MINUTE, backend);
+    let (first, second) = tokio::join!(read(), read());
+    let [first, second] = [first, second].map(Result::unwrap);
+    advance(Duration::from_secs(50)).await;
+    assert_eq!(pool.count().idle, 2);
+    let used = read().await.unwrap();
+    advance(Duration::from_secs(11)).await;
+    assert_eq!(pool.count().idle, 1, "the other one has been idle for a minute");
+    let unused = first + second - used;
+    ledger.until(&format!("select count(*) from pg_stat_activity where pid = {unused}"), |open| open == 0).await;
+    assert_eq!(read().await.unwrap(), used);
+    for _ in 0..2 {
+        advance(Duration::from_secs(61)).await;
+        assert_eq!(pool.count().idle, 0);
+        assert_ne!(read().await.unwrap(), used, "a new connection, which the second minute closes, too");
+    }
+}
