@@ -1,7 +1,7 @@
 """Hooks and checks for what the schemas of the contract cannot express.
 
-Hooks: a name (an idempotency key or the id of a PUT) belongs to one request, the ids of existing jobs, the format of
-integers, HTML pages and batches. Checks: a retry is safe, and HEAD is GET without the body.
+Hooks: a name (an idempotency key or the id of a PUT) belongs to one request, the ids of existing jobs and claims, the
+format of integers, short waits, HTML pages and batches. Checks: a retry is safe, and HEAD is GET without the body.
 """
 
 import collections
@@ -21,21 +21,41 @@ PUT = "PUT /jobs/{id}"
 CHANGE = "PATCH /jobs/{id}"
 DELETE = "DELETE /jobs/{id}"
 CANCEL = "POST /jobs/{id}/cancel"
+RETRY = "POST /jobs/{id}/retry"
+SHOW = "GET /jobs/{id}"
+ATTEMPTS = "GET /jobs/{id}/attempts"
+CLAIM = "PUT /claims/{claim_id}"
+SHOW_CLAIM = "GET /claims/{claim_id}"
+EXTEND = "POST /claims/{claim_id}/heartbeat"
+REPORT = "POST /claims/{claim_id}/results"
+RELEASE = "DELETE /claims/{claim_id}"
 SHOW_KEY = "GET /idempotency-keys/{key}"
 KEY = "Idempotency-Key"
 FIRST_SENT = "Repeatability-First-Sent"
 # One in KEPT requests stays as generated, so that the unchanged inputs are tested, too.
 KEPT = 8
 # The status of a retry, by operation and status of the first response.
-AGAIN = {(SUBMIT, 201): 200, (PUT, 201): 200, (PUT, 200): 200, (CHANGE, 200): 200, (CANCEL, 200): 200, (DELETE, 204): 204}
+AGAIN = {
+    (SUBMIT, 201): 200,
+    (PUT, 201): 200,
+    (PUT, 200): 200,
+    (CHANGE, 200): 200,
+    (CANCEL, 200): 200,
+    (RETRY, 200): 200,
+    (DELETE, 204): 204,
+    (CLAIM, 201): 200,
+    (RELEASE, 204): 204,
+}
 # Header fields that differ in each response.
 MOVING = {"date", "ratelimit", "x-request-id"}
 
-# The content of the request that used each name: a key in the scope of SUBMIT or CHANGE, or the id of a PUT.
-_meanings = {SUBMIT: {}, CHANGE: {}, PUT: {}}
-# The last known ETag of each queued job, and the jobs that are cancelled or deleted.
+# The content of the request that used each name: a key in the scope of SUBMIT, CHANGE or RETRY, or the id of a PUT.
+_meanings = {SUBMIT: {}, CHANGE: {}, RETRY: {}, PUT: {}, CLAIM: {}}
+# The last known ETag of each queued job, and the jobs that have ended or are deleted.
 _waiting = {}
 _over = []
+# The jobs that each claim holds.
+_held = {}
 _prepared = set()
 _schemas = {}
 _turns = collections.defaultdict(itertools.count)
@@ -48,17 +68,25 @@ def before_call(context, case, kwargs):
         return
     _prepared.add(case.id)
     label = case.operation.label
-    if label in (CHANGE, CANCEL, DELETE):
+    if label in (CHANGE, CANCEL, DELETE, RETRY, ATTEMPTS):
         _find_job(case)
+    if label in (SHOW_CLAIM, EXTEND, REPORT, RELEASE):
+        _find_claim(case)
+    if label == CLAIM:
+        _find_work(case)
+    if label == REPORT:
+        _find_held_jobs(case)
+    if label == SHOW:
+        _wait_briefly(case.query)
     if label == CHANGE:
         _find_version(case)
     if label == SHOW_KEY:
         _find_key(case)
     if label in (SUBMIT, BATCH):
         _separate_pointers(case)
-    if label in (SUBMIT, BATCH, CHANGE):
+    if label in (SUBMIT, BATCH, CHANGE, RETRY):
         _date(case)
-    if label in (SUBMIT, BATCH, CHANGE, PUT):
+    if label in (SUBMIT, BATCH, CHANGE, RETRY, PUT, CLAIM):
         _find_name(case)
 
 
@@ -113,8 +141,8 @@ def _find_name(case):
     if not (case.meta.generation.mode.is_negative or number % KEPT):
         return
     new = f"contract-check.{next(_turns['names'])}"
-    if scope == PUT:
-        case.path_parameters["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, new))
+    if scope in (PUT, CLAIM):
+        case.path_parameters["id" if scope == PUT else "claim_id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, new))
     elif case.operation.label == BATCH:
         case.body = {**case.body, "idempotency_key": new}
     else:
@@ -122,17 +150,67 @@ def _find_name(case):
 
 
 def _find_job(case):
-    """Replaces an unknown job id by that of a queued job, and sometimes by that of a cancelled or deleted one.
+    """Replaces an unknown job id by that of a queued job, and sometimes by that of an ended or deleted one.
 
-    Not in the stateful phase: there the id comes from a response.
+    The other way round for RETRY, which needs a job that has ended. Not in the stateful phase: there the id comes from
+    a response.
     """
     job = _job(case)
-    if job is None or job in _waiting or case.meta.phase.name.value == "stateful":
+    usual, other = (_over, list(_waiting)) if case.operation.label == RETRY else (list(_waiting), _over)
+    if job is None or job in usual or case.meta.phase.name.value == "stateful":
         return
     number = next(_turns["jobs"])
-    jobs = _over if number % KEPT == 1 else list(_waiting)
+    jobs = other if number % KEPT == 1 else usual
     if jobs and number % KEPT:
         case.path_parameters["id"] = jobs[number % len(jobs)]
+
+
+def _find_claim(case):
+    """Replaces an unknown claim id by that of a claim that holds jobs.
+
+    Seldom for RELEASE: heartbeats and results come later and need the claims.
+    """
+    claim = _claim(case)
+    if claim is None or claim in _held or case.meta.phase.name.value == "stateful":
+        return
+    number = next(_turns[case.operation.label])
+    claims = list(_held)
+    if claims and (number % KEPT == 0 if case.operation.label == RELEASE else number % KEPT):
+        case.path_parameters["claim_id"] = claims[number % len(claims)]
+
+
+def _find_work(case):
+    """Claims a few jobs of the queue that most jobs are in, too, and mostly for long, because few claims are extended.
+
+    A schema cannot know which queues have jobs.
+    """
+    if not _fits(case, "NewClaim"):
+        return
+    queues = ["default", *(queue for queue in case.body["queues"] if queue != "default")]
+    case.body = {**case.body, "queues": queues[:16]}
+    if case.body.get("max_jobs", 1) > 3:
+        case.body["max_jobs"] = 3
+    if next(_turns["leases"]) % KEPT:
+        case.body["lease_seconds"] = 900
+    _wait_briefly(case.body)
+
+
+def _find_held_jobs(case):
+    """Reports on jobs that the claim holds, each once. A schema can express neither."""
+    if not _fits(case, "Results"):
+        return
+    held = iter(_held.get(_claim(case), []))
+    items = [{**item, "job_id": next(held, None) or str(uuid.uuid4())} for item in case.body["results"]]
+    case.body = {"results": items}
+
+
+def _wait_briefly(members):
+    """Sends a valid wait as 0, and seldom as 1: most requests would wait, and longer than schemathesis does."""
+    wait = members.get("wait_seconds") if isinstance(members, dict) else None
+    if isinstance(wait, bool) or str(wait) not in map(str, range(1, 31)):
+        return
+    seconds = 1 if next(_turns["waits"]) % (KEPT * KEPT) == 0 else 0
+    members["wait_seconds"] = str(seconds) if isinstance(wait, str) else seconds
 
 
 def _find_version(case):
@@ -147,7 +225,8 @@ def _find_version(case):
 
 def _find_key(case):
     """Requests a used key. A schema cannot know the used keys."""
-    known = _meanings[CHANGE if case.query.get("route") == CHANGE else SUBMIT]
+    route = case.query.get("route")
+    known = _meanings[route if route in (CHANGE, RETRY) else SUBMIT]
     # Schemathesis does not encode a question mark in a path, so the rest would become a query.
     known = [key for key in known if "?" not in key]
     number = next(_turns["keys"])
@@ -157,9 +236,9 @@ def _find_key(case):
 
 @schemathesis.hook
 def after_call(context, case, response):
-    """Records the used names and the state of the jobs."""
+    """Records the used names, the state of the jobs, and which claim holds them."""
     label, status, job = case.operation.label, response.status_code, _job(case)
-    if label in (SUBMIT, BATCH, CHANGE, PUT) and status in (200, 201):
+    if label in (SUBMIT, BATCH, CHANGE, RETRY, PUT) and status in (200, 201):
         scope, name = _name(case)
         if name is not None:
             _meanings[scope][name] = _text(case)
@@ -174,6 +253,29 @@ def after_call(context, case, response):
     if (label, status) in ((CANCEL, 200), (DELETE, 204)) and job in _waiting:
         del _waiting[job]
         _over.append(job)
+    if (label, status) == (RETRY, 200) and job in _over:
+        _over.remove(job)
+        _waiting[job] = response.headers["etag"][0]
+    _record_claim(case, response)
+
+
+def _record_claim(case, response):
+    label, status, claim = case.operation.label, response.status_code, _claim(case)
+    if label == CLAIM and status in (200, 201) and response.json()["jobs"]:
+        _meanings[CLAIM][claim] = _text(case)
+        _held[claim] = [job["id"] for job in response.json()["jobs"]]
+        for job in _held[claim]:
+            _waiting.pop(job, None)
+    if label == REPORT and status == 200:
+        for item in response.json()["results"]:
+            if item["status"] == "recorded" and item["job_id"] in _held.get(claim, []):
+                _held[claim].remove(item["job_id"])
+                if item["state"] != "queued":
+                    _over.append(item["job_id"])
+        if not _held.get(claim, True):
+            del _held[claim]
+    if (label, status) in ((RELEASE, 204), (EXTEND, 410)):
+        _held.pop(claim, None)
 
 
 def _made(label, response):
@@ -189,6 +291,8 @@ def _name(case):
     """The scope and the name of a request. The name is None if the request has none."""
     if case.operation.label == PUT:
         return PUT, _job(case)
+    if case.operation.label == CLAIM:
+        return CLAIM, _claim(case)
     if case.operation.label == BATCH:
         key = case.body.get("idempotency_key") if isinstance(case.body, dict) else None
         return SUBMIT, key if isinstance(key, str) else None
@@ -204,13 +308,26 @@ def _text(case):
         told = told.get("job")
     if case.operation.label == CHANGE:
         told = [case.path_parameters.get("id"), told]
+    if case.operation.label == RETRY:
+        told = case.path_parameters.get("id")
+    if case.operation.label == CLAIM and isinstance(told, dict):
+        told = {name: value for name, value in told.items() if name != "wait_seconds"}
     return json.dumps(told, default=repr)
 
 
 def _job(case):
-    """The id in the path, or None if it is not a UUID."""
+    """The job id in the path, or None if it is not a UUID."""
+    return _uuid(case, "id")
+
+
+def _claim(case):
+    """The claim id in the path, or None if it is not a UUID."""
+    return _uuid(case, "claim_id")
+
+
+def _uuid(case, name):
     try:
-        return str(uuid.UUID(case.path_parameters.get("id")))
+        return str(uuid.UUID((case.path_parameters or {}).get(name)))
     except (AttributeError, TypeError, ValueError):
         return None
 
@@ -224,7 +341,7 @@ def map_body(context, body):
     """
     if isinstance(body, dict):
         job = body["job"] if isinstance(body.get("job"), dict) else body
-        for name in ("priority", "max_attempts"):
+        for name in ("priority", "max_attempts", "max_jobs", "lease_seconds", "wait_seconds"):
             value = job.get(name)
             if isinstance(value, float) and value.is_integer():
                 job[name] = int(value)
@@ -260,17 +377,30 @@ def _lines(response):
 def repetition_is_the_first_answer(context, response, case):
     """A retry gets the same response, with the status for what already exists."""
     label = case.operation.label
-    keyed = label in (SUBMIT, CHANGE) and KEY in case.headers
+    keyed = label in (SUBMIT, CHANGE, RETRY) and KEY in case.headers
     status = AGAIN.get((label, response.status_code))
     if status is None or (label == CHANGE and not keyed):
         return
     again = _again(case, status)
     # PUT promises the same members, the other operations the same bytes.
-    same = again.json() == response.json() if label == PUT else again.content == response.content
+    same = again.json() == response.json() if label in (PUT, CLAIM) else again.content == response.content
     assert same, f"The retry got another body: {again.text}"
     for name in ("location", "etag", "idempotency-expires"):
         assert again.headers.get(name) == response.headers.get(name), f"The retry got another {name}"
     assert not keyed or again.headers["idempotent-replayed"] == ["true"], "The retry got no Idempotent-Replayed: true"
+
+
+@schemathesis.check
+def a_result_is_recorded_once(context, response, case):
+    """The response has an item for each result, in order. In a retry, a recorded result is already recorded."""
+    if case.operation.label != REPORT or response.status_code != 200:
+        return
+    items = response.json()["results"]
+    reported = [item["job_id"].lower() for item in case.body["results"]]
+    assert [item["job_id"] for item in items] == reported, f"Not one item for each result: {response.text}"
+    for item, again in zip(items, _again(case, 200).json()["results"], strict=True):
+        expected = "already-recorded" if item["status"] == "recorded" else item["status"]
+        assert again["status"] == expected, f"{item['status']} became {again['status']}"
 
 
 @schemathesis.check

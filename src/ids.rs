@@ -16,6 +16,10 @@ pub struct TenantId(pub Uuid);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JobId(pub Uuid);
 
+/// The id of a claim, unique within its tenant. The worker makes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClaimId(pub Uuid);
+
 /// The id of an HTTP request, in logs, problem documents and `X-Request-Id`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestId(String);
@@ -42,12 +46,23 @@ impl JobId {
     /// Parses the hyphenated form in upper or lower case (RFC 9562, section 4) and no other. The nil and max UUIDs
     /// (sections 5.9 and 5.10) are reserved for a missing id and the end of a list.
     pub fn parse(text: &str) -> Option<Self> {
-        const HYPHENATED_LENGTH: usize = 36;
-        if text.len() != HYPHENATED_LENGTH {
-            return None;
-        }
-        Uuid::try_parse(text).ok().filter(|id| !id.is_nil() && !id.is_max()).map(Self)
+        uuid(text).map(Self)
     }
+}
+
+impl ClaimId {
+    /// Like [`JobId::parse`].
+    pub fn parse(text: &str) -> Option<Self> {
+        uuid(text).map(Self)
+    }
+}
+
+fn uuid(text: &str) -> Option<Uuid> {
+    const HYPHENATED_LENGTH: usize = 36;
+    if text.len() != HYPHENATED_LENGTH {
+        return None;
+    }
+    Uuid::try_parse(text).ok().filter(|id| !id.is_nil() && !id.is_max())
 }
 
 impl RequestId {
@@ -84,6 +99,12 @@ impl fmt::Display for JobId {
     }
 }
 
+impl fmt::Display for ClaimId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 impl fmt::Display for TenantId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -93,6 +114,12 @@ impl fmt::Display for TenantId {
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl Serialize for ClaimId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
     }
 }
 

@@ -10,6 +10,9 @@ pub mod json;
 pub mod overload;
 pub mod shares;
 pub mod timestamp;
+pub mod wakeups;
+
+pub mod long_poll;
 
 pub mod jobs;
 
@@ -18,6 +21,8 @@ pub mod idempotency;
 pub mod intake;
 
 pub mod changes;
+
+pub mod claims;
 
 pub mod access;
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use syn::visit::{self, Visit};
 
 /// Which modules a module may import. Modules that are not listed may import anything.
-const MAY_IMPORT: [(&str, &[&str]); 16] = [
+const MAY_IMPORT: [(&str, &[&str]); 19] = [
     ("ids", &[]),
     ("json", &[]),
     ("overload", &[]),
@@ -23,8 +23,11 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("idempotency", &["ids", "json", "timestamp", "database", "metrics", "overload", "shares"]),
     ("access", &["ids", "database", "metrics", "overload"]),
     ("offload", &["ids", "overload", "shares"]),
-    ("intake", &["ids", "database", "metrics", "overload", "shares", "jobs", "idempotency", "offload"]),
+    ("intake", &["ids", "database", "metrics", "overload", "shares", "jobs", "idempotency", "long_poll", "offload"]),
     ("changes", &["ids", "database", "jobs", "idempotency"]),
+    ("wakeups", &[]),
+    ("long_poll", &["ids", "shares", "wakeups"]),
+    ("claims", &["ids", "json", "database", "metrics", "jobs", "long_poll"]),
     (
         "http",
         &[
@@ -40,6 +43,9 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
             "access",
             "intake",
             "changes",
+            "wakeups",
+            "long_poll",
+            "claims",
             "telemetry",
             "offload",
         ],

@@ -20,7 +20,9 @@ pub enum Scope {
     Submit,
     /// Change, cancel and delete jobs that exist.
     Manage,
-    /// Read jobs, queues and keys.
+    /// Claim jobs and report their outcomes.
+    Work,
+    /// Read jobs, queues, claims and keys.
     Read,
 }
 
@@ -30,14 +32,14 @@ pub struct Scopes(u8);
 
 #[derive(Debug, Error)]
 pub enum UnknownScope {
-    #[error("unknown scope {0:?}; known are submit, manage and read")]
+    #[error("unknown scope {0:?}; known are submit, manage, work and read")]
     Unknown(String),
-    #[error("scope {0:?} permits nothing in this release; known are submit, manage and read")]
+    #[error("scope {0:?} permits nothing in this release; known are submit, manage, work and read")]
     Reserved(String),
 }
 
 /// Names reserved for later releases. Tokens from earlier releases may carry them; they permit nothing.
-const RESERVED: [&str; 2] = ["work", "admin"];
+const RESERVED: [&str; 1] = ["admin"];
 
 /// An operator's name for a token: 1 to 128 characters without control characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,12 +114,13 @@ impl TokenDigest {
 }
 
 impl Scope {
-    pub const ALL: [Self; 3] = [Self::Submit, Self::Manage, Self::Read];
+    pub const ALL: [Self; 4] = [Self::Submit, Self::Manage, Self::Work, Self::Read];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Submit => "submit",
             Self::Manage => "manage",
+            Self::Work => "work",
             Self::Read => "read",
         }
     }
@@ -127,9 +130,14 @@ impl Scope {
         match self {
             Self::Submit => "create jobs: POST /jobs, POST /jobs/batch, PUT /jobs/{id}",
             Self::Manage => {
-                "change, cancel and delete jobs: PATCH /jobs/{id}, POST /jobs/{id}/cancel, DELETE /jobs/{id}"
+                "change, cancel, delete and retry jobs: PATCH /jobs/{id}, POST /jobs/{id}/cancel, POST /jobs/{id}/retry, \
+                 DELETE /jobs/{id}"
             }
-            Self::Read => "read jobs, queues and keys: GET",
+            Self::Work => {
+                "claim jobs and report outcomes: PUT /claims/{claim_id}, POST /claims/{claim_id}/heartbeat, POST \
+                 /claims/{claim_id}/results, DELETE /claims/{claim_id}"
+            }
+            Self::Read => "read jobs, queues, claims and keys: GET",
         }
     }
 }

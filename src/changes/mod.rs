@@ -1,6 +1,6 @@
 //! Changes to existing jobs.
 //!
-//! Owns the change of a queued job, the cancellation and the deletion, with their statements. It never creates a job
+//! Owns the change of a queued job, the cancellation, the deletion and the retry, with their statements. It never creates a job
 //! and never begins a transaction.
 
 mod queries;
@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::database::{DatabaseError, SharedPool};
-use crate::idempotency::{Answer, Attempt, Effect, Engine, Keyed, KeyedError, KeyedResult, Outcome, WriteOptions};
+use crate::database::{DatabaseError, SharedPool, WriteOptions, violates};
+use crate::idempotency::{Answer, Attempt, Effect, Engine, Keyed, KeyedError, KeyedResult, Outcome};
 use crate::ids::{JobId, TenantId};
 use crate::jobs::{self, Job, Lookup, Patch, State};
 
@@ -45,7 +45,7 @@ pub enum Patched {
 
 /// The result of a change with a key.
 #[derive(Debug)]
-pub enum KeyedPatched {
+pub enum KeyedChanged {
     /// This request changed the job and committed the outcome.
     First(Arc<Outcome>),
     /// An earlier request with the same key did.
@@ -63,6 +63,15 @@ pub enum Refusal {
     NotWaiting {
         id: JobId,
         state: State,
+    },
+    /// The job waits or runs.
+    NotFinished {
+        id: JobId,
+        state: State,
+    },
+    /// Another active job has the content of a unique job.
+    ContentTaken {
+        id: JobId,
     },
     /// The job has a version that the request does not accept.
     Stale {
@@ -98,7 +107,7 @@ impl Changes {
         change: &Change,
         keyed: &Keyed,
         deadline: Instant,
-    ) -> Result<KeyedPatched, KeyedError> {
+    ) -> Result<KeyedChanged, KeyedError> {
         let attempt = async |options| self.attempt(change, keyed, options, deadline).await;
         self.engine.perform(keyed, deadline, attempt).await
     }
@@ -133,15 +142,15 @@ impl Changes {
                 repeated |= attempts > 1;
                 written
             };
-            let written = self.engine.with_lock_wait(change.tenant, deadline, patch).await?;
+            let written = self.engine.writes().with_lock_wait(change.tenant, deadline, patch).await?;
             if written || (repeated && self.was_committed(change, &changed, deadline).await?) {
                 return Ok(Patched::Changed(changed.answer));
             }
         }
     }
 
-    /// Cancels a job if it is queued. Returns the current job, also if it was cancelled or finished before; `None` if
-    /// it does not exist.
+    /// Cancels a job if it is queued, and asks its worker to stop if it runs. Returns the current job, also if it was
+    /// cancelled or finished before; `None` if it does not exist.
     ///
     /// # Errors
     /// [`DatabaseError`], by `deadline` at the latest.
@@ -156,13 +165,23 @@ impl Changes {
             self.pool().complete("cancel", tenant, deadline, write).await
         };
         loop {
-            self.engine.with_lock_wait(tenant, deadline, cancel).await?;
+            self.engine.writes().with_lock_wait(tenant, deadline, cancel).await?;
             match self.find(tenant, id, deadline).await.map_err(DatabaseError::after_a_write)? {
                 // The job was put into the queue after the statement.
                 Some(Lookup::Job(job)) if job.state == State::Queued => {}
                 found => return Ok(found),
             }
         }
+    }
+
+    /// Puts a finished job back into its queue with a fresh budget of attempts, or finds the outcome of an earlier request
+    /// with the key.
+    ///
+    /// # Errors
+    /// [`KeyedError`], by `deadline` at the latest.
+    pub async fn retry(&self, id: JobId, keyed: &Keyed, deadline: Instant) -> Result<KeyedChanged, KeyedError> {
+        let attempt = async |options| self.attempt_retry(id, keyed, options, deadline).await;
+        self.engine.perform(keyed, deadline, attempt).await
     }
 
     /// Deletes a job in any state. Succeeds if the job does not exist.
@@ -174,7 +193,7 @@ impl Changes {
             let write = async |connection: &mut _| queries::delete(connection, tenant, id, options).await;
             self.pool().complete("delete", tenant, deadline, write).await
         };
-        self.engine.with_lock_wait(tenant, deadline, delete).await
+        self.engine.writes().with_lock_wait(tenant, deadline, delete).await
     }
 
     async fn attempt(
@@ -183,14 +202,50 @@ impl Changes {
         keyed: &Keyed,
         options: WriteOptions,
         deadline: Instant,
-    ) -> Result<Attempt<KeyedPatched>, DatabaseError> {
+    ) -> Result<Attempt<KeyedChanged>, DatabaseError> {
         let changed = match self.prepare(change, deadline).await? {
             Prepared::Changed(changed) => changed,
-            Prepared::Refused(refusal) => return Ok(Attempt::Rejected(KeyedPatched::Refused(refusal))),
+            Prepared::Refused(refusal) => return Ok(Attempt::Rejected(KeyedChanged::Refused(refusal))),
         };
         let write = async |connection: &mut _| queries::patch_keyed(connection, keyed, &changed, options).await;
         let written = self.pool().complete("patch_keyed", change.tenant, deadline, write).await?;
         Ok(written.map_or(Attempt::NoRows, |expires_at| Attempt::Committed(changed.answer, expires_at)))
+    }
+
+    async fn attempt_retry(
+        &self,
+        id: JobId,
+        keyed: &Keyed,
+        options: WriteOptions,
+        deadline: Instant,
+    ) -> Result<Attempt<KeyedChanged>, DatabaseError> {
+        let tenant = keyed.key.tenant;
+        let refused = |refusal| Ok(Attempt::Rejected(KeyedChanged::Refused(refusal)));
+        let mut job = match self.find(tenant, id, deadline).await? {
+            None => return refused(Refusal::NotFound),
+            Some(Lookup::Deleted) => return refused(Refusal::Deleted),
+            Some(Lookup::Job(job)) => job,
+        };
+        if !job.state.is_final() {
+            return refused(Refusal::NotFinished { id, state: job.state });
+        }
+        let find = async |connection: &mut _| jobs::queries::find_submitted(connection, tenant, id).await;
+        let content = match self.pool().read("find_submitted", tenant, deadline, find).await? {
+            Some(Lookup::Job((submitted, _))) => submitted.content(),
+            _ => return refused(Refusal::Deleted),
+        };
+        let base_version = job.version;
+        job.requeue(keyed.created_at);
+        let changed = ChangedJob::new(job, base_version);
+        let write = async |connection: &mut _| queries::retry(connection, keyed, &changed, content, options).await;
+        match self.pool().complete("retry", tenant, deadline, write).await {
+            Err(DatabaseError::Violation(error)) if violates(&error, jobs::CONTENT_TAKEN) => {
+                refused(Refusal::ContentTaken { id })
+            }
+            written => {
+                Ok(written?.map_or(Attempt::NoRows, |expires_at| Attempt::Committed(changed.answer, expires_at)))
+            }
+        }
     }
 
     /// Reads the job and computes its next version. Checks the state before the version: by RFC 9110, section 13.2.1, a
@@ -211,8 +266,7 @@ impl Changes {
             return Ok(Prepared::Refused(Refusal::Stale { id: job.id, version: base_version }));
         }
         change.patch.apply(&mut job);
-        let answer = Answer { effect: Effect::Changed, job_id: job.id, job_version: job.version, body: job.to_json() };
-        Ok(Prepared::Changed(ChangedJob { job, base_version, answer }))
+        Ok(Prepared::Changed(ChangedJob::new(job, base_version)))
     }
 
     /// Whether a lost attempt was committed: whether the job now is what the change would have produced. By RFC 9110,
@@ -236,11 +290,18 @@ impl Changes {
     }
 
     fn pool(&self) -> &SharedPool {
-        self.engine.pool()
+        self.engine.writes().pool()
     }
 }
 
-impl From<KeyedResult> for KeyedPatched {
+impl ChangedJob {
+    fn new(job: Job, base_version: i32) -> Self {
+        let answer = Answer { effect: Effect::Changed, job_id: job.id, job_version: job.version, body: job.to_json() };
+        Self { job, base_version, answer }
+    }
+}
+
+impl From<KeyedResult> for KeyedChanged {
     fn from(result: KeyedResult) -> Self {
         match result {
             KeyedResult::First(outcome) => Self::First(outcome),

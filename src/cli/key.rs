@@ -34,7 +34,7 @@ pub fn run(command: KeyCommand, configuration: &Configuration) -> anyhow::Result
             bail!("there is no tenant {}", tenant.as_str());
         };
         let key = ScopedKey { tenant: id, route, key };
-        match queries::find(&mut connection, &key).await?.filter(|stored| stored.life.is_some()) {
+        match queries::find(&mut connection, &key).await?.filter(|stored| stored.is_kept) {
             Some(stored) => print(&serde_json::to_string_pretty(&key_summary(route, &stored.outcome))?),
             None => bail!(
                 "{} has no such key on {}: no request was committed under it, or it has expired",

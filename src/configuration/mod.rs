@@ -28,6 +28,7 @@ pub struct Configuration {
     pub intake: Intake,
     pub idempotency: Idempotency,
     pub purge: Purge,
+    pub claims: Claims,
     pub access: Access,
     pub quota: Quota,
     pub metrics: Metrics,
@@ -144,6 +145,35 @@ pub struct Purge {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct Claims {
+    /// Connections for claims, heartbeats and results.
+    pub connections: usize,
+    /// How often expired claims are looked for. A job of a dead worker is available again within its lease and this time.
+    #[serde(with = "humantime_serde")]
+    pub reclaim_interval: Duration,
+    /// The delay before the second attempt of a failed job. It doubles with each attempt. A random part of up to half is
+    /// left out.
+    #[serde(with = "humantime_serde")]
+    pub retry_delay_min: Duration,
+    /// The longest delay before an attempt.
+    #[serde(with = "humantime_serde")]
+    pub retry_delay_max: Duration,
+    /// Maximum size of the result of a job, in bytes of JSON.
+    pub result_bytes: usize,
+    /// Maximum size of the error of a job, in bytes of JSON.
+    pub error_bytes: usize,
+    /// Requests that may wait for a job, or for the end of a job, at once. A further one is answered at once, as if its
+    /// time were up.
+    pub waiting: usize,
+    /// How many of them one tenant may have.
+    pub waiting_per_tenant: usize,
+    /// How often a waiting request looks for jobs that came to another replica.
+    #[serde(with = "humantime_serde")]
+    pub poll_interval: Duration,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Access {
     /// How long a verified token is cached. A revocation takes effect within this time.
     #[serde(with = "humantime_serde")]
@@ -253,6 +283,22 @@ impl Default for Purge {
     }
 }
 
+impl Default for Claims {
+    fn default() -> Self {
+        Self {
+            connections: 4,
+            reclaim_interval: Duration::from_secs(5),
+            retry_delay_min: Duration::from_secs(5),
+            retry_delay_max: Duration::from_secs(15 * 60),
+            result_bytes: 64 * 1024,
+            error_bytes: 16 * 1024,
+            waiting: 1000,
+            waiting_per_tenant: 750,
+            poll_interval: Duration::from_secs(1),
+        }
+    }
+}
+
 impl Default for Access {
     fn default() -> Self {
         Self { cache_life: Duration::from_secs(10), outage_life: Duration::from_secs(60 * 60) }
@@ -316,7 +362,7 @@ impl Configuration {
         let (millisecond, hour) = (Duration::from_millis(1), Duration::from_secs(60 * 60));
         let lock_wait = self.intake.lock_wait;
         const RATE_MAX: u32 = 1_000_000;
-        let quota = &self.quota;
+        let (quota, claims) = (&self.quota, &self.claims);
         let rates = [
             (quota.requests_per_second, quota.requests_burst),
             (quota.creations_per_second, quota.creations_burst),
@@ -380,6 +426,18 @@ impl Configuration {
             ),
             (self.purge.interval >= millisecond, "purge.interval: at least 1ms"),
             ((1..=100_000).contains(&self.purge.batch), "purge.batch: from 1 to 100000"),
+            ((1..=1000).contains(&claims.connections), "claims.connections: from 1 to 1000"),
+            ((millisecond..=hour).contains(&claims.reclaim_interval), "claims.reclaim_interval: from 1ms to 1h"),
+            (claims.retry_delay_min >= millisecond, "claims.retry_delay_min: at least 1ms"),
+            (
+                (claims.retry_delay_min..=hour * 24).contains(&claims.retry_delay_max),
+                "claims.retry_delay_max: from claims.retry_delay_min to 24h",
+            ),
+            ((1..=1024 * 1024).contains(&claims.result_bytes), "claims.result_bytes: from 1 to 1048576 (1 MiB)"),
+            ((1..=1024 * 1024).contains(&claims.error_bytes), "claims.error_bytes: from 1 to 1048576 (1 MiB)"),
+            (claims.waiting <= 1_000_000, "claims.waiting: at most 1000000"),
+            (claims.waiting_per_tenant <= claims.waiting, "claims.waiting_per_tenant: at most claims.waiting"),
+            ((millisecond..=hour).contains(&claims.poll_interval), "claims.poll_interval: from 1ms to 1h"),
             (rates.iter().all(|(rate, _)| *rate <= RATE_MAX), "quota: at most 1000000 per second"),
             (
                 rates.iter().all(|(rate, burst)| *rate == 0 || (1..=RATE_MAX).contains(burst)),

@@ -1,6 +1,6 @@
 //! Connections and database errors.
 //!
-//! Owns the [`Pool`], the [`SharedPool`] that limits each tenant to a share, the classification of PostgreSQL's errors,
+//! Owns the [`Pool`], the [`SharedPool`] that limits each tenant to a share, the lock waits of [`Writes`], the classification of PostgreSQL's errors,
 //! and the checks of schema, durability and pooler sessions.
 //!
 //! It never begins a transaction. Every statement is its own transaction, so no transaction stays open across a network
@@ -17,6 +17,7 @@ mod retry;
 mod schema;
 mod session;
 mod shared_pool;
+mod writes;
 
 pub use failure::{may_pass, violates, with_causes};
 pub use migration::{LockWait, MIGRATION_LOCK_TIMEOUT, migrate, migrate_at_once};
@@ -25,6 +26,7 @@ pub use retry::DatabaseError;
 pub use schema::{Durability, Schema, create_if_missing, fitness};
 pub use session::{Pooler, Sessions, is_refused_by_pooler, sessions, statement_timeout};
 pub use shared_pool::SharedPool;
+pub use writes::{WriteOptions, Writes};
 
 use std::time::Duration;
 

@@ -29,9 +29,13 @@ pub async fn authorize<B: MessageBody + 'static>(
 ) -> Result<ServiceResponse<EitherBody<B>>, actix_web::Error> {
     let app = request.app_data::<web::Data<App>>().expect("the server registers it").clone();
     match admit(&app, scope, &request).await {
-        Ok((caller, _places)) => {
+        Ok((caller, places)) => {
             request.extensions_mut().insert(caller);
-            next.call(request).await.map(ServiceResponse::map_into_left_body)
+            request.extensions_mut().insert(places);
+            let response = next.call(request).await?;
+            // The answer may be sent for a long time. It no longer needs a place.
+            drop(response.request().extensions_mut().remove::<Places>());
+            Ok(response.map_into_left_body())
         }
         Err(problem) => Ok(request.error_response(problem).map_into_right_body()),
     }
@@ -39,7 +43,7 @@ pub async fn authorize<B: MessageBody + 'static>(
 
 /// The caller, and its place among the requests in flight. A place counts for its tenant, so a request with an unknown
 /// token takes none before the token is verified.
-async fn admit<'a>(app: &'a App, scope: Scope, request: &ServiceRequest) -> Result<(Caller, Places<'a>), Problem> {
+async fn admit(app: &App, scope: Scope, request: &ServiceRequest) -> Result<(Caller, Places), Problem> {
     let digest = bearer(request.headers()).map_err(Problem::Unauthenticated)?;
     let deadline = Deadline::of(request);
     let (caller, entered) = match app.verifier.recall(&digest) {
@@ -60,6 +64,22 @@ async fn admit<'a>(app: &'a App, scope: Scope, request: &ServiceRequest) -> Resu
     reserve(&app.quotas.requests, &digest, caller.settings.requests, request)?;
     let entered = entered.map_or_else(|| app.admission.enter(caller.tenant), Ok)?;
     Ok((caller, entered))
+}
+
+/// Waits without a place among the requests in flight. `wait` returns whether the request goes on. It does not if no place
+/// is free then.
+pub async fn while_waiting(
+    app: &App,
+    request: &HttpRequest,
+    tenant: TenantId,
+    wait: impl Future<Output = bool>,
+) -> bool {
+    drop(request.extensions_mut().remove::<Places>());
+    if !wait.await {
+        return false;
+    }
+    let places = app.admission.enter(tenant);
+    places.map(|places| request.extensions_mut().insert(places)).is_ok()
 }
 
 /// A body costs one unit of the caller's request quota for each full 16 KiB. A smaller body is free.

@@ -28,6 +28,9 @@ pub struct PathId(pub JobId);
 /// The idempotency key in a path, percent-decoded.
 pub struct PathKey(pub Key);
 
+/// How long a client waits for the end of a job. Refuses other query parameters.
+pub struct WaitSeconds(pub Duration);
+
 /// Refuses a request that has query parameters, because the operation would ignore them.
 pub struct NoParameters;
 
@@ -114,6 +117,16 @@ fn percent_decoded(text: &str) -> Option<PercentDecode<'_>> {
     let are_digits = |bytes: &[u8]| bytes.iter().all(u8::is_ascii_hexdigit);
     let is_escape = |rest: &str| rest.as_bytes().get(..2).is_some_and(are_digits);
     text.split('%').skip(1).all(is_escape).then(|| percent_decode_str(text))
+}
+
+impl FromRequest for WaitSeconds {
+    type Error = Problem;
+    type Future = Ready<Result<Self, Problem>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let wait = parameters(request, ["wait_seconds"]).and_then(|[wait]| wait.seconds(0..=30));
+        ready(wait.map(Self))
+    }
 }
 
 impl FromRequest for NoParameters {

@@ -46,10 +46,12 @@ use std::time::Duration;
 
 use crate::access::{Caller, Quota, TokenDigest, Verifier};
 use crate::changes::Changes;
+use crate::claims::{Claims, SizeLimits};
 use crate::database::SharedPool;
 use crate::idempotency::{Replays, ScopedKey};
 use crate::ids::TenantId;
 use crate::intake::Intake;
+use crate::long_poll::LongPolls;
 use crate::metrics::Metrics;
 use crate::offload::Offload;
 use problem_document::ProblemDocument;
@@ -58,6 +60,9 @@ use problem_document::ProblemDocument;
 pub struct App {
     pub intake: Intake,
     pub changes: Changes,
+    pub claims: Claims,
+    /// Requests that wait for a job or for the end of a job.
+    pub long_polls: Arc<LongPolls>,
     pub replays: Arc<Replays>,
     /// For requests that only read.
     pub reads: SharedPool,
@@ -110,4 +115,6 @@ pub struct Limits {
     pub body_bytes_per_tenant: usize,
     pub body_deadline: Duration,
     pub request_deadline: Duration,
+    /// Maximum sizes of the results and errors that workers report.
+    pub reports: SizeLimits,
 }

@@ -3,6 +3,7 @@
 //! Owns how a parameter is parsed and refused. The handlers decide which parameters exist and what they mean.
 
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use actix_web::HttpRequest;
 use chrono::{DateTime, Utc};
@@ -66,6 +67,13 @@ impl Parameter {
         // Only the canonical spelling of the number is accepted.
         let limit = |text: &str| text.parse().ok().filter(|n: &u16| LIMITS.contains(n) && n.to_string() == text);
         Ok(self.read(&expected, limit)?.unwrap_or(LIMIT_DEFAULT))
+    }
+
+    /// A number of seconds. Zero if it is not given.
+    pub fn seconds(&self, range: RangeInclusive<u16>) -> Result<Duration, Problem> {
+        let expected = format!("expected an integer from {} to {}", range.start(), range.end());
+        let seconds = |text: &str| text.parse().ok().filter(|n: &u16| range.contains(n) && n.to_string() == text);
+        Ok(Duration::from_secs(self.read(&expected, seconds)?.unwrap_or(0).into()))
     }
 
     /// The name of a job type or a queue.

@@ -14,20 +14,22 @@ use thiserror::Error;
 use super::first_sent::InvalidFirstSent;
 use super::parameters::InvalidParameter;
 use super::problem_table::{
-    BAD_REQUEST, BODY_TOO_LARGE, BROKEN_BODY, DATABASE_UNAVAILABLE, FIRST_SENT_TOO_OLD, IDEMPOTENCY_KEY_REQUIRED,
-    IDEMPOTENCY_KEY_REUSED, INTERNAL_ERROR, INVALID_BATCH, INVALID_FIRST_SENT, INVALID_IDEMPOTENCY_KEY,
-    INVALID_IF_MATCH, INVALID_ITEM, INVALID_JOB, INVALID_JOB_ID, INVALID_JSON, INVALID_PARAMETER, JOB_DELETED,
-    JOB_EXISTS_WITH_OTHER_CONTENT, JOB_NOT_FOUND, JOB_NOT_WAITING, KEY_NOT_FOUND, Kind, METHOD_NOT_ALLOWED,
-    MISSING_SCOPE, NOT_READY, OUTCOME_UNKNOWN, OVERLOADED, PRECONDITION_FAILED, PRECONDITION_REQUIRED, QUOTA_EXCEEDED,
-    REQUEST_IN_FLIGHT, REQUEST_TIMEOUT, ROUTE_NOT_FOUND, STATEMENT_TIMEOUT, UNAUTHENTICATED, UNKNOWN_PARAMETER,
-    UNSUPPORTED_CONDITION, UNSUPPORTED_CONTENT_ENCODING, UNSUPPORTED_MEDIA_TYPE,
+    BAD_REQUEST, BODY_TOO_LARGE, BROKEN_BODY, CLAIM_ENDED, CLAIM_EXISTS_WITH_OTHER_CONTENT, CLAIM_NOT_FOUND,
+    CONTENT_TAKEN, DATABASE_UNAVAILABLE, FIRST_SENT_TOO_OLD, IDEMPOTENCY_KEY_REQUIRED, IDEMPOTENCY_KEY_REUSED,
+    INTERNAL_ERROR, INVALID_BATCH, INVALID_CLAIM, INVALID_CLAIM_ID, INVALID_FIRST_SENT, INVALID_IDEMPOTENCY_KEY,
+    INVALID_IF_MATCH, INVALID_ITEM, INVALID_JOB, INVALID_JOB_ID, INVALID_JSON, INVALID_PARAMETER, INVALID_RESULTS,
+    JOB_DELETED, JOB_EXISTS_WITH_OTHER_CONTENT, JOB_NOT_FINISHED, JOB_NOT_FOUND, JOB_NOT_WAITING, KEY_NOT_FOUND, Kind,
+    METHOD_NOT_ALLOWED, MISSING_SCOPE, NOT_READY, OUTCOME_UNKNOWN, OVERLOADED, PRECONDITION_FAILED,
+    PRECONDITION_REQUIRED, QUOTA_EXCEEDED, REQUEST_IN_FLIGHT, REQUEST_TIMEOUT, RESULT_TOO_LARGE, ROUTE_NOT_FOUND,
+    STATEMENT_TIMEOUT, UNAUTHENTICATED, UNKNOWN_PARAMETER, UNSUPPORTED_CONDITION, UNSUPPORTED_CONTENT_ENCODING,
+    UNSUPPORTED_MEDIA_TYPE,
 };
 use super::quotas::whole_seconds;
 use crate::access::{QuotaStatus, Scope};
 use crate::database::with_causes;
 use crate::idempotency::InvalidKey;
 use crate::ids::JobId;
-use crate::jobs::{InvalidJob, State};
+use crate::jobs::{InvalidMember, State};
 use crate::json::InvalidJson;
 use crate::metrics::Metrics;
 use crate::overload::Shed;
@@ -37,7 +39,14 @@ pub enum Problem {
     InvalidKey(InvalidKey),
     InvalidFirstSent(InvalidFirstSent),
     InvalidJson(InvalidJson),
-    InvalidJob(InvalidJob),
+    InvalidJob(InvalidMember),
+    InvalidClaim(InvalidMember),
+    InvalidResults(InvalidMember),
+    /// The result or the error of a job is too large.
+    ResultTooLarge {
+        pointer: String,
+        limit_bytes: usize,
+    },
     UnknownParameter(String),
     InvalidParameter(InvalidParameter),
     Unauthenticated(Unauthenticated),
@@ -46,6 +55,12 @@ pub enum Problem {
     JobNotFound,
     KeyNotFound,
     InvalidJobId,
+    InvalidClaimId,
+    ClaimNotFound,
+    /// The id stands for another request.
+    ClaimExists,
+    /// The claim holds no job, or was released.
+    ClaimEnded,
     InvalidIfMatch,
     UnsupportedCondition,
     InvalidBatch,
@@ -71,6 +86,14 @@ pub enum Problem {
     JobNotWaiting {
         job_id: JobId,
         state: State,
+    },
+    JobNotFinished {
+        job_id: JobId,
+        state: State,
+    },
+    /// Another active job has the content of a unique job.
+    ContentTaken {
+        job_id: JobId,
     },
     JobDeleted,
     /// The job has another version than `If-Match` names.
@@ -136,6 +159,15 @@ impl Problem {
             Self::InvalidFirstSent(_) => &INVALID_FIRST_SENT,
             Self::InvalidJson(_) => &INVALID_JSON,
             Self::InvalidJob(_) => &INVALID_JOB,
+            Self::InvalidClaim(_) => &INVALID_CLAIM,
+            Self::InvalidResults(_) => &INVALID_RESULTS,
+            Self::ResultTooLarge { .. } => &RESULT_TOO_LARGE,
+            Self::InvalidClaimId => &INVALID_CLAIM_ID,
+            Self::ClaimNotFound => &CLAIM_NOT_FOUND,
+            Self::ClaimExists => &CLAIM_EXISTS_WITH_OTHER_CONTENT,
+            Self::ClaimEnded => &CLAIM_ENDED,
+            Self::JobNotFinished { .. } => &JOB_NOT_FINISHED,
+            Self::ContentTaken { .. } => &CONTENT_TAKEN,
             Self::UnknownParameter(_) => &UNKNOWN_PARAMETER,
             Self::InvalidParameter(_) => &INVALID_PARAMETER,
             Self::BodyBroken => &BROKEN_BODY,
@@ -288,7 +320,7 @@ mod tests {
             Problem::InvalidKey(InvalidKey::Missing),
             Problem::InvalidKey(InvalidKey::Character),
             Problem::InvalidJson(InvalidJson { reason: "it is none", offset: 0 }),
-            Problem::InvalidJob(InvalidJob { pointer: "/type".to_owned(), detail: "it is missing".to_owned() }),
+            Problem::InvalidJob(InvalidMember { pointer: "/type".to_owned(), detail: "it is missing".to_owned() }),
             Problem::UnknownParameter("x".to_owned()),
             Problem::InvalidParameter(InvalidParameter { name: "limit", why: "it is none".to_owned() }),
             Problem::Unauthenticated(Unauthenticated::Missing),
@@ -297,6 +329,18 @@ mod tests {
             Problem::JobNotFound,
             Problem::KeyNotFound,
             Problem::InvalidJobId,
+            Problem::InvalidClaim(InvalidMember { pointer: "/queues".to_owned(), detail: "it is missing".to_owned() }),
+            Problem::InvalidResults(InvalidMember {
+                pointer: "/results".to_owned(),
+                detail: "it is missing".to_owned(),
+            }),
+            Problem::ResultTooLarge { pointer: "/results/0/result".to_owned(), limit_bytes: 1 },
+            Problem::InvalidClaimId,
+            Problem::ClaimNotFound,
+            Problem::ClaimExists,
+            Problem::ClaimEnded,
+            Problem::JobNotFinished { job_id, state: State::Running },
+            Problem::ContentTaken { job_id },
             Problem::InvalidIfMatch,
             Problem::UnsupportedCondition,
             Problem::InvalidBatch,

@@ -15,8 +15,40 @@ impl Problem {
             Self::InvalidKey(error) => sentence(error),
             Self::InvalidFirstSent(error) => sentence(error),
             Self::InvalidJson(error) => sentence(error),
-            Self::InvalidJob(error) if error.pointer.is_empty() => sentence(error),
-            Self::InvalidJob(error) => format!("{}: {error}.", error.pointer),
+            Self::InvalidJob(error) | Self::InvalidClaim(error) | Self::InvalidResults(error) => {
+                match error.pointer.as_str() {
+                    "" => sentence(error),
+                    pointer => format!("{pointer}: {error}."),
+                }
+            }
+            Self::ResultTooLarge { pointer, limit_bytes } => format!(
+                "{pointer}: the limit is {limit_bytes} bytes, and nothing was recorded. Send less, for example a reference \
+                 to data that is elsewhere."
+            ),
+            Self::InvalidClaimId => {
+                "The id in the path cannot be a claim id. Send a UUID with hyphens, other than the nil UUID and the max \
+                 UUID."
+                    .to_owned()
+            }
+            Self::ClaimNotFound => {
+                "You have no claim with this id, or it ended long ago. Check the id and the access token.".to_owned()
+            }
+            Self::ClaimExists => {
+                "This id belongs to an earlier claim with other content. Send a new id with a new claim. To repeat the \
+                 earlier request, send its content unchanged."
+                    .to_owned()
+            }
+            Self::ClaimEnded => {
+                "The claim holds no job: it was released, its jobs are finished, or its lease has expired. Make a new claim \
+                 with a new id."
+                    .to_owned()
+            }
+            Self::JobNotFinished { state, .. } => {
+                format!("The job is {}. Only a finished job can be retried.", state.name())
+            }
+            Self::ContentTaken { .. } => {
+                "Another active job has the content by which this job is unique. Retry when that job is over.".to_owned()
+            }
             Self::UnknownParameter(name) => {
                 format!("This operation has no query parameter {name:?}. Remove it, or correct its name.")
             }

@@ -77,12 +77,17 @@ impl Problem {
                 Self::KeyReused { job_id, .. }
                 | Self::JobExists { job_id, .. }
                 | Self::JobNotWaiting { job_id, .. }
+                | Self::JobNotFinished { job_id, .. }
+                | Self::ContentTaken { job_id }
                 | Self::PreconditionFailed { job_id, .. } => Some(*job_id),
                 _ => None,
             },
             pointers: match self {
                 Self::KeyReused { pointers, .. } | Self::JobExists { pointers, .. } => pointers.clone(),
-                Self::InvalidJob(error) => vec![error.pointer.clone()],
+                Self::InvalidJob(error) | Self::InvalidClaim(error) | Self::InvalidResults(error) => {
+                    vec![error.pointer.clone()]
+                }
+                Self::ResultTooLarge { pointer, .. } => vec![pointer.clone()],
                 _ => Vec::new(),
             },
             violated_policies: match self {

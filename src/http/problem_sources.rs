@@ -3,9 +3,10 @@
 use super::problem::{Problem, Unauthenticated};
 use crate::access::Rejection;
 use crate::changes::Refusal;
+use crate::claims::InvalidReports;
 use crate::database::DatabaseError;
 use crate::idempotency::{InvalidKey, KeyedError};
-use crate::jobs::InvalidJob;
+use crate::jobs::InvalidMember;
 use crate::json::InvalidJson;
 use crate::overload::Shed;
 
@@ -21,9 +22,18 @@ impl From<InvalidJson> for Problem {
     }
 }
 
-impl From<InvalidJob> for Problem {
-    fn from(error: InvalidJob) -> Self {
+impl From<InvalidMember> for Problem {
+    fn from(error: InvalidMember) -> Self {
         Self::InvalidJob(error)
+    }
+}
+
+impl From<InvalidReports> for Problem {
+    fn from(invalid: InvalidReports) -> Self {
+        match invalid {
+            InvalidReports::Invalid(error) => Self::InvalidResults(error),
+            InvalidReports::TooLarge { pointer, limit_bytes } => Self::ResultTooLarge { pointer, limit_bytes },
+        }
     }
 }
 
@@ -74,6 +84,8 @@ impl From<Refusal> for Problem {
             Refusal::NotFound => Self::JobNotFound,
             Refusal::Deleted => Self::JobDeleted,
             Refusal::NotWaiting { id, state } => Self::JobNotWaiting { job_id: id, state },
+            Refusal::NotFinished { id, state } => Self::JobNotFinished { job_id: id, state },
+            Refusal::ContentTaken { id } => Self::ContentTaken { job_id: id },
             Refusal::Stale { id, version } => Self::PreconditionFailed { job_id: id, version, only_weak_tags: false },
         }
     }

@@ -21,16 +21,22 @@ pub struct Kind {
 }
 
 /// All kinds, in the order of their codes.
-pub const KINDS: [&Kind; 39] = [
+pub const KINDS: [&Kind; 48] = [
     &BAD_REQUEST,
     &BODY_TOO_LARGE,
     &BROKEN_BODY,
+    &CLAIM_ENDED,
+    &CLAIM_EXISTS_WITH_OTHER_CONTENT,
+    &CLAIM_NOT_FOUND,
+    &CONTENT_TAKEN,
     &DATABASE_UNAVAILABLE,
     &FIRST_SENT_TOO_OLD,
     &IDEMPOTENCY_KEY_REQUIRED,
     &IDEMPOTENCY_KEY_REUSED,
     &INTERNAL_ERROR,
     &INVALID_BATCH,
+    &INVALID_CLAIM,
+    &INVALID_CLAIM_ID,
     &INVALID_FIRST_SENT,
     &INVALID_IDEMPOTENCY_KEY,
     &INVALID_IF_MATCH,
@@ -39,8 +45,10 @@ pub const KINDS: [&Kind; 39] = [
     &INVALID_JOB_ID,
     &INVALID_JSON,
     &INVALID_PARAMETER,
+    &INVALID_RESULTS,
     &JOB_DELETED,
     &JOB_EXISTS_WITH_OTHER_CONTENT,
+    &JOB_NOT_FINISHED,
     &JOB_NOT_FOUND,
     &JOB_NOT_WAITING,
     &KEY_NOT_FOUND,
@@ -54,6 +62,7 @@ pub const KINDS: [&Kind; 39] = [
     &QUOTA_EXCEEDED,
     &REQUEST_IN_FLIGHT,
     &REQUEST_TIMEOUT,
+    &RESULT_TOO_LARGE,
     &ROUTE_NOT_FOUND,
     &STATEMENT_TIMEOUT,
     &UNAUTHENTICATED,
@@ -95,6 +104,49 @@ pub const BROKEN_BODY: Kind = Kind {
     cause: "The connection broke, the client ended too early, or `Content-Length` is larger than the body.",
     action: "Send the same request again after `Retry-After`, with the same idempotency key if it had one. If it \
              fails every time, check how the client computes `Content-Length` or the chunks.",
+};
+
+pub const CLAIM_ENDED: Kind = Kind {
+    status: StatusCode::GONE,
+    code: "claim-ended",
+    title: "The claim has ended",
+    retryable: false,
+    meaning: "The claim holds no job. It was released, all its jobs are finished, or its lease expired and its jobs \
+              were given to other workers.",
+    cause: "The worker released the claim, or was too slow with its heartbeats. A heartbeat for an id that was never \
+            used gets the same answer.",
+    action: "Stop the work on its jobs. Make a new claim with a new id.",
+};
+
+pub const CLAIM_EXISTS_WITH_OTHER_CONTENT: Kind = Kind {
+    status: StatusCode::CONFLICT,
+    code: "claim-exists-with-other-content",
+    title: "The claim id belongs to another claim",
+    retryable: false,
+    meaning: "An earlier claim with other content has this id. Nothing was claimed.",
+    cause: "The worker used one id for two claims, or changed its request before it repeated it. `wait_seconds` may \
+            change.",
+    action: "Send a new id with a new claim. To repeat the earlier request, send its content unchanged.",
+};
+
+pub const CLAIM_NOT_FOUND: Kind = Kind {
+    status: StatusCode::NOT_FOUND,
+    code: "claim-not-found",
+    title: "The claim does not exist",
+    retryable: false,
+    meaning: "Your tenant has no claim with this id.",
+    cause: "The claim found no job, so it was not stored; or it ended more than an hour ago; or the id is wrong.",
+    action: "Check the id and the access token.",
+};
+
+pub const CONTENT_TAKEN: Kind = Kind {
+    status: StatusCode::CONFLICT,
+    code: "content-taken",
+    title: "Another active job has the same content",
+    retryable: false,
+    meaning: "The job is unique by its content, and another active job has that content now. Nothing was changed.",
+    cause: "After this job had ended, another one was submitted with the same content.",
+    action: "Retry the job when the other one is over, or leave it.",
 };
 
 pub const DATABASE_UNAVAILABLE: Kind = Kind {
@@ -167,6 +219,27 @@ pub const INVALID_BATCH: Kind = Kind {
     meaning: "The whole batch was refused. No item was carried out.",
     cause: "The body has no items, or more than 1000.",
     action: "Send 1 to 1000 items, one per line. Split larger batches.",
+};
+
+pub const INVALID_CLAIM: Kind = Kind {
+    status: StatusCode::BAD_REQUEST,
+    code: "invalid-claim",
+    title: "The claim is invalid",
+    retryable: false,
+    meaning: "A member of the claim is missing, unknown, repeated, of the wrong type or out of range. Nothing was \
+              claimed. `pointers` names the member, and `detail` says what is expected.",
+    cause: "A mistake in the worker.",
+    action: "Correct the member. You may use the same id.",
+};
+
+pub const INVALID_CLAIM_ID: Kind = Kind {
+    status: StatusCode::BAD_REQUEST,
+    code: "invalid-claim-id",
+    title: "The claim id is invalid",
+    retryable: false,
+    meaning: "The id in the path cannot be a claim id. Nothing was done.",
+    cause: "It is not a UUID with hyphens, or it is the nil UUID or the max UUID.",
+    action: "Send another UUID, for example a random one (version 4).",
 };
 
 pub const INVALID_FIRST_SENT: Kind = Kind {
@@ -255,6 +328,17 @@ pub const INVALID_PARAMETER: Kind = Kind {
     action: "Correct the value. Percent-encode it: `+` is `%2B`.",
 };
 
+pub const INVALID_RESULTS: Kind = Kind {
+    status: StatusCode::BAD_REQUEST,
+    code: "invalid-results",
+    title: "The results are invalid",
+    retryable: false,
+    meaning: "A member of the results is missing, unknown, repeated, of the wrong type or out of range. No result of \
+              the request was recorded. `pointers` names the member, and `detail` says what is expected.",
+    cause: "A mistake in the worker.",
+    action: "Correct the member and send all results again.",
+};
+
 pub const JOB_DELETED: Kind = Kind {
     status: StatusCode::GONE,
     code: "job-deleted",
@@ -274,6 +358,16 @@ pub const JOB_EXISTS_WITH_OTHER_CONTENT: Kind = Kind {
               contents differ.",
     cause: "The client used one id for two jobs, or changed a request between two attempts.",
     action: "Send a new id with a new job. To retry the earlier request, send the same content.",
+};
+
+pub const JOB_NOT_FINISHED: Kind = Kind {
+    status: StatusCode::CONFLICT,
+    code: "job-not-finished",
+    title: "The job is not finished",
+    retryable: false,
+    meaning: "Only a finished job can be retried. The job waits or runs, and nothing was changed.",
+    cause: "Another request has retried the job already, or it has not ended yet.",
+    action: "Wait until the job is over (`GET /jobs/{id}?wait_seconds=30`), then decide again.",
 };
 
 pub const JOB_NOT_FOUND: Kind = Kind {
@@ -420,6 +514,17 @@ pub const REQUEST_TIMEOUT: Kind = Kind {
     meaning: "The whole body did not arrive in time. Nothing was written, and the connection is closed.",
     cause: "A slow network, or a client that stopped sending. The operator sets the limit (`server.body_deadline`).",
     action: "Send the same request again after `Retry-After`, with the same idempotency key if it had one.",
+};
+
+pub const RESULT_TOO_LARGE: Kind = Kind {
+    status: StatusCode::PAYLOAD_TOO_LARGE,
+    code: "result-too-large",
+    title: "A result is too large",
+    retryable: false,
+    meaning: "A result or an error is larger than the limit. No result of the request was recorded. `pointers` names \
+              it, and `detail` has the limit in bytes.",
+    cause: "The operator sets the limits (`claims.result_bytes`, `claims.error_bytes`).",
+    action: "Send less. Store large data elsewhere, and send a reference to it.",
 };
 
 pub const ROUTE_NOT_FOUND: Kind = Kind {

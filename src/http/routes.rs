@@ -11,8 +11,8 @@ use actix_web::{Route, guard};
 
 use super::Problem;
 use super::authorization::authorize;
-use super::handlers::{batches, docs, jobs, keys, lists, service, submissions};
-use crate::access::Scope::{self, Manage, Read, Submit};
+use super::handlers::{batches, claims, docs, jobs, keys, lists, service, submissions};
+use crate::access::Scope::{self, Manage, Read, Submit, Work};
 use crate::idempotency;
 
 // Paths that also occur in answers.
@@ -24,12 +24,14 @@ pub const SWAGGER_UI_STYLE: &str = "/docs/swagger-ui.css";
 pub const SWAGGER_UI_SCRIPT: &str = "/docs/swagger-ui-bundle.js";
 pub const JOBS: &str = "/jobs";
 pub const QUEUES: &str = "/queues";
+pub const CLAIMS: &str = "/claims";
 /// The `type` of a problem is this and its code.
 pub const PROBLEMS: &str = "/problems";
 
 // The names of the routes that take an idempotency key. They are stored with the keys, so they never change.
 pub const SUBMIT: idempotency::Route = idempotency::Route("POST /jobs");
 pub const CHANGE: idempotency::Route = idempotency::Route("PATCH /jobs/{id}");
+pub const RETRY: idempotency::Route = idempotency::Route("POST /jobs/{id}/retry");
 
 /// The framework takes the first path that matches, so `/jobs/batch` is before `/jobs/{id}`, and the busiest is first.
 static ROUTES: &[Path] = &[
@@ -60,6 +62,19 @@ static ROUTES: &[Path] = &[
         ],
     ),
     api("/jobs/{id}/cancel", &[post(Some(Manage), |route| route.to(jobs::cancel))]),
+    api("/jobs/{id}/retry", &[post(Some(Manage), |route| route.to(jobs::retry)).requires_key(RETRY)]),
+    api("/jobs/{id}/attempts", &[get(Some(Read), |route| route.to(jobs::attempts))]),
+    api(CLAIMS, &[get(Some(Read), |route| route.to(claims::list))]),
+    api(
+        "/claims/{claim_id}",
+        &[
+            put(Some(Work), |route| route.to(claims::claim)),
+            get(Some(Read), |route| route.to(claims::show)),
+            delete(Some(Work), |route| route.to(claims::release)),
+        ],
+    ),
+    api("/claims/{claim_id}/heartbeat", &[post(Some(Work), |route| route.to(claims::heartbeat))]),
+    api("/claims/{claim_id}/results", &[post(Some(Work), |route| route.to(claims::results))]),
     api(QUEUES, &[get(Some(Read), |route| route.to(lists::queues))]),
     api("/idempotency-keys/{key}", &[get(Some(Read), |route| route.to(keys::show))]),
     // Errors of the server for operators have a relative `type`, too.

@@ -21,6 +21,10 @@ impl Fingerprint {
         bytes.try_into().ok().map(Self)
     }
 
+    pub fn into_bytes(self) -> [u8; 32] {
+        self.0
+    }
+
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }

@@ -13,7 +13,7 @@ pub mod queries;
 mod replays;
 mod summary;
 
-pub use engine::{Attempt, Engine, Keyed, KeyedError, KeyedResult, WriteOptions};
+pub use engine::{Attempt, Engine, Keyed, KeyedError, KeyedResult};
 pub use fingerprint::Fingerprint;
 pub use key::{InvalidKey, KEY_LENGTH_MAX, Key};
 pub use replays::Replays;

@@ -1,7 +1,7 @@
 //! The purger: every replica deletes expired idempotency keys in small batches.
 //!
-//! It never deletes jobs. An expired key has no effect, so the time of the purge does not matter: the engine deletes an
-//! expired key that is used again.
+//! It never deletes jobs, and keeps the keys of jobs that are not over (ADR 0032). An expired key has no effect, so the
+//! time of the purge does not matter: the engine deletes an expired key that is used again.
 
 use std::time::Duration;
 
@@ -76,14 +76,14 @@ async fn purge_from(
     let mut deleted = 0;
     loop {
         let deadline = Instant::now() + BATCH_DEADLINE;
-        let rows = i64::from(limit);
+        let rows = i32::try_from(limit).unwrap_or(i32::MAX);
         let deleting = pool.complete("purge", deadline, async move |connection| queries::purge(connection, rows).await);
         let Some(batch) = shutdown.run_until_cancelled(deleting).await.transpose()? else {
             return Ok(deleted);
         };
-        deleted += batch;
-        metrics.count_purged_keys(batch);
-        let done = batch < u64::from(limit);
+        deleted += batch.deleted;
+        metrics.count_purged_keys(batch.deleted);
+        let done = batch.deleted + batch.kept < u64::from(limit);
         limit = limit.saturating_mul(2).min(pace.batch);
         if done || shutdown.run_until_cancelled(tokio::time::sleep(pace.pause)).await.is_none() {
             return Ok(deleted);

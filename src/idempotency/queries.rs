@@ -6,15 +6,19 @@ use std::time::Duration;
 
 use sqlx::PgConnection;
 
-use super::{Answer, Effect, Fingerprint, Outcome, ScopedKey, WriteOptions};
+use super::{Answer, Effect, Fingerprint, Outcome, ScopedKey};
+use crate::database::WriteOptions;
 use crate::ids::{JobId, RequestId};
 
 /// The row of a key.
 #[derive(Debug)]
 pub struct Stored {
     pub outcome: Arc<Outcome>,
-    /// The time until the key expires, by PostgreSQL's clock. `None` if it has expired and is not deleted yet.
+    /// The time until the key expires, by PostgreSQL's clock. `None` if that has passed, and the key was neither deleted
+    /// nor extended yet.
     pub life: Option<Duration>,
+    /// Whether the key still stands for its job: it has not expired, or is kept because its job is not over.
+    pub is_kept: bool,
 }
 
 /// Reads the row of a key. A write needs this as a second statement if the key is taken: an insert that lost a race for
@@ -34,15 +38,26 @@ pub async fn find_all<'k>(
         /* find_keys */
         select
             wanted.place as "place!", stored.fingerprint, stored.request_id, stored.effect, stored.job_id,
-            stored.job_version, stored.body, stored.created_at, stored.expires_at,
-            extract(epoch from stored.expires_at - clock_timestamp())::double precision as "life_seconds!"
+            stored.job_version, stored.body, stored.created_at, kept.until as "expires_at!",
+            extract(epoch from stored.expires_at - clock_timestamp())::double precision as "life_seconds!",
+            kept.until > clock_timestamp() as "is_kept!"
         from unnest($1::uuid [], $2::text [], $3::text []) with ordinality as wanted (tenant_id, route, key, place)
         cross join lateral (
-            select fingerprint, request_id, effect, job_id, job_version, body, created_at, expires_at
+            select
+                fingerprint, request_id, effect, job_id, job_version, body, created_at, expires_at, time_to_live_seconds
             from hapax.idempotency_keys
             where tenant_id = wanted.tenant_id and route = wanted.route and key = wanted.key
             limit 1
         ) as stored
+        cross join lateral (
+            select
+                case
+                    when stored.expires_at > clock_timestamp() then stored.expires_at
+                    else hapax.key_kept_until(
+                        wanted.tenant_id, stored.job_id, stored.expires_at, stored.time_to_live_seconds
+                    )
+                end as until
+        ) as kept
         "#,
         &keys.clone().map(|key| key.tenant.0).collect::<Vec<_>>(),
         &keys.clone().map(|key| key.route.0).collect::<Vec<_>>() as &[&str],
@@ -68,17 +83,18 @@ pub async fn find_all<'k>(
             };
             let life = Duration::try_from_secs_f64(row.life_seconds).ok().filter(|life| !life.is_zero());
             let place = usize::try_from(row.place - 1).map_err(|error| sqlx::Error::Decode(error.into()))?;
-            Ok((place, Stored { outcome: Arc::new(outcome), life }))
+            Ok((place, Stored { outcome: Arc::new(outcome), life, is_kept: row.is_kept }))
         })
         .collect()
 }
 
-/// Deletes a key if it has expired and the purger has not deleted it yet. So it can be used again immediately.
-pub async fn delete_expired(connection: &mut PgConnection, key: &ScopedKey, options: WriteOptions) -> sqlx::Result<()> {
+/// Deletes a key if it has expired and the purger has not deleted it yet. So it can be used again immediately. Extends
+/// the life of a key that is kept for its job.
+pub async fn expire(connection: &mut PgConnection, key: &ScopedKey, options: WriteOptions) -> sqlx::Result<()> {
     sqlx::query!(
         r#"
-        /* delete_expired_key */
-        select hapax.delete_expired_key(
+        /* expire_key */
+        select hapax.expire_key(
             p_tenant_id => $1,
             p_route => $2,
             p_key => $3,
@@ -97,30 +113,27 @@ pub async fn delete_expired(connection: &mut PgConnection, key: &ScopedKey, opti
     Ok(())
 }
 
-/// Deletes up to `limit` expired keys and returns how many. It skips rows that another transaction has locked, so it
-/// never waits, and several purgers may run at once.
-pub async fn purge(connection: &mut PgConnection, limit: i64) -> sqlx::Result<u64> {
-    // now() instead of clock_timestamp(), because an index condition must not change during the statement. Deleting by
-    // ctid is safe, because a locked row keeps its ctid. With stale statistics, the planner scans the whole table for a
-    // join by key.
-    let done = sqlx::query!(
+/// What a purge statement did.
+pub struct Purged {
+    pub deleted: u64,
+    /// Keys that are kept for their jobs. Their expiry was moved.
+    pub kept: u64,
+}
+
+/// Deletes or extends up to `limit` expired keys. It skips rows that another transaction has locked, so it never waits,
+/// and several purgers may run at once.
+pub async fn purge(connection: &mut PgConnection, limit: i32) -> sqlx::Result<Purged> {
+    let row = sqlx::query!(
         r#"
         /* purge */
-        delete from hapax.idempotency_keys
-        where ctid = any(array(
-            select ctid
-            from hapax.idempotency_keys
-            where expires_at <= now()
-            order by expires_at
-            limit $1
-            for update skip locked
-        ))
+        select deleted as "deleted!", kept as "kept!"
+        from hapax.purge_keys(p_limit => $1)
         "#,
         limit,
     )
-    .execute(connection)
+    .fetch_one(connection)
     .await?;
-    Ok(done.rows_affected())
+    Ok(Purged { deleted: row.deleted.unsigned_abs(), kept: row.kept.unsigned_abs() })
 }
 
 /// The time since the expiry of the oldest key that is expired and not deleted. Zero if there is none.

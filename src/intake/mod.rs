@@ -18,12 +18,11 @@ use chrono::{DateTime, Utc};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
-use crate::database::{DatabaseError, Pool, violates};
-use crate::idempotency::{
-    Answer, Attempt, Effect, Engine, Fingerprint, KeyedError, KeyedResult, Outcome, ScopedKey, WriteOptions,
-};
+use crate::database::{DatabaseError, Pool, WriteOptions, violates};
+use crate::idempotency::{Answer, Attempt, Effect, Engine, Fingerprint, KeyedError, KeyedResult, Outcome, ScopedKey};
 use crate::ids::{JobId, TenantId};
 use crate::jobs::{self, ContentDigest, Lookup, NewJob};
+use crate::long_poll::LongPolls;
 use crate::metrics::Metrics;
 use crate::offload::Offload;
 use crate::overload::{Shed, Usage};
@@ -40,6 +39,8 @@ pub struct Intake {
     offload: Arc<Offload>,
     /// Limits how many submitted jobs a tenant reads at once: a small request may read a large job.
     readers: Shares,
+    /// Requests that wait for new jobs.
+    long_polls: Arc<LongPolls>,
 }
 
 type Submitted = Lookup<(NewJob, DateTime<Utc>)>;
@@ -72,8 +73,9 @@ pub enum Put {
 
 impl Intake {
     /// Only the writers use `pool`.
-    pub fn new(engine: Engine, pool: Pool, bounds: Bounds, offload: Arc<Offload>) -> Self {
-        Self { engine, batcher: Arc::new(Batcher::new(bounds)), pool, offload, readers: Shares::new(READERS_MAX) }
+    pub fn new(engine: Engine, pool: Pool, bounds: Bounds, offload: Arc<Offload>, long_polls: Arc<LongPolls>) -> Self {
+        let (batcher, readers) = (Arc::new(Batcher::new(bounds)), Shares::new(READERS_MAX));
+        Self { engine, batcher, pool, offload, readers, long_polls }
     }
 
     /// One writer for each connection of their pool. Batches are written only while they run.
@@ -81,7 +83,7 @@ impl Intake {
         let writer = |_| Writer {
             batcher: Arc::clone(&self.batcher),
             pool: self.pool.clone(),
-            options: self.engine.first_options(),
+            options: self.engine.writes().first_options(),
             metrics: metrics.clone(),
         };
         (0..self.pool.count().limit).map(writer).collect()
@@ -100,7 +102,7 @@ impl Intake {
     /// How many submissions one request may have in progress at once: a part of its tenant's share.
     pub fn share(&self) -> Share {
         let Usage { limit, .. } = self.batcher.usage();
-        Share { in_batches: (limit / 16).max(1), one_by_one: (self.engine.pool().share() / 2).max(1) }
+        Share { in_batches: (limit / 16).max(1), one_by_one: (self.engine.writes().pool().share() / 2).max(1) }
     }
 
     /// The outcome of an earlier request with the same key and content, if it is in this replica's cache.
@@ -175,10 +177,11 @@ impl Intake {
     pub async fn put(&self, draft: &Arc<Draft>, deadline: Instant) -> Result<Put, DatabaseError> {
         let put = async |options| {
             let write = async |connection: &mut _| queries::put(connection, draft, options).await;
-            self.engine.pool().complete("put", draft.tenant, deadline, write).await
+            self.engine.writes().pool().complete("put", draft.tenant, deadline, write).await
         };
         loop {
-            if self.engine.with_lock_wait(draft.tenant, deadline, put).await? {
+            if self.engine.writes().with_lock_wait(draft.tenant, deadline, put).await? {
+                self.wake_workers(draft);
                 return Ok(Put::Created(draft.answer.clone()));
             }
             if let Some(found) = self.find_named(draft, deadline).await.map_err(DatabaseError::after_a_write)? {
@@ -216,9 +219,7 @@ impl Intake {
     ) -> Result<Attempt<KeyedResult>, DatabaseError> {
         if options.is_brief() {
             return match self.batcher.enqueue(Arc::clone(submission), deadline).await {
-                Ok(WriteResult::Inserted(expires_at)) => {
-                    Ok(Attempt::Committed(submission.draft.answer.clone(), expires_at))
-                }
+                Ok(WriteResult::Inserted(expires_at)) => Ok(self.committed(submission, expires_at)),
                 Ok(WriteResult::Conflict(stored)) => Ok(Attempt::Conflict(stored)),
                 Ok(WriteResult::Retry) => Ok(Attempt::NoRows),
                 Err(DatabaseError::Shed(Shed::Waited)) if self.pool.is_away() => {
@@ -228,9 +229,21 @@ impl Intake {
             };
         }
         let write = async |connection: &mut _| queries::submit(connection, submission, options).await;
-        let written = self.engine.pool().complete("submit", submission.draft.tenant, deadline, write).await?;
-        Ok(written
-            .map_or(Attempt::NoRows, |expires_at| Attempt::Committed(submission.draft.answer.clone(), expires_at)))
+        let written = self.engine.writes().pool().complete("submit", submission.draft.tenant, deadline, write).await?;
+        Ok(written.map_or(Attempt::NoRows, |expires_at| self.committed(submission, expires_at)))
+    }
+
+    /// The key and the job are committed. Wakes a worker that waits for the job.
+    fn committed<T>(&self, submission: &Submission, expires_at: DateTime<Utc>) -> Attempt<T> {
+        self.wake_workers(&submission.draft);
+        Attempt::Committed(submission.draft.answer.clone(), expires_at)
+    }
+
+    /// A job of the future is found by the next look of a worker after its time.
+    fn wake_workers(&self, draft: &Draft) {
+        if draft.job.run_at.is_none_or(|run_at| run_at <= draft.created_at) {
+            self.long_polls.job_queued(draft.tenant, draft.job.queue_or_default());
+        }
     }
 
     /// Reads first which active job has the content. `hapax.submit` cannot both find that the content is taken and
@@ -246,11 +259,10 @@ impl Intake {
             return self.adopt(submission, holder, content, options, deadline).await;
         }
         let write = async |connection: &mut _| queries::submit(connection, submission, options).await;
-        match self.engine.pool().complete("submit", submission.draft.tenant, deadline, write).await {
+        match self.engine.writes().pool().complete("submit", submission.draft.tenant, deadline, write).await {
             // Another submission was faster. The next attempt finds its job.
-            Err(DatabaseError::Violation(error)) if violates(&error, queries::CONTENT_TAKEN) => Ok(Attempt::NoRows),
-            written => Ok(written?
-                .map_or(Attempt::NoRows, |expires_at| Attempt::Committed(submission.draft.answer.clone(), expires_at))),
+            Err(DatabaseError::Violation(error)) if violates(&error, jobs::CONTENT_TAKEN) => Ok(Attempt::NoRows),
+            written => Ok(written?.map_or(Attempt::NoRows, |expires_at| self.committed(submission, expires_at))),
         }
     }
 
@@ -278,7 +290,7 @@ impl Intake {
         drop((job, permit));
         let write =
             async |connection: &mut _| queries::adopt(connection, &submission.keyed, &answer, content, options).await;
-        let written = self.engine.pool().complete("adopt", submission.draft.tenant, deadline, write).await?;
+        let written = self.engine.writes().pool().complete("adopt", submission.draft.tenant, deadline, write).await?;
         Ok(written.map_or(Attempt::NoRows, |expires_at| Attempt::Committed(answer, expires_at)))
     }
 
@@ -290,7 +302,7 @@ impl Intake {
     ) -> Result<Option<JobId>, DatabaseError> {
         let tenant = submission.draft.tenant;
         let find = async |connection: &mut _| queries::find_content(connection, tenant, content).await;
-        self.engine.pool().read("find_content", tenant, deadline, find).await
+        self.engine.writes().pool().read("find_content", tenant, deadline, find).await
     }
 
     async fn differences(
@@ -322,6 +334,6 @@ impl Intake {
         let permit = timeout_at(deadline, self.readers.acquire(tenant, 1)).await;
         let permit = permit.map_err(|_| DatabaseError::Shed(Shed::TenantWaited))?;
         let find = async |connection: &mut _| jobs::queries::find_submitted(connection, tenant, id).await;
-        Ok((permit, self.engine.pool().read("find_submitted", tenant, deadline, find).await?))
+        Ok((permit, self.engine.writes().pool().read("find_submitted", tenant, deadline, find).await?))
     }
 }

@@ -8,12 +8,13 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use super::{Draft, Submission};
-use crate::idempotency::{Answer, Keyed, WriteOptions};
+use crate::database::WriteOptions;
+use crate::idempotency::{Answer, Keyed};
 use crate::ids::{JobId, TenantId};
 use crate::jobs::ContentDigest;
 
 /// Inserts the idempotency key with its stored answer, the job, and its place in the queue, all or none. Returns when
-/// the key expires, or `None` if the key is taken. Violates [`CONTENT_TAKEN`] if an active job has the content.
+/// the key expires, or `None` if the key is taken. Violates [`crate::jobs::CONTENT_TAKEN`] if an active job has the content.
 ///
 /// Safe to send again if the outcome of an attempt is unknown.
 pub async fn submit(
@@ -129,9 +130,6 @@ pub async fn submit_many(
 fn column<'s, T>(submissions: &'s [Arc<Submission>], of: impl Fn(&'s Submission) -> T) -> Vec<T> {
     submissions.iter().map(|submission| of(submission)).collect()
 }
-
-/// The constraint that a submission violates if an active job has its content.
-pub const CONTENT_TAKEN: &str = "job_uniques_pkey";
 
 /// The active job that has the content.
 pub async fn find_content(

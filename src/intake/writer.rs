@@ -13,8 +13,8 @@ use tokio::time::Instant;
 
 use super::batcher::{Batcher, PendingWrite, WriteResult};
 use super::{Submission, queries};
-use crate::database::{DatabaseError, Pool};
-use crate::idempotency::{self, WriteOptions};
+use crate::database::{DatabaseError, Pool, WriteOptions};
+use crate::idempotency;
 use crate::metrics::{Metrics, Split};
 
 /// `pool` has one connection for each writer.

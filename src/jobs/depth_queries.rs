@@ -68,7 +68,7 @@ pub async fn depths(
                     select created_at
                     from hapax.job_queue
                     where tenant_id = $1 and queue between named.queue and named.queue
-                    order by queue, job_id
+                    order by queue, priority, run_at, job_id
                     limit 10001
                 ) as first_of_them
             ) as waiting

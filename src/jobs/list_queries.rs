@@ -9,7 +9,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{Filter, Job, State};
-use crate::ids::{JobId, TenantId};
+use crate::ids::{ClaimId, JobId, TenantId};
 
 /// A job of a page, or, without a job, the id where the statement stopped reading the index.
 pub struct Listed {
@@ -17,7 +17,7 @@ pub struct Listed {
     pub job: Option<Job>,
 }
 
-/// `finished_at` is null for a queued job. In the row where the statement stopped reading, all columns of the state may
+/// The columns of claims and outcomes are null for a queued job. In the row where the statement stopped reading, all columns of the state may
 /// be.
 struct Row {
     id: Uuid,
@@ -31,6 +31,9 @@ struct Row {
     max_attempts: Option<i32>,
     attempt: Option<i32>,
     version: Option<i32>,
+    claim_id: Option<Uuid>,
+    started_at: Option<DateTime<Utc>>,
+    cancel_requested_at: Option<DateTime<Utc>>,
     finished_at: Option<DateTime<Utc>>,
 }
 
@@ -61,6 +64,9 @@ macro_rules! page {
                 current.max_attempts as "max_attempts?",
                 current.attempt as "attempt?",
                 current.version as "version?",
+                current.claim_id as "claim_id?",
+                current.started_at as "started_at?",
+                current.cancel_requested_at as "cancel_requested_at?",
                 current.finished_at as "finished_at?"
             from (
                 select "#
@@ -84,7 +90,9 @@ macro_rules! page {
                 offset 0
             ) as job
             left join lateral (
-                select state, queue, priority, run_at, max_attempts, attempt, version, finished_at
+                select
+                    state, queue, priority, run_at, max_attempts, attempt, version, claim_id, started_at,
+                    cancel_requested_at, finished_at
                 from hapax.job_states
                 where tenant_id = $1 and job_id = looked_at.id
                 offset 0
@@ -138,27 +146,66 @@ pub async fn page(
             until,
             limit,
             r#"
-                    select in_queue, id
+                    select id
                     from (
                         (
-                            select queue as in_queue, job_id as id
+                            select waiting.job_id as id
+                            from (
+                                select job_id
+                                from hapax.job_queue
+                                where tenant_id = $1 and queue between $7 and $7 and coalesce($6 = 'queued', true)
+                                order by queue, priority, run_at, job_id
+                                limit 10001
+                            ) as waiting
+                            where waiting.job_id between $2 and $3
+                            and not (
+                                select count(*) > 10000
+                                from (
+                                    select
+                                    from hapax.job_queue
+                                    where tenant_id = $1 and queue between $7 and $7
+                                    order by queue, priority, run_at, job_id
+                                    limit 10001
+                                ) as counted
+                            )
+                        )
+                        union all
+                        (
+                            select job_id as id
                             from hapax.job_queue
-                            where tenant_id = $1 and (queue, job_id) >= ($7, $2) and (queue, job_id) <= ($7, $3)
-                            and coalesce($6 = 'queued', true)
-                            order by queue, job_id
+                            where tenant_id = $1 and job_id between $2 and $3 and coalesce($6 = 'queued', true)
+                            and (
+                                select count(*) > 10000
+                                from (
+                                    select
+                                    from hapax.job_queue
+                                    where tenant_id = $1 and queue between $7 and $7
+                                    order by queue, priority, run_at, job_id
+                                    limit 10001
+                                ) as counted
+                            )
+                            order by job_id
                             limit 10001
                         )
                         union all
                         (
-                            select queue as in_queue, job_id as id
+                            select job_id as id
+                            from hapax.job_leases
+                            where tenant_id = $1 and job_id between $2 and $3 and coalesce($6 = 'running', true)
+                            order by job_id
+                            limit 10001
+                        )
+                        union all
+                        (
+                            select job_id as id
                             from hapax.job_outcomes
                             where tenant_id = $1 and (queue, job_id) >= ($7, $2) and (queue, job_id) <= ($7, $3)
-                            and coalesce($6 <> 'queued', true)
+                            and coalesce($6 not in ('queued', 'running'), true)
                             order by queue, job_id
                             limit 10001
                         )
-                    ) as either"#,
-            "in_queue, id"
+                    ) as any_of_them"#,
+            "id"
         ),
         (None, Some(State::Queued)) => page!(
             connection,
@@ -170,6 +217,19 @@ pub async fn page(
             r#"
                     select job_id as id
                     from hapax.job_queue
+                    where tenant_id = $1 and job_id between $2 and $3"#,
+            "id"
+        ),
+        (None, Some(State::Running)) => page!(
+            connection,
+            tenant,
+            filter,
+            from,
+            until,
+            limit,
+            r#"
+                    select job_id as id
+                    from hapax.job_leases
                     where tenant_id = $1 and job_id between $2 and $3"#,
             "id"
         ),
@@ -225,7 +285,12 @@ impl Row {
             attempt: self.attempt?,
             version: self.version?,
             created_at: self.created_at,
+            claim_id: self.claim_id.map(ClaimId),
+            started_at: self.started_at,
+            cancel_requested_at: self.cancel_requested_at,
             finished_at: self.finished_at,
+            result: None,
+            error: None,
             payload: None,
         })
     }

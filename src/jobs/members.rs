@@ -12,14 +12,14 @@ use crate::timestamp::Timestamp;
 /// Which member of a request is invalid, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{detail}")]
-pub struct InvalidJob {
+pub struct InvalidMember {
     /// A JSON Pointer (RFC 6901) to the member.
     pub pointer: String,
     pub detail: String,
 }
 
 /// The members without a default that must not be null.
-const REQUIRED: [&str; 2] = ["/type", "/unique/by"];
+const REQUIRED: [&str; 4] = ["/type", "/unique/by", "/queues", "/results"];
 const NAME_LENGTH_MAX: usize = 128;
 const PRIORITY_RANGE: std::ops::RangeInclusive<i16> = 1..=4;
 const MAX_ATTEMPTS_RANGE: std::ops::RangeInclusive<i32> = 1..=1000;
@@ -27,12 +27,12 @@ const MAX_ATTEMPTS_RANGE: std::ops::RangeInclusive<i32> = 1..=1000;
 /// The values of an object's members, in the order of `names`. `pointer` is the place of the object.
 ///
 /// # Errors
-/// [`InvalidJob`] if it is not an object, or has an unknown or repeated member.
+/// [`InvalidMember`] if it is not an object, or has an unknown or repeated member.
 pub fn members<'d, 'a, const N: usize>(
     object: Value<'d, 'a>,
     pointer: &str,
     names: [&str; N],
-) -> Result<[Option<Value<'d, 'a>>; N], InvalidJob> {
+) -> Result<[Option<Value<'d, 'a>>; N], InvalidMember> {
     if object.kind() != Kind::Object {
         return Err(match pointer {
             "" => invalid(pointer, "expected a JSON object"),
@@ -52,13 +52,13 @@ pub fn members<'d, 'a, const N: usize>(
 }
 
 /// # Errors
-/// [`InvalidJob`] if the member is missing.
-pub fn required<'d, 'a>(value: Option<Value<'d, 'a>>, pointer: &str) -> Result<Value<'d, 'a>, InvalidJob> {
+/// [`InvalidMember`] if the member is missing.
+pub fn required<'d, 'a>(value: Option<Value<'d, 'a>>, pointer: &str) -> Result<Value<'d, 'a>, InvalidMember> {
     value.ok_or_else(|| invalid(pointer, "the member is missing; it is required"))
 }
 
 /// The name of a job type or a queue.
-pub fn name(value: Value<'_, '_>, pointer: &str) -> Result<String, InvalidJob> {
+pub fn name(value: Value<'_, '_>, pointer: &str) -> Result<String, InvalidMember> {
     let text = value.as_str().filter(|text| is_name(text));
     text.map(Cow::into_owned)
         .ok_or_else(|| unexpected(value, pointer, "a string of 1 to 128 visible ASCII characters without spaces"))
@@ -68,15 +68,15 @@ pub fn is_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= NAME_LENGTH_MAX && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-pub fn priority(value: Value<'_, '_>) -> Result<i16, InvalidJob> {
+pub fn priority(value: Value<'_, '_>) -> Result<i16, InvalidMember> {
     integer(value, "/priority", PRIORITY_RANGE)
 }
 
-pub fn max_attempts(value: Value<'_, '_>) -> Result<i32, InvalidJob> {
+pub fn max_attempts(value: Value<'_, '_>) -> Result<i32, InvalidMember> {
     integer(value, "/max_attempts", MAX_ATTEMPTS_RANGE)
 }
 
-pub fn run_at(value: Value<'_, '_>) -> Result<DateTime<Utc>, InvalidJob> {
+pub fn run_at(value: Value<'_, '_>) -> Result<DateTime<Utc>, InvalidMember> {
     match value.as_str() {
         None => Err(unexpected(value, "/run_at", "a string with a date and time, such as 2030-01-31T12:00:00Z")),
         Some(text) => moment(&text).ok_or_else(|| invalid("/run_at", why_no_moment(&text))),
@@ -124,7 +124,8 @@ fn may_have_leap_second(at: DateTime<Utc>) -> bool {
     matches!((at.month(), at.day(), at.hour(), at.minute()), (6, 30, 23, 59) | (12, 31, 23, 59))
 }
 
-fn integer<T>(value: Value<'_, '_>, pointer: &str, range: std::ops::RangeInclusive<T>) -> Result<T, InvalidJob>
+/// An integer in a range.
+pub fn integer<T>(value: Value<'_, '_>, pointer: &str, range: std::ops::RangeInclusive<T>) -> Result<T, InvalidMember>
 where
     T: std::str::FromStr + PartialOrd + std::fmt::Display,
 {
@@ -134,7 +135,7 @@ where
         .ok_or_else(|| unexpected(value, pointer, &format!("an integer from {} to {}", range.start(), range.end())))
 }
 
-fn unknown_member(pointer: &str, name: &str, known: &[&str]) -> InvalidJob {
+fn unknown_member(pointer: &str, name: &str, known: &[&str]) -> InvalidMember {
     const SHOWN_LENGTH_MAX: usize = 64;
     let pointer = if name.len() <= SHOWN_LENGTH_MAX { member_pointer(pointer, name) } else { pointer.to_owned() };
     let detail = match known {
@@ -142,22 +143,22 @@ fn unknown_member(pointer: &str, name: &str, known: &[&str]) -> InvalidJob {
         [others @ .., last] => format!("the member is unknown; the members here are {} and {last}", others.join(", ")),
         [] => "the member is unknown".to_owned(),
     };
-    InvalidJob { pointer, detail }
+    InvalidMember { pointer, detail }
 }
 
 /// The error for a value of the wrong kind or out of range.
-pub fn unexpected(value: Value<'_, '_>, pointer: &str, expected: &str) -> InvalidJob {
+pub fn unexpected(value: Value<'_, '_>, pointer: &str, expected: &str) -> InvalidMember {
     let null = "null is not accepted here; send";
     let detail = match value.kind() {
         Kind::Null if REQUIRED.contains(&pointer) => format!("{null} {expected}"),
         Kind::Null => format!("{null} {expected}, or leave the member out to get the default"),
         _ => format!("expected {expected}"),
     };
-    InvalidJob { pointer: pointer.to_owned(), detail }
+    InvalidMember { pointer: pointer.to_owned(), detail }
 }
 
-pub fn invalid(pointer: &str, detail: &str) -> InvalidJob {
-    InvalidJob { pointer: pointer.to_owned(), detail: detail.to_owned() }
+pub fn invalid(pointer: &str, detail: &str) -> InvalidMember {
+    InvalidMember { pointer: pointer.to_owned(), detail: detail.to_owned() }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 mod depth;
 mod depth_queries;
 mod list_queries;
-mod members;
+pub mod members;
 mod new_job;
 mod page;
 mod patch;
@@ -15,7 +15,7 @@ pub mod queries;
 mod unique;
 
 pub use depth::{Depth, Depths};
-pub use members::{InvalidJob, is_name, moment, why_no_moment};
+pub use members::{InvalidMember, is_name, moment, why_no_moment};
 pub use new_job::NewJob;
 pub use page::{Filter, Page};
 pub use patch::Patch;
@@ -26,7 +26,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::ids::JobId;
+use crate::ids::{ClaimId, JobId};
 use crate::timestamp::Timestamp;
 
 /// A job as the API shows it.
@@ -46,10 +46,24 @@ pub struct Job {
     pub version: i32,
     #[serde(serialize_with = "timestamp")]
     pub created_at: DateTime<Utc>,
+    /// The claim that holds the job, or held it when it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub claim_id: Option<ClaimId>,
+    /// When that claim began.
+    #[serde(serialize_with = "timestamp_if_any", skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<DateTime<Utc>>,
+    /// Only of a running job.
+    #[serde(serialize_with = "timestamp_if_any", skip_serializing_if = "Option::is_none")]
+    pub cancel_requested_at: Option<DateTime<Utc>>,
     /// Only of a finished job.
     #[serde(serialize_with = "timestamp_if_any", skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<DateTime<Utc>>,
-    /// Only in the answer to GET. It may be large or secret, and the other answers are stored with idempotency keys.
+    /// What the worker reported. Only in the answer to GET, like `error` and `payload`: they may be large or secret, and
+    /// the other answers are stored with idempotency keys.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payload: Option<Box<RawValue>>,
 }
@@ -60,14 +74,39 @@ pub struct Job {
 pub enum State {
     /// Waits in `job_queue`. A claim or a cancellation moves it out.
     Queued,
-    /// A worker runs it. No operation of this release leads here.
+    /// A worker holds it: the row is in `job_leases`.
     Running,
-    /// Finished, like the two states below: the row is in `job_outcomes`. No operation of this release leads here.
+    /// Finished, like the two states below: the row is in `job_outcomes`.
     Succeeded,
-    /// No operation of this release leads here.
+    /// The last attempt failed, or the worker said that no other attempt makes sense.
     Failed,
-    /// Cancelled by the client.
+    /// Cancelled by the client, or by the worker on the client's request.
     Cancelled,
+}
+
+/// An attempt to run a job, as the API shows it.
+#[derive(Debug, Serialize)]
+pub struct Attempt {
+    /// The number of the lease.
+    pub token: i32,
+    pub attempt: i32,
+    pub claim_id: ClaimId,
+    /// Unknown some time after the claim has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worker: Option<String>,
+    #[serde(serialize_with = "timestamp")]
+    pub started_at: DateTime<Utc>,
+    #[serde(serialize_with = "timestamp_if_any", skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<DateTime<Utc>>,
+    /// What the worker reported; `lost` if it reported nothing in time, `running` if the attempt has not ended.
+    pub reported: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<Box<RawValue>>,
+    /// What the worker reported after its lease was lost. It changed nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub late_outcome: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub late_error: Option<Box<RawValue>>,
 }
 
 /// The result of looking up a job id that was once assigned.
@@ -78,6 +117,8 @@ pub enum Lookup<T> {
     Deleted,
 }
 
+/// The constraint that a write violates if another active job has the content.
+pub const CONTENT_TAKEN: &str = "job_uniques_pkey";
 /// Defaults for members that are left out. These values are part of the contract and of fingerprints.
 const PRIORITY_DEFAULT: i16 = 2;
 /// About three weeks of retries with the usual exponential back-off.
@@ -86,6 +127,11 @@ const MAX_ATTEMPTS_DEFAULT: i32 = 25;
 const VERSION_FIRST: i32 = 1;
 
 impl State {
+    /// Whether the job has ended. Only a retry changes it then.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+
     pub const ALL: [Self; 5] = [Self::Queued, Self::Running, Self::Succeeded, Self::Failed, Self::Cancelled];
 
     pub fn name(self) -> &'static str {
@@ -117,9 +163,21 @@ impl Job {
             attempt: 0,
             version: VERSION_FIRST,
             created_at,
+            claim_id: None,
+            started_at: None,
+            cancel_requested_at: None,
             finished_at: None,
+            result: None,
+            error: None,
             payload: None,
         }
+    }
+
+    /// The job after a retry: it waits again, with a fresh budget of attempts.
+    pub fn requeue(&mut self, run_at: DateTime<Utc>) {
+        (self.state, self.run_at, self.attempt) = (State::Queued, run_at, 0);
+        self.version = self.version.saturating_add(1);
+        (self.claim_id, self.started_at, self.finished_at) = (None, None, None);
     }
 
     /// The JSON text of the answer. It ends with a newline, for terminals.

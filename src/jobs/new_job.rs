@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::members::{InvalidJob, counted_run_at, max_attempts, members, name, priority, required, run_at};
+use super::members::{InvalidMember, counted_run_at, max_attempts, members, name, priority, required, run_at};
 use super::{ContentDigest, MAX_ATTEMPTS_DEFAULT, PRIORITY_DEFAULT, unique};
 use crate::json::{Counted, DIFFERENCES_MAX, Document, Value, differences};
 
@@ -27,8 +27,8 @@ impl NewJob {
     /// Parses the body of a submission, and computes the digest of the content that the job asks to be unique by.
     ///
     /// # Errors
-    /// [`InvalidJob`] for the first member that is unknown, repeated, missing, of the wrong kind or out of range.
-    pub fn parse(request: Value<'_, '_>) -> Result<(Self, Option<ContentDigest>), InvalidJob> {
+    /// [`InvalidMember`] for the first member that is unknown, repeated, missing, of the wrong kind or out of range.
+    pub fn parse(request: Value<'_, '_>) -> Result<(Self, Option<ContentDigest>), InvalidMember> {
         let names = ["type", "payload", "queue", "priority", "run_at", "max_attempts", "unique"];
         let [kind, payload, queue, urgency, earliest, attempts, unique] = members(request, "", names)?;
         let (kind, payload) = (required(kind, "/type")?, required(payload, "/payload")?);
@@ -86,6 +86,14 @@ impl NewJob {
         found
     }
 
+    /// The digest of the content that the job is unique by. `None` if it is not unique.
+    pub fn content(&self) -> Option<ContentDigest> {
+        let by = self.unique_by.as_ref()?;
+        let request = format!("{{\"payload\":{}}}", self.payload);
+        let document = Document::parse_envelope(request.as_bytes()).ok()?;
+        ContentDigest::of(&self.kind, self.queue_or_default(), document.root(), by).ok()
+    }
+
     pub fn queue_or_default(&self) -> &str {
         self.queue.as_deref().unwrap_or(QUEUE_DEFAULT)
     }
@@ -105,7 +113,7 @@ mod tests {
 
     use super::*;
 
-    fn parse(body: &str) -> Result<NewJob, InvalidJob> {
+    fn parse(body: &str) -> Result<NewJob, InvalidMember> {
         NewJob::parse(Document::parse(body.as_bytes()).unwrap().root()).map(|(job, _)| job)
     }
 

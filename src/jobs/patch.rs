@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::members::{InvalidJob, counted_run_at, max_attempts, members, priority, run_at};
+use super::members::{InvalidMember, counted_run_at, max_attempts, members, priority, run_at};
 use super::{Job, MAX_ATTEMPTS_DEFAULT, PRIORITY_DEFAULT};
 use crate::json::{Counted, Document, Kind, Value};
 
@@ -25,8 +25,8 @@ impl Patch {
     /// Parses the body of a PATCH.
     ///
     /// # Errors
-    /// [`InvalidJob`] for the first member that cannot be changed, is repeated, of the wrong kind or out of range.
-    pub fn parse(document: &Document<'_>) -> Result<Self, InvalidJob> {
+    /// [`InvalidMember`] for the first member that cannot be changed, is repeated, of the wrong kind or out of range.
+    pub fn parse(document: &Document<'_>) -> Result<Self, InvalidMember> {
         let names = ["priority", "run_at", "max_attempts"];
         let [new_priority, new_run_at, new_max_attempts] = members(document.root(), "", names)?;
         Ok(Self {
@@ -57,8 +57,8 @@ impl Patch {
 
 fn change<T>(
     value: Option<Value<'_, '_>>,
-    read: impl Fn(Value<'_, '_>) -> Result<T, InvalidJob>,
-) -> Result<Option<NewValue<T>>, InvalidJob> {
+    read: impl Fn(Value<'_, '_>) -> Result<T, InvalidMember>,
+) -> Result<Option<NewValue<T>>, InvalidMember> {
     let change = |value: Value<'_, '_>| match value.kind() {
         Kind::Null => Ok(NewValue::Default),
         _ => read(value).map(NewValue::Is),
@@ -80,7 +80,7 @@ mod tests {
     use crate::ids::JobId;
     use crate::jobs::NewJob;
 
-    fn parse(body: &str) -> Result<Patch, InvalidJob> {
+    fn parse(body: &str) -> Result<Patch, InvalidMember> {
         Patch::parse(&Document::parse(body.as_bytes()).unwrap())
     }
 

@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::members::{InvalidJob, invalid, members, required, unexpected};
+use super::members::{InvalidMember, invalid, members, required, unexpected};
 use crate::json::{InvalidPointer, Kind, Value, resolve};
 
 /// SHA-256 of a job's type, its queue, and the values at the pointers of `unique.by`. Different spellings of the same
@@ -18,8 +18,8 @@ const POINTER_LENGTH_MAX: usize = 256;
 /// Parses `{"by": ["/payload/…", …]}`.
 ///
 /// # Errors
-/// [`InvalidJob`] for the first pointer that leads out of the payload or is repeated.
-pub fn pointers(unique: Value<'_, '_>) -> Result<Vec<String>, InvalidJob> {
+/// [`InvalidMember`] for the first pointer that leads out of the payload or is repeated.
+pub fn pointers(unique: Value<'_, '_>) -> Result<Vec<String>, InvalidMember> {
     let [by] = members(unique, "/unique", ["by"])?;
     let by = required(by, "/unique/by")?;
     let elements: Vec<_> = by.elements().collect();
@@ -62,8 +62,8 @@ impl ContentDigest {
     /// The digest of the values at these pointers in a request.
     ///
     /// # Errors
-    /// [`InvalidJob`] for the first pointer that is invalid or ambiguous, or if no pointer leads to a value.
-    pub fn of(kind: &str, queue: &str, request: Value<'_, '_>, by: &[String]) -> Result<Self, InvalidJob> {
+    /// [`InvalidMember`] for the first pointer that is invalid or ambiguous, or if no pointer leads to a value.
+    pub fn of(kind: &str, queue: &str, request: Value<'_, '_>, by: &[String]) -> Result<Self, InvalidMember> {
         let mut places = Vec::new();
         for (position, pointer) in by.iter().enumerate() {
             let value = resolve(request, pointer).map_err(|error| {
@@ -115,7 +115,7 @@ mod tests {
     use crate::jobs::NewJob;
     use crate::json::Document;
 
-    fn parse(options: &str) -> Result<ContentDigest, InvalidJob> {
+    fn parse(options: &str) -> Result<ContentDigest, InvalidMember> {
         let body = format!(r#"{{"type":"t",{options}}}"#);
         NewJob::parse(Document::parse(body.as_bytes()).unwrap().root()).map(|(_, content)| content.unwrap())
     }

@@ -275,7 +275,7 @@ pub(super) const DATABASE_CONNECTIONS: Description = Description {
     help: "Connections to PostgreSQL, by pool and state",
     meaning: "`busy` at the pool's limit for long: requests wait for a connection. One tenant uses at most half of \
               `intake` and of `reads`, or the only connection. Pools: `writers`, `intake`, `reads`, `known_tokens`, \
-              `unknown_tokens`, `purge`, `probes`, `metrics`.",
+              `unknown_tokens`, `claims`, `purge`, `probes`, `metrics`.",
 };
 
 pub(super) const DATABASE_CONNECTIONS_LIMIT: Description = Description {
@@ -336,6 +336,25 @@ pub(super) const PURGE_LAG: Description = Description {
     meaning: "A few times `purge.interval` is normal. NaN: the database did not answer the scrape.",
 };
 
+pub(super) const LOST_LEASES: Description = Description {
+    name: "lost_leases",
+    kind: Kind::Counter,
+    unit: "jobs",
+    labels: &["outcome"],
+    help: "Jobs taken from workers whose lease had expired",
+    meaning: "`requeued`: another worker gets the job. `failed`: it was the last attempt. `cancelled`: a cancellation was \
+              requested. Rises when workers die, or when their heartbeats are too slow for the lease.",
+};
+
+pub(super) const RECLAIM_FAILURES: Description = Description {
+    name: "reclaim_failures",
+    kind: Kind::Counter,
+    unit: "rounds",
+    labels: &[],
+    help: "Reclaim rounds that failed",
+    meaning: "A single failure is harmless. Repeated failures: jobs of dead workers stay with them.",
+};
+
 pub(super) const LOG_LINES_LOST: Description = Description {
     name: "log_lines_lost",
     kind: Kind::Counter,
@@ -345,7 +364,7 @@ pub(super) const LOG_LINES_LOST: Description = Description {
     meaning: "Above 0: the reader of standard output is too slow or has closed it. Requests never wait for the log.",
 };
 
-const CATALOGUE: [&Description; 32] = [
+const CATALOGUE: [&Description; 34] = [
     &BUILD,
     &START_TIME,
     &READY,
@@ -377,6 +396,8 @@ const CATALOGUE: [&Description; 32] = [
     &PURGED_KEYS,
     &PURGE_FAILURES,
     &PURGE_LAG,
+    &LOST_LEASES,
+    &RECLAIM_FAILURES,
     &LOG_LINES_LOST,
 ];
 

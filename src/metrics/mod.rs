@@ -62,6 +62,8 @@ struct Catalogue {
     purged_keys: Counter,
     purge_failures: Counter,
     purge_lag: Gauge<f64, AtomicU64>,
+    lost_leases: Family<LostLabels, Counter>,
+    reclaim_failures: Counter,
     log_lines_lost: Counter,
 }
 
@@ -102,6 +104,8 @@ impl Metrics {
             purged_keys: Counter::default(),
             purge_failures: Counter::default(),
             purge_lag: Gauge::default(),
+            lost_leases: Family::default(),
+            reclaim_failures: Counter::default(),
             log_lines_lost: Counter::default(),
         };
         fn register(registry: &mut Registry, description: &Description, metric: impl Metric) {
@@ -141,6 +145,8 @@ impl Metrics {
         register(&mut registry, &PURGED_KEYS, catalogue.purged_keys.clone());
         register(&mut registry, &PURGE_FAILURES, catalogue.purge_failures.clone());
         register(&mut registry, &PURGE_LAG, catalogue.purge_lag.clone());
+        register(&mut registry, &LOST_LEASES, catalogue.lost_leases.clone());
+        register(&mut registry, &RECLAIM_FAILURES, catalogue.reclaim_failures.clone());
         register(&mut registry, &LOG_LINES_LOST, catalogue.log_lines_lost.clone());
         catalogue.registry = registry;
         catalogue.begin_at_zero();
@@ -261,6 +267,17 @@ impl Metrics {
         self.catalogue.log_lines_lost.inc_by(lines);
     }
 
+    /// Counts jobs that were taken from workers, by what became of them.
+    pub fn count_reclaimed(&self, requeued: u64, failed: u64, cancelled: u64) {
+        for (outcome, jobs) in [("requeued", requeued), ("failed", failed), ("cancelled", cancelled)] {
+            self.catalogue.lost_leases.get_or_create(&LostLabels { outcome }).inc_by(jobs);
+        }
+    }
+
+    pub fn count_reclaim_failure(&self) {
+        self.catalogue.reclaim_failures.inc();
+    }
+
     pub fn count_purge_failure(&self) {
         self.catalogue.purge_failures.inc();
     }
@@ -294,6 +311,9 @@ impl Catalogue {
         }
         for reason in [Split::Locked, Split::Refused] {
             drop(self.intake_splits.get_or_create(&RetryLabels { reason: reason.name() }));
+        }
+        for outcome in ["requeued", "failed", "cancelled"] {
+            drop(self.lost_leases.get_or_create(&LostLabels { outcome }));
         }
         for recall in [Recall::Remembered, Recall::NotRemembered] {
             drop(self.replay_cache_lookups.get_or_create(&LookupLabels { result: recall.name() }));

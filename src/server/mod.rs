@@ -23,18 +23,22 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::{Lives, Quota, Rate, TokenPools, UseTimes, Verifier};
 use crate::changes::Changes;
+use crate::claims::{self, Claims, SizeLimits, reclaimer};
 use crate::configuration::{self, Configuration};
-use crate::database::{self, Pool, SharedPool};
+use crate::database::{self, Pool, SharedPool, WriteOptions, Writes};
 use crate::http::{self, Admission, App, BodyMemory, Limits, MetricsSources, Quotas, Readiness, RefusedLines};
 use crate::idempotency::purger::{self, Pace};
-use crate::idempotency::{Engine, Replays, WriteOptions};
+use crate::idempotency::{Engine, Replays};
 use crate::intake::{Bounds, Intake};
+use crate::long_poll::{self, LongPolls};
 use crate::metrics::Metrics;
 use crate::offload::Offload;
 use database_connection::await_database;
 use serving::{serve_api, serve_operations};
 use tasks::Tasks;
 
+/// Expired claims that one statement takes. Each holds up to 100 jobs.
+const RECLAIM_BATCH: u32 = 20;
 /// For closing the database connections at the end. By then, only a statement of a probe or of a scrape can still run.
 const LAST_CALL: Duration = Duration::from_secs(2);
 
@@ -79,8 +83,11 @@ pub async fn run(
         verifying.verifier.run().await;
         Ok(())
     });
-    let purging = purger::run(pools.purge.clone(), pace(&configuration.purge), metrics, ending.clone());
+    let purging = purger::run(pools.purge.clone(), pace(&configuration.purge), metrics.clone(), ending.clone());
     tasks.start("the purger", purging.map(Ok));
+    let reclaiming = reclaimer::Pace { interval: configuration.claims.reclaim_interval, batch: RECLAIM_BATCH };
+    let reclaiming = reclaimer::run(pools.purge.clone(), reclaiming, metrics, ending.clone());
+    tasks.start("the reclaimer", reclaiming.map(Ok));
     tasks.start("the token use recorder", use_times.run(pools.purge.clone(), ending.clone()).map(Ok));
     let (sources, until) = (app.clone(), ending.clone());
     tasks.start("the readiness check", async move {
@@ -97,6 +104,7 @@ pub async fn run(
             () = shutdown.cancelled() => {}
         }
         app.readiness.drain();
+        app.long_polls.close();
         tracing::info!(serving_on_for = ?configuration.server.drain_delay, "stopping: no longer ready");
         tokio::select! {
             ended = &mut api => return ended,
@@ -136,8 +144,10 @@ struct Pools {
     writers: Pool,
     intake: Pool,
     reads: Pool,
+    /// For claims, heartbeats and results.
+    claims: Pool,
     tokens: TokenPools,
-    /// For housekeeping: the purger, and the times of the last use of tokens.
+    /// For housekeeping: the purger, the reclaimer, and the times of the last use of tokens.
     purge: Pool,
     /// For readiness only, so that a probe never waits for a connection that another statement holds.
     probes: Pool,
@@ -157,6 +167,7 @@ impl Pools {
             writers: pool("writers", configuration.intake.writers),
             intake: pool("intake", configuration.intake.connections),
             reads: pool("reads", configuration.database.connections),
+            claims: pool("claims", configuration.claims.connections),
             tokens: TokenPools { known: pool("known_tokens", 1), unknown: pool("unknown_tokens", 1) },
             purge: pool("purge", 1),
             probes: pool("probes", 1),
@@ -165,30 +176,51 @@ impl Pools {
     }
 
     /// The pools that serve requests.
-    fn serving(&self) -> [Pool; 5] {
-        let Self { writers, intake, reads, tokens, .. } = self;
-        [writers, intake, reads, &tokens.known, &tokens.unknown].map(Pool::clone)
+    fn serving(&self) -> [Pool; 6] {
+        let Self { writers, intake, reads, claims, tokens, .. } = self;
+        [writers, intake, reads, claims, &tokens.known, &tokens.unknown].map(Pool::clone)
     }
 
-    fn all(&self) -> [Pool; 8] {
-        let Self { writers, intake, reads, tokens, purge, probes, metrics } = self;
-        [writers, intake, reads, &tokens.known, &tokens.unknown, purge, probes, metrics].map(Pool::clone)
+    fn all(&self) -> [Pool; 9] {
+        let Self { writers, intake, reads, claims, tokens, purge, probes, metrics } = self;
+        [writers, intake, reads, claims, &tokens.known, &tokens.unknown, purge, probes, metrics].map(Pool::clone)
     }
 }
 
 fn compose(configuration: &Configuration, pools: &Pools, use_times: UseTimes, metrics: &Metrics) -> App {
     http::keyed_routes().for_each(|route| metrics.expect_outcomes(route.0));
-    let Configuration { server, database, intake, idempotency, access, .. } = configuration;
+    let Configuration { server, database, intake, idempotency, claims, access, .. } = configuration;
     let options =
         WriteOptions { lock_wait: intake.lock_wait, insist_on_durability: !database.allow_losing_acknowledged_jobs };
     let offload = Arc::new(Offload::new(available_parallelism().map_or(1, NonZero::get)));
     let replays = Arc::new(Replays::new(idempotency.replay_cache_bytes, metrics.clone()));
-    let engine = Engine::new(SharedPool::new(pools.intake.clone()), options, Arc::clone(&replays));
+    let engine = Engine::new(Writes::new(SharedPool::new(pools.intake.clone()), options), Arc::clone(&replays));
+    let long_polls = Arc::new(LongPolls::new(long_poll::Bounds {
+        waiting: claims.waiting,
+        waiting_per_tenant: claims.waiting_per_tenant,
+        poll_interval: claims.poll_interval,
+    }));
+    let reads = SharedPool::new(pools.reads.clone());
+    let retry_delays =
+        claims::Settings { retry_delay_min: claims.retry_delay_min, retry_delay_max: claims.retry_delay_max };
     App {
-        intake: Intake::new(engine.clone(), pools.writers.clone(), bounds(configuration), Arc::clone(&offload)),
+        intake: Intake::new(
+            engine.clone(),
+            pools.writers.clone(),
+            bounds(configuration),
+            Arc::clone(&offload),
+            Arc::clone(&long_polls),
+        ),
         changes: Changes::new(engine),
+        claims: Claims::new(
+            Writes::new(SharedPool::new(pools.claims.clone()), options),
+            reads.clone(),
+            retry_delays,
+            Arc::clone(&long_polls),
+        ),
+        long_polls,
         replays,
-        reads: SharedPool::new(pools.reads.clone()),
+        reads,
         verifier: Verifier::new(
             pools.tokens.clone(),
             Lives { cache: access.cache_life, outage: access.outage_life },
@@ -207,6 +239,7 @@ fn compose(configuration: &Configuration, pools: &Pools, use_times: UseTimes, me
             body_bytes_per_tenant: server.body_bytes_in_flight_per_tenant,
             body_deadline: server.body_deadline,
             request_deadline: server.request_deadline,
+            reports: SizeLimits { result_bytes: claims.result_bytes, error_bytes: claims.error_bytes },
         },
         admission: Admission::new(server.requests_in_flight, server.requests_in_flight_per_tenant),
         body_memory: BodyMemory::new(server.body_bytes_in_flight, server.body_bytes_in_flight_per_tenant),

@@ -117,6 +117,7 @@ fn connections(configuration: &Configuration, workers: usize) -> anyhow::Result<
         configuration.intake.writers
             + configuration.intake.connections
             + configuration.database.connections
+            + configuration.claims.connections
             + Pools::FIXED,
     );
     let reserve = RESERVE + PER_WORKER * workers + OPERATIONS_CONNECTIONS + to_database;

@@ -41,8 +41,8 @@ async fn wrong_arguments_are_explained() {
     let create = |tenant: &'static str, scope: &'static str| ["token", "create", "--tenant", tenant, "--scope", scope];
     for (arguments, words) in [
         (&create("nobody", "read")[..], "there is no tenant nobody"),
-        (&create("acme", "fly")[..], "unknown scope \"fly\"; known are submit, manage and read"),
-        (&create("acme", "work")[..], "scope \"work\" permits nothing in this release"),
+        (&create("acme", "fly")[..], "unknown scope \"fly\"; known are submit, manage, work and read"),
+        (&create("acme", "admin")[..], "scope \"admin\" permits nothing in this release"),
         (&["tenant", "create", "Bad Name"][..], "a tenant's name has"),
         (&["token", "revoke", "7d0b8d9a-0000-7000-8000-000000000000"][..], "there is no token"),
         (&["serve", "--bind", "8080"][..], "an address with its port is expected, such as 127.0.0.1:8080"),

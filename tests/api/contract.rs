@@ -1,6 +1,7 @@
 //! The service's description of itself, and that the contract describes exactly what the service does.
 
 mod circumstances;
+mod claims;
 mod examples;
 mod lists;
 mod operations;
@@ -24,7 +25,7 @@ async fn the_root_describes_the_service_and_its_guarantees() {
     let about = about.json();
     assert_eq!((&about["name"], &about["version"]), (&"hapax".into(), &env!("CARGO_PKG_VERSION").into()));
     assert_eq!(about["idempotency"]["header"], "Idempotency-Key");
-    assert_eq!(about["idempotency"]["required_on"], serde_json::json!(["POST /jobs"]));
+    assert_eq!(about["idempotency"]["required_on"], serde_json::json!(["POST /jobs", "POST /jobs/{id}/retry"]));
     assert_eq!(about["idempotency"]["time_to_live_seconds"], 48 * 60 * 60);
     let documents = about["documents"].as_object().unwrap();
     for path in documents.values() {

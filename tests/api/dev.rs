@@ -120,7 +120,7 @@ async fn dev_data_is_private_and_its_path_may_be_long_and_unusual() {
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }
     let listed = run_hapax(&["token", "list"], &[("DATABASE_URL", &read(&odd, "database-url"))]).await;
-    assert!(String::from_utf8_lossy(&listed.stdout).contains("dev  submit,manage,read"), "{listed:?}");
+    assert!(String::from_utf8_lossy(&listed.stdout).contains("dev  submit,manage,work,read"), "{listed:?}");
     server.signal(Signal::INT);
     assert!(server.ended().await);
 }

@@ -199,9 +199,9 @@ async fn purging_removes_expired_keys_and_never_a_job() {
 async fn fill_with_expired_keys(ledger: &Ledger, keys: u32) {
     let sql = format!(
         "insert into idempotency_keys (tenant_id, route, key, fingerprint, effect, job_id, job_version, body, \
-         request_id, created_at, expires_at) select tenants.id, 'POST /jobs', 'old-' || n, sha256('x'), 'created', \
+         request_id, created_at, expires_at, time_to_live_seconds) select tenants.id, 'POST /jobs', 'old-' || n, sha256('x'), 'created', \
          gen_random_uuid(), 1, \
-         '{{}}', 'r', now(), now() - interval '1 hour' from tenants, generate_series(1, {keys}) n"
+         '{{}}', 'r', now(), now() - interval '1 hour', 1 from tenants, generate_series(1, {keys}) n"
     );
     ledger.execute(&sql).await;
 }
@@ -239,7 +239,8 @@ async fn the_purger_skips_locked_rows() {
 async fn every_server_purges_and_counts_deleted_keys() {
     let ledger = Ledger::new().await;
     let quick = [("HAPAX__PURGE__INTERVAL", "20ms"), ("HAPAX__PURGE__BATCH", "100"), ("HAPAX__PURGE__PAUSE", "0s")];
-    let slow: Server = ledger.serve_with(&[("HAPAX__PURGE__INTERVAL", "1h")]).await;
+    let slow: Server =
+        ledger.serve_with(&[("HAPAX__PURGE__INTERVAL", "1h"), ("HAPAX__CLAIMS__RECLAIM_INTERVAL", "1h")]).await;
     fill_with_expired_keys(&ledger, 1000).await;
     assert!(slow.metric("hapax_purge_lag_seconds").await >= 3600.0);
     let server = ledger.serve_with(&quick).await;

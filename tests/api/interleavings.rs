@@ -114,7 +114,7 @@ impl System {
             }
         }
         prop_assert_eq!(self.ledger.jobs().await, self.jobs.get());
-        prop_assert_eq!(self.ledger.number("select count(*) from job_queue").await, self.jobs.get());
+        prop_assert_eq!(self.ledger.number("select count(*) from job_states").await, self.jobs.get());
         Ok(())
     }
 

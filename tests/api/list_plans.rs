@@ -14,14 +14,14 @@ struct Shape {
     filters: &'static str,
 }
 
-const SHAPES: [Shape; 4] = [
+const SHAPES: [Shape; 5] = [
     Shape {
         marker: "from hapax.jobs where tenant_id = $1 and id between",
         indexes: &["jobs_pkey"],
         filters: "null, null, null",
     },
     Shape {
-        marker: "from hapax.job_queue where tenant_id = $1 and job_id between",
+        marker: "from ( select job_id as id from hapax.job_queue where tenant_id = $1 and job_id between",
         indexes: &["job_queue_pkey"],
         filters: "null, 'queued', null",
     },
@@ -31,11 +31,20 @@ const SHAPES: [Shape; 4] = [
         filters: "null, 'failed', null",
     },
     Shape {
-        marker: "from hapax.job_queue where tenant_id = $1 and (queue, job_id) >=",
-        indexes: &["job_queue_queue_idx", "job_outcomes_queue_idx"],
-        filters: "null, null, 'queue-2'",
+        marker: "from ( select job_id as id from hapax.job_leases where tenant_id = $1 and job_id between",
+        indexes: &["job_leases_pkey"],
+        filters: "null, 'running', null",
     },
+    BY_QUEUE,
 ];
+
+/// Reads all waiting jobs of a queue if they are at most 10,000, and sorts their ids; otherwise all waiting jobs in the
+/// order of ids.
+const BY_QUEUE: Shape = Shape {
+    marker: "from hapax.job_outcomes where tenant_id = $1 and (queue, job_id) >=",
+    indexes: &["job_queue_claim_idx", "job_queue_pkey", "job_leases_pkey", "job_outcomes_queue_idx"],
+    filters: "null, null, 'queue-2'",
+};
 
 fn statement(marker: &str) -> (String, usize) {
     let words = |sql: &str| sql.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -57,26 +66,31 @@ async fn each_list_query_uses_its_index_without_sorting() {
         }
         assert!(!plan.contains("Seq Scan") && !plan.contains("Bitmap"), "{plan}");
         assert_eq!(plan.matches(" Scan using ").count(), plan.matches("Index Cond").count(), "{plan}");
-        assert!(!plan.contains("Sort  (") && !plan.contains("Incremental Sort"), "{plan}");
-        assert_eq!(plan.contains("Merge Append"), shape.indexes.len() == 2, "{plan}");
+        // The waiting jobs of one queue are few, and in the order of claims.
+        let by_queue = shape.indexes.len() > 1;
+        assert!(by_queue || !plan.contains("Sort  (") && !plan.contains("Incremental Sort"), "{plan}");
     }
 }
 
-/// Twenty thousand jobs of a tenant, half of them finished, with ten types in ten queues.
+/// Thirty thousand jobs of a tenant, a third of them finished and a third running, with ten types in ten queues.
 async fn fill(ledger: &Ledger) {
     ledger
         .execute(
             "insert into jobs (tenant_id, id, type, payload, created_at) \
              select tenants.id, lpad(to_hex(n), 32, '0')::uuid, 'type-' || n % 10, '1', now() \
-             from tenants cross join generate_series(1, 20000) as n; \
+             from tenants cross join generate_series(1, 30000) as n; \
              create temporary table numbered as \
              select tenant_id, id, row_number() over (order by id) as n from jobs; \
              insert into job_queue (tenant_id, job_id, queue, priority, run_at, max_attempts, created_at) \
-             select tenant_id, id, 'queue-' || n / 2 % 10, 2, now(), 25, now() from numbered where n % 2 = 0; \
+             select tenant_id, id, 'queue-' || n / 3 % 10, 2, now(), 25, now() from numbered where n % 3 = 0; \
+             insert into job_leases (tenant_id, job_id, claim_id, token, queue, priority, run_at, max_attempts, attempt, \
+             version, created_at, releases, started_at) \
+             select tenant_id, id, gen_random_uuid(), 2, 'queue-' || n / 3 % 10, 2, now(), 25, 1, 2, now(), 0, now() \
+             from numbered where n % 3 = 2; \
              insert into job_outcomes (tenant_id, job_id, state, queue, priority, run_at, max_attempts, attempt, version, \
              finished_at) \
-             select tenant_id, id, case when n % 4 = 1 then 'failed' else 'cancelled' end, 'queue-' || n / 2 % 10, 2, \
-             now(), 25, 1, 2, now() from numbered where n % 2 = 1; \
+             select tenant_id, id, case when n % 6 = 1 then 'failed' else 'cancelled' end, 'queue-' || n / 3 % 10, 2, \
+             now(), 25, 1, 2, now() from numbered where n % 3 = 1; \
              analyze",
         )
         .await;
@@ -115,7 +129,9 @@ async fn a_page_of_fifty_reads_fifty_one_rows_of_each_index_and_a_rare_one_ten_t
     for mode in ["force_custom_plan", "force_generic_plan"] {
         for shape in SHAPES {
             let most = most_rows_of_a_scan(&ledger, &shape, shape.filters, mode).await;
-            assert!((51.0..=52.0).contains(&most), "{mode}, {}: {most}", shape.marker);
+            // A list by queue reads all waiting jobs of the queue, and running jobs of all queues until the page is full.
+            let allowed = if shape.indexes.len() > 1 { 51.0..=1001.0 } else { 51.0..=52.0 };
+            assert!(allowed.contains(&most), "{mode}, {}: {most}", shape.marker);
         }
         let queued = &SHAPES[1];
         // Fewer than 10,000 waiting jobs follow from the middle on.
@@ -139,8 +155,7 @@ async fn a_missing_value_is_searched_in_its_own_index_only() {
                  select tenant_id, gen_random_uuid(), 'queue', 2, now(), 25, now() from jobs; \
                  analyze";
     ledger.execute(alike).await;
-    let nothing = [(2, "null, 'failed', null"), (3, "null, null, 'none'")];
-    for (shape, filters) in nothing {
+    for (shape, filters) in [(2, "null, 'failed', null"), (4, "null, null, 'none'")] {
         for mode in ["force_custom_plan", "force_generic_plan"] {
             let most = most_rows_of_a_scan(&ledger, &SHAPES[shape], filters, mode).await;
             assert_eq!(most, 0.0, "{mode}, {}", SHAPES[shape].marker);

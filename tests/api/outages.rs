@@ -267,7 +267,9 @@ async fn a_busy_replica_is_ready() {
 async fn a_slow_network_leaves_a_replica_ready_and_its_connections_open() {
     let ledger = Ledger::new().await;
     let proxy = Proxy::in_front_of(&ledger).await;
-    let server = ledger.serve_through(&proxy, &[("HAPAX__PURGE__INTERVAL", "1h")]).await;
+    let server = ledger
+        .serve_through(&proxy, &[("HAPAX__PURGE__INTERVAL", "1h"), ("HAPAX__CLAIMS__RECLAIM_INTERVAL", "1h")])
+        .await;
     // Every pool opens its connection.
     server.until_status("/readyz", 200).await;
     server.metrics_text().await;
@@ -284,7 +286,8 @@ async fn a_slow_network_leaves_a_replica_ready_and_its_connections_open() {
 #[tokio::test]
 async fn a_hanging_scrape_leaves_a_replica_ready() {
     let ledger = Ledger::new().await;
-    let server = ledger.serve_with(&[("HAPAX__PURGE__INTERVAL", "1h")]).await;
+    let server =
+        ledger.serve_with(&[("HAPAX__PURGE__INTERVAL", "1h"), ("HAPAX__CLAIMS__RECLAIM_INTERVAL", "1h")]).await;
     server.until_status("/readyz", 200).await;
     let locked = ledger.lock_table("idempotency_keys", "access exclusive").await;
     let scraped = server.metrics_text().await;

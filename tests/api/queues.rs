@@ -127,7 +127,7 @@ async fn names_and_jobs_are_found_through_the_index_of_queues() {
     let (sql, parameters) = statement();
     let plan = plan(&ledger, &sql, parameters).await;
     // The first name and the jobs. Only an executed plan shows the step to the next name, as below.
-    assert_eq!(plan.matches("using job_queue_queue_idx").count(), 2, "{plan}");
+    assert_eq!(plan.matches("using job_queue_claim_idx").count(), 2, "{plan}");
     assert!(!plan.contains("Seq Scan") && plan.matches("Index Cond").count() == 2, "{plan}");
 }
 
@@ -144,6 +144,6 @@ async fn only_counted_rows_are_read() {
     let explain = format!("explain (analyze, timing off, format json) execute s('{tenant}', '', 51)");
     let row = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(&mut connection).await.unwrap();
     let plan = row.get::<sqlx::types::Json<Value>, _>(0).0.to_string();
-    assert!(plan.contains("SubPlan") && plan.matches("\"Index Name\":\"job_queue_queue_idx\"").count() == 3, "{plan}");
+    assert!(plan.contains("SubPlan") && plan.matches("\"Index Name\":\"job_queue_claim_idx\"").count() == 3, "{plan}");
     assert!(plan.contains("\"Actual Rows\":10001") && !plan.contains("30000") && !plan.contains("15000"), "{plan}");
 }

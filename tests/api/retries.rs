@@ -28,11 +28,16 @@ enum Kind {
     KeyedChange,
     Delete,
     Cancel,
+    Retry,
+    Claim,
+    Heartbeat,
+    Results,
+    Release,
     Show,
     ConditionalShow,
 }
 
-const CALLS: [Call; 10] = [
+const CALLS: [Call; 15] = [
     Call { name: "`POST /jobs`", why: "`Idempotency-Key`, required", kind: Kind::Submission },
     Call {
         name: "`POST /jobs` with `unique`, each copy with its own key",
@@ -45,6 +50,11 @@ const CALLS: [Call; 10] = [
     Call { name: "`PATCH /jobs/{id}` with a key", why: "`If-Match` and `Idempotency-Key`", kind: Kind::KeyedChange },
     Call { name: "`DELETE /jobs/{id}`", why: "idempotent by nature", kind: Kind::Delete },
     Call { name: "`POST /jobs/{id}/cancel`", why: "idempotent by nature", kind: Kind::Cancel },
+    Call { name: "`POST /jobs/{id}/retry`", why: "`Idempotency-Key`, required", kind: Kind::Retry },
+    Call { name: "`PUT /claims/{claim_id}`", why: "the worker chooses the id", kind: Kind::Claim },
+    Call { name: "`POST /claims/{claim_id}/heartbeat`", why: "it only extends the lease", kind: Kind::Heartbeat },
+    Call { name: "`POST /claims/{claim_id}/results`", why: "the first result of a job stays", kind: Kind::Results },
+    Call { name: "`DELETE /claims/{claim_id}`", why: "idempotent by nature", kind: Kind::Release },
     Call { name: "`GET /jobs/{id}`", why: "it changes nothing", kind: Kind::Show },
     Call { name: "`GET /jobs/{id}` with `If-None-Match`", why: "it changes nothing", kind: Kind::ConditionalShow },
 ];
@@ -63,7 +73,8 @@ test compares it with them.
 ";
 
 const FOOT: &str = "
-The change is a PATCH of `max_attempts`. For cancellation and deletion, it is a deletion.
+The change is a PATCH of `max_attempts`. For cancellation and deletion of a job, it is a deletion; for the calls of a worker,
+the release of the claim. *recorded* and the like are the `status` of the job in the answer to its result.
 
 If there is no answer, or an error whose body says `\"retryable\": true`, send the same request again: it may not have
 been carried out. Every such error has `Retry-After`. Wait for at least that long, and back off exponentially with jitter:
@@ -76,8 +87,20 @@ impl Call {
     /// The job that the call refers to, if it needs one.
     async fn target(self, client: &Client) -> String {
         let id = uuid::Uuid::new_v4().to_string();
-        if !matches!(self.kind, Kind::Submission | Kind::Unique | Kind::BatchItem | Kind::Put) {
-            assert_eq!(client.put(&id, job(1)).await.status, 201);
+        if matches!(self.kind, Kind::Submission | Kind::Unique | Kind::BatchItem | Kind::Put) {
+            return id;
+        }
+        // A claim, its job and its queue have the same name.
+        let mut job = job(1);
+        job["queue"] = id.as_str().into();
+        assert_eq!(client.put(&id, job).await.status, 201);
+        match self.kind {
+            Kind::Retry => assert_eq!(client.cancel(&id).await.status, 200),
+            Kind::Heartbeat | Kind::Results | Kind::Release => {
+                let claim = Self { kind: Kind::Claim, ..self };
+                assert_eq!(Box::pin(claim.send(client, &id, 1)).await.status, 201);
+            }
+            _ => {}
         }
         id
     }
@@ -104,6 +127,21 @@ impl Call {
             }
             Kind::Delete => client.delete(target).await,
             Kind::Cancel => client.cancel(target).await,
+            Kind::Retry => {
+                let retry = client.request("POST", &format!("/jobs/{target}/retry"));
+                client.send(retry.header("idempotency-key", target)).await
+            }
+            Kind::Claim => {
+                let claim = client.request("PUT", &format!("/claims/{target}"));
+                client.send(claim.json(&json!({ "queues": [target], "max_jobs": n }))).await
+            }
+            Kind::Heartbeat => client.send(client.request("POST", &format!("/claims/{target}/heartbeat"))).await,
+            Kind::Results => {
+                let outcome = if n == 1 { "succeeded" } else { "failed" };
+                let results = json!({ "results": [{ "job_id": target, "outcome": outcome }] });
+                client.send(client.request("POST", &format!("/claims/{target}/results")).json(&results)).await
+            }
+            Kind::Release => client.send(client.request("DELETE", &format!("/claims/{target}"))).await,
             Kind::Show => client.get(&format!("/jobs/{target}")).await,
             Kind::ConditionalShow => {
                 let request = client.request("GET", &format!("/jobs/{target}"));
@@ -113,7 +151,17 @@ impl Call {
     }
 
     fn has_content(self) -> bool {
-        !matches!(self.kind, Kind::Delete | Kind::Cancel | Kind::Show | Kind::ConditionalShow)
+        matches!(
+            self.kind,
+            Kind::Submission
+                | Kind::Unique
+                | Kind::BatchItem
+                | Kind::Put
+                | Kind::Change
+                | Kind::KeyedChange
+                | Kind::Claim
+                | Kind::Results
+        )
     }
 
     async fn row(self, one: &Server, two: &Server) -> String {
@@ -136,6 +184,10 @@ impl Call {
         };
         match self.kind {
             Kind::Delete | Kind::Cancel => assert_eq!(two.delete(&id).await.status, 204),
+            Kind::Claim | Kind::Heartbeat | Kind::Results | Kind::Release => {
+                let release = Self { kind: Kind::Release, ..self };
+                assert_eq!(release.send(two, &id, 1).await.status, 204);
+            }
             _ => assert_eq!(two.patch(&id, "*", r#"{"max_attempts":7}"#).await.status, 200),
         }
         said(&self.send(two, &target, 1).await, &first)
@@ -165,6 +217,9 @@ impl Call {
 
 fn status(answer: &Answer) -> String {
     match answer.status {
+        status @ 200..400 if answer.body.starts_with(b"{\"results\"") => {
+            format!("{status} *{}*", answer.json()["results"][0]["status"].as_str().unwrap())
+        }
         status @ 200..400 => status.to_string(),
         status => format!("{status} `{}`", answer.problem()),
     }

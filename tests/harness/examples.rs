@@ -197,8 +197,21 @@ fn excerpt(whole: &Value, like: &Value) -> Value {
 
 /// A JSON text whose generated ids, times and ages are replaced by the names of their members, everywhere in the text.
 fn without_generated_values(text: &str) -> String {
-    const GENERATED: [&str; 8] =
-        ["id", "job_id", "created_at", "finished_at", "instance", "at", "expires_at", "idempotency_expires"];
+    const GENERATED: [&str; 13] = [
+        "id",
+        "job_id",
+        "claim_id",
+        "created_at",
+        "run_at",
+        "started_at",
+        "cancel_requested_at",
+        "ended_at",
+        "finished_at",
+        "instance",
+        "at",
+        "expires_at",
+        "idempotency_expires",
+    ];
     const AGE: &str = "oldest_age_seconds";
     let mut generated = Vec::new();
     members(&serde_json::from_str(text).unwrap(), &mut generated);

@@ -105,8 +105,24 @@ impl Ledger {
         token.expose().to_owned()
     }
 
-    /// Moves an idempotency key's expiry into the past.
+    /// Makes an idempotency key expire: moves its expiry into the past, and ends its job as if it had been cancelled long
+    /// ago.
     pub async fn expire(&self, key: &str) {
+        self.pass_expiry(key).await;
+        let job =
+            format!("(tenant_id, job_id) in (select tenant_id, job_id from idempotency_keys where key = '{key}')");
+        self.execute(&format!(
+            "with ended as (delete from job_queue where {job} returning *) insert into job_outcomes (tenant_id, job_id, \
+             state, queue, priority, run_at, max_attempts, attempt, version, finished_at) select tenant_id, job_id, \
+             'cancelled', queue, priority, run_at, max_attempts, attempt, version + 1, now() from ended"
+        ))
+        .await;
+        self.execute(&format!("delete from job_uniques where {job}")).await;
+        self.execute(&format!("update job_outcomes set finished_at = now() - interval '2 years' where {job}")).await;
+    }
+
+    /// Moves an idempotency key's expiry into the past. If its job is not over, or not for long, the key is still kept.
+    pub async fn pass_expiry(&self, key: &str) {
         let sql = format!(
             "update idempotency_keys set expires_at = clock_timestamp() - interval '1 second' where key = '{key}'"
         );
@@ -339,8 +355,8 @@ async fn rename(from: &str, to: &str) {
 fn holding(route: &str, key: &str, from: &str) -> String {
     format!(
         "insert into idempotency_keys (tenant_id, route, key, fingerprint, effect, job_id, job_version, body, \
-         request_id, created_at, expires_at) select id, '{route}', {key}, sha256('another'), 'created', \
-         gen_random_uuid(), 1, '{{}}', 'the-holder', now(), now() + interval '1 day' from {from} \
+         request_id, created_at, expires_at, time_to_live_seconds) select id, '{route}', {key}, sha256('another'), 'created', \
+         gen_random_uuid(), 1, '{{}}', 'the-holder', now(), now() + interval '1 day', 86400 from {from} \
          on conflict (tenant_id, route, key) do update set fingerprint = excluded.fingerprint, \
          job_id = excluded.job_id, body = excluded.body, request_id = excluded.request_id, \
          created_at = excluded.created_at, expires_at = excluded.expires_at \

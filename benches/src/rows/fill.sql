@@ -15,7 +15,8 @@ with made as (
 
 new_key as (
     insert into hapax.idempotency_keys (
-        tenant_id, route, key, fingerprint, effect, job_id, job_version, body, request_id, created_at, expires_at
+        tenant_id, route, key, fingerprint, effect, job_id, job_version, body, request_id, created_at, expires_at,
+        time_to_live_seconds
     )
     select
         tenant_id, 'POST /jobs', md5('key ' || n)::uuid::text, sha256(n::text::bytea), 'created', id, 1,
@@ -27,7 +28,7 @@ new_key as (
             ),
             'UTF8'
         ),
-        md5('request ' || n)::uuid::text, at, at + interval '24 hours'
+        md5('request ' || n)::uuid::text, at, at + interval '24 hours', 86400
     from made
 ),
 

@@ -1,34 +1,49 @@
-//! Existing jobs: show, change, cancel and delete.
+//! Existing jobs: show, change, cancel, delete and retry.
 
 use actix_web::http::header::{CONTENT_TYPE, ETAG};
 use actix_web::{HttpRequest, HttpResponse, web};
+use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::access::Caller;
-use crate::changes::{Change, KeyedPatched, Patched};
+use crate::changes::{Change, KeyedChanged, Patched};
+use crate::http::authorization::while_waiting;
 use crate::http::body::{Body, MergePatch};
 use crate::http::conditions::{IfMatch, IfNoneMatch, NoConditions};
-use crate::http::extractors::{Deadline, NoParameters, OptionalKey, PathId};
+use crate::http::extractors::{Deadline, NoParameters, OptionalKey, PathId, RequiredKey, WaitSeconds};
 use crate::http::first_sent::{FirstSent, TooOld};
 use crate::http::keyed::{Handled, finish, reserve_key, scope, write};
-use crate::http::routes::{CHANGE, JOBS};
+use crate::http::outgoing::json;
+use crate::http::routes::{CHANGE, JOBS, RETRY};
 use crate::http::{App, Problem};
 use crate::idempotency::{Fingerprint, Keyed};
 use crate::ids::{JobId, RequestId};
-use crate::jobs::{self, Job, Lookup, Patch};
+use crate::jobs::{self, Attempt, Job, Lookup, Patch};
 use crate::json::Document;
 use crate::telemetry::RequestContext;
 
-/// `GET /jobs/{id}`: the current state of a job.
+/// `GET /jobs/{id}`: the current state of a job. With `wait_seconds`, once the job is over or the time is up.
 pub async fn show(
     request: HttpRequest,
     app: web::Data<App>,
     caller: Caller,
-    _: NoParameters,
+    WaitSeconds(wait): WaitSeconds,
     id: PathId,
     known: IfNoneMatch,
 ) -> Result<HttpResponse, Problem> {
+    let until = Instant::now() + wait;
+    Deadline::extend(&request, wait);
     let find = async |connection: &mut _| jobs::queries::find(connection, caller.tenant, id.0).await;
-    let job = there(app.reads.read("find_job", caller.tenant, Deadline::of(&request), find).await?)?;
+    let job = loop {
+        // Registered before the look, so that no end is missed between the look and the wait.
+        let waiter = (!wait.is_zero()).then(|| app.long_polls.for_end(caller.tenant, id.0));
+        let deadline = Deadline::of(&request).min(Instant::now() + app.limits.request_deadline);
+        let job = there(app.reads.read("find_job", caller.tenant, deadline, find).await?)?;
+        let Some(waiter) = waiter.filter(|_| !job.state.is_final()) else { break job };
+        if !while_waiting(&app, &request, caller.tenant, app.long_polls.wait(caller.tenant, waiter, until)).await {
+            break job;
+        }
+    };
     if known.has(job.version) {
         return Ok(HttpResponse::NotModified().insert_header((ETAG, jobs::etag(job.version))).finish());
     }
@@ -71,9 +86,9 @@ pub async fn change(
     let handled = match first_sent.limit_deadline(&request, time_to_live) {
         Err(TooOld) => Handled::only_replayed(app.changes.find_outcome(&keyed, Deadline::of(&request)).await),
         Ok(()) => match app.changes.patch_keyed(&change, &keyed, Deadline::of(&request)).await {
-            Ok(KeyedPatched::First(outcome)) => Handled::First(outcome),
-            Ok(KeyedPatched::Replayed(outcome)) => Handled::Replayed(outcome),
-            Ok(KeyedPatched::Refused(refusal)) => Handled::Refused(if_match.explain(refusal.into())),
+            Ok(KeyedChanged::First(outcome)) => Handled::First(outcome),
+            Ok(KeyedChanged::Replayed(outcome)) => Handled::Replayed(outcome),
+            Ok(KeyedChanged::Refused(refusal)) => Handled::Refused(if_match.explain(refusal.into())),
             Err(error) => Handled::Failed(error),
         },
     };
@@ -101,7 +116,63 @@ pub async fn cancel(
 ) -> Result<HttpResponse, Problem> {
     RequestContext::current().record_value("job_id", id.0);
     let job = there(app.changes.cancel(caller.tenant, id.0, Deadline::of(&request)).await?)?;
+    if job.state.is_final() {
+        app.long_polls.job_finished(caller.tenant, id.0);
+    }
     Ok(answer(&job))
+}
+
+/// `POST /jobs/{id}/retry`: puts a finished job back into its queue.
+#[expect(clippy::too_many_arguments, reason = "each is something that the request may have")]
+pub async fn retry(
+    request: HttpRequest,
+    app: web::Data<App>,
+    request_id: RequestId,
+    caller: Caller,
+    _: NoParameters,
+    _: NoConditions,
+    id: PathId,
+    key: RequiredKey,
+    first_sent: FirstSent,
+) -> Result<HttpResponse, Problem> {
+    RequestContext::current().record_value("job_id", id.0);
+    let key = scope(&caller, RETRY, key.0);
+    reserve_key(&app, &caller, &key, &request)?;
+    let fingerprint = Fingerprint::of(&format!("{JOBS}/{}/retry", id.0), "");
+    let time_to_live = app.time_to_live(&caller);
+    let keyed = Keyed { key, fingerprint, request_id, created_at: jobs::now(), time_to_live, makes: None };
+    let handled = match first_sent.limit_deadline(&request, time_to_live) {
+        Err(TooOld) => Handled::only_replayed(app.changes.find_outcome(&keyed, Deadline::of(&request)).await),
+        Ok(()) => match app.changes.retry(id.0, &keyed, Deadline::of(&request)).await {
+            Ok(KeyedChanged::First(outcome)) => Handled::First(outcome),
+            Ok(KeyedChanged::Replayed(outcome)) => Handled::Replayed(outcome),
+            Ok(KeyedChanged::Refused(refusal)) => Handled::Refused(refusal.into()),
+            Err(error) => Handled::Failed(error),
+        },
+    };
+    finish(&request, &app, handled).map_err(|problem| name_first_path(problem, id.0))
+}
+
+#[derive(Serialize)]
+struct Attempts {
+    attempts: Vec<Attempt>,
+}
+
+/// `GET /jobs/{id}/attempts`: the attempts of a job, oldest first.
+pub async fn attempts(
+    request: HttpRequest,
+    app: web::Data<App>,
+    caller: Caller,
+    _: NoParameters,
+    id: PathId,
+) -> Result<HttpResponse, Problem> {
+    let find = async |connection: &mut _| jobs::queries::find_attempts(connection, caller.tenant, id.0).await;
+    let attempts = match app.reads.read("find_attempts", caller.tenant, Deadline::of(&request), find).await? {
+        Some(Lookup::Job(attempts)) => attempts,
+        Some(Lookup::Deleted) => return Err(Problem::JobDeleted),
+        None => return Err(Problem::JobNotFound),
+    };
+    Ok(json(&mut HttpResponse::Ok(), &Attempts { attempts }))
 }
 
 /// `DELETE /jobs/{id}`: deletes a job. Succeeds also if the job does not exist.
@@ -115,6 +186,7 @@ pub async fn delete(
 ) -> Result<HttpResponse, Problem> {
     RequestContext::current().record_value("job_id", id.0);
     app.changes.delete(caller.tenant, id.0, Deadline::of(&request)).await?;
+    app.long_polls.job_finished(caller.tenant, id.0);
     Ok(HttpResponse::NoContent().finish())
 }
 

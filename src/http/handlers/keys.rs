@@ -24,6 +24,6 @@ pub async fn show(
     let key = ScopedKey { tenant: caller.tenant, route: route.unwrap_or(SUBMIT), key: key.0 };
     let find = async |connection: &mut _| queries::find(connection, &key).await;
     let stored = app.reads.read("find_keys", caller.tenant, Deadline::of(&request), find).await?;
-    let stored = stored.filter(|stored| stored.life.is_some()).ok_or(Problem::KeyNotFound)?;
+    let stored = stored.filter(|stored| stored.is_kept).ok_or(Problem::KeyNotFound)?;
     Ok(json(&mut HttpResponse::Ok(), &key_summary(key.route, &stored.outcome)))
 }

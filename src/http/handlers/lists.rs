@@ -56,7 +56,8 @@ pub async fn queues(request: HttpRequest, app: web::Data<App>, caller: Caller) -
     Ok(json(&mut linked(link), &Queues { queues: page.queues }))
 }
 
-fn linked(next: Option<String>) -> HttpResponseBuilder {
+/// A 200 answer, with a `Link` if there is a next page.
+pub fn linked(next: Option<String>) -> HttpResponseBuilder {
     let mut response = HttpResponse::Ok();
     if let Some(next) = next {
         response.insert_header((LINK, next));

@@ -1,6 +1,7 @@
 //! The handlers, one file for each resource of the API.
 
 pub mod batches;
+pub mod claims;
 pub mod docs;
 pub mod jobs;
 pub mod keys;

@@ -17,7 +17,7 @@ use crate::http::{App, Problem};
 use crate::idempotency::{Fingerprint, KeyedError, KeyedResult, Outcome, ScopedKey};
 use crate::ids::{JobId, RequestId};
 use crate::intake::{Draft, Put, Submission};
-use crate::jobs::{ContentDigest, InvalidJob, NewJob};
+use crate::jobs::{ContentDigest, InvalidMember, NewJob};
 use crate::json::Document;
 use crate::telemetry::RequestContext;
 
@@ -124,7 +124,7 @@ pub async fn put(
         let detail =
             "PUT does not accept this member, because the id in the path already makes the job unique; remove it"
                 .to_owned();
-        return Err(InvalidJob { pointer: "/unique".to_owned(), detail }.into());
+        return Err(InvalidMember { pointer: "/unique".to_owned(), detail }.into());
     }
     RequestContext::current().record_value("job_id", id);
     let draft = Arc::new(Draft::named(caller.tenant, id, job));

@@ -3,6 +3,7 @@
 use hapax::access::Scope;
 use rustix::process::Signal;
 
+use super::claims;
 use super::examples::Answers;
 use super::operations::{READS_OF_A_TENANT, WRITES, no_job, wholes};
 use crate::harness::{Answer, Fault, Ledger, OwnPostgres, Proxy, SHORT_DEADLINES, job};
@@ -50,13 +51,16 @@ async fn quotas(ledger: &Ledger, answers: &mut Answers) {
     let id = no_job();
     for write in WRITES.iter().filter(|write| write.name != "submitJob") {
         let refused = until_refused(async |_| write.send(&three, &id).await).await;
-        let one_of_several = if ["putJob", "changeJob"].contains(&write.name) { " requests" } else { "" };
+        let several = ["putJob", "changeJob", "retryJob"];
+        let one_of_several = if several.contains(&write.name) { " requests" } else { "" };
         answers.got(format!("{} 429{one_of_several}", write.name), refused);
     }
     let of_names = until_refused(async |n| two.put(no_job(), job(n)).await).await;
     answers.got("putJob 429 creations", of_names);
     let keyed = async |_| one.send(one.patch_job(&id, "*", "{}").header("idempotency-key", "k")).await;
     answers.got("changeJob 429 replays", until_refused(keyed).await);
+    let retried = async |_| one.send(claims::retry(&one, &id, "r")).await;
+    answers.got("retryJob 429 replays", until_refused(retried).await);
 }
 
 /// The quota refills once a second, and far more requests fit into a second, so one is refused.
@@ -98,15 +102,25 @@ async fn slowness(answers: &mut Answers) {
     }
     let id = no_job();
     server.put(&id, job(1)).await;
+    let ended = no_job();
+    server.put(&ended, job(1)).await;
+    server.cancel(&ended).await;
     let (key, jobs) = (ledger.hold_key("the-key").await, ledger.hold_jobs().await);
+    let outcomes = ledger.hold("select from job_outcomes for update").await;
+    let claims = ledger.hold("lock table claims, job_leases in access exclusive mode").await;
     let new = no_job();
     let new_job = ledger.hold_new_job(&new).await;
     for write in wholes() {
-        let id = if write.name == "putJob" { &new } else { &id };
-        let several = if ["putJob", "changeJob"].contains(&write.name) { " request-in-flight" } else { "" };
-        answers.got(format!("{} 409{several}", write.name), write.send(&server, id).await);
+        let id = match write.name {
+            "putJob" => &new,
+            "retryJob" => &ended,
+            _ => &id,
+        };
+        let several = ["putJob", "changeJob", "retryJob", "claimJobs"];
+        let one_of_several = if several.contains(&write.name) { " request-in-flight" } else { "" };
+        answers.got(format!("{} 409{one_of_several}", write.name), write.send(&server, id).await);
     }
-    for held in [key, jobs, new_job] {
+    for held in [key, jobs, outcomes, claims, new_job] {
         held.roll_back().await;
     }
 }
@@ -140,10 +154,13 @@ async fn statements_cancelled(answers: &mut Answers) {
         ("HAPAX__DATABASE__STATEMENT_TIMEOUT", "90s"),
         ("HAPAX__SERVER__REQUEST_DEADLINE", "120s"),
         SHORT_DEADLINES[3],
+        // No statement of the reclaimer waits for the lock.
+        ("HAPAX__CLAIMS__RECLAIM_INTERVAL", "1h"),
     ];
     let server = ledger.serve_with(&long_deadlines).await;
     server.get("/jobs/x").await.is_problem(404, "job-not-found");
-    let locked = ledger.hold("lock table jobs, job_queue, idempotency_keys in access exclusive mode").await;
+    let tables = "jobs, job_queue, claims, job_leases, idempotency_keys";
+    let locked = ledger.hold(&format!("lock table {tables} in access exclusive mode")).await;
     let cancelled = async |asking: tokio::task::JoinHandle<Answer>| {
         ledger.until_waiting_long().await;
         assert_eq!(ledger.cancel_waiting().await, 1);
@@ -168,8 +185,11 @@ async fn outcome_unknown(answers: &mut Answers) {
     let server = ledger.serve_through(&proxy, &SHORT_DEADLINES).await;
     for write in wholes() {
         let id = no_job();
-        if write.name == "changeJob" {
+        if ["changeJob", "retryJob"].contains(&write.name) {
             assert_eq!(server.put(&id, job(1)).await.status, 201);
+        }
+        if write.name == "retryJob" {
+            assert_eq!(server.cancel(&id).await.status, 200);
         }
         proxy.fail_next(write.marker, Fault::BlackHole);
         proxy.then_fail_after(0, write.marker, Fault::BlackHole);
@@ -181,7 +201,7 @@ async fn database_unfit(answers: &mut Answers) {
     let ledger = Ledger::new().await;
     let (server, other) = (ledger.serve().await, ledger.serve().await);
     // Each table is replaced by a view that fails.
-    for table in ["jobs", "job_queue", "idempotency_keys"] {
+    for table in ["jobs", "job_queue", "claims", "job_leases", "idempotency_keys"] {
         let failing = format!(
             "alter table {table} rename to real_{table}; \
              create view {table} as select * from real_{table} where 1 / 0 = 1 with check option"

@@ -2,7 +2,7 @@
 
 use crate::harness::{Answer, Client};
 
-/// Operations that read, each with a path.
+/// Operations that read and have no query parameter, each with a path.
 pub const READS: [(&str, &str); 7] = [
     ("about", "/"),
     ("health", "/healthz"),
@@ -10,15 +10,18 @@ pub const READS: [(&str, &str); 7] = [
     ("contract", "/openapi.yaml"),
     ("page", "/docs"),
     ("problem", "/problems/job-not-found"),
-    ("showJob", "/jobs/01a20053-d957-7108-af22-b2e931e75377"),
+    ("listAttempts", "/jobs/01a20053-d957-7108-af22-b2e931e75377/attempts"),
 ];
 
 /// Operations that list.
-pub const LISTS: [(&str, &str); 2] = [("listJobs", "/jobs"), ("listQueues", "/queues")];
+pub const LISTS: [(&str, &str); 3] = [("listJobs", "/jobs"), ("listQueues", "/queues"), ("listClaims", "/claims")];
 
 /// Operations that show a tenant's data.
-pub const READS_OF_A_TENANT: [(&str, &str); 4] = [
+pub const READS_OF_A_TENANT: [(&str, &str); 7] = [
     ("showJob", "/jobs/01a20053-d957-7108-af22-b2e931e75377"),
+    ("listAttempts", "/jobs/01a20053-d957-7108-af22-b2e931e75377/attempts"),
+    ("showClaim", "/claims/7d1f2f0e-0d0c-4f6b-9b7e-6a4f1c2e8a55"),
+    ("listClaims", "/claims"),
     ("listJobs", "/jobs"),
     ("listQueues", "/queues"),
     ("showKey", "/idempotency-keys/k"),
@@ -29,7 +32,7 @@ pub const READS_OF_A_TENANT: [(&str, &str); 4] = [
 pub struct Write {
     pub name: &'static str,
     pub method: &'static str,
-    /// `{id}` stands for a job's id.
+    /// `{id}` stands for the id of a job or a claim.
     pub template: &'static str,
     pub headers: &'static [(&'static str, &'static str)],
     pub body: &'static str,
@@ -42,7 +45,7 @@ pub struct Write {
 const JSON: (&str, &str) = ("content-type", "application/json");
 const MERGE_PATCH: (&str, &str) = ("content-type", "application/merge-patch+json");
 
-pub const WRITES: [Write; 6] = [
+pub const WRITES: [Write; 11] = [
     Write {
         name: "submitJob",
         method: "POST",
@@ -89,6 +92,51 @@ pub const WRITES: [Write; 6] = [
         marker: "hapax.cancel(",
     },
     Write {
+        name: "retryJob",
+        method: "POST",
+        template: "/jobs/{id}/retry",
+        headers: &[("idempotency-key", "the-retry")],
+        body: "",
+        by_item: false,
+        marker: "hapax.retry(",
+    },
+    Write {
+        name: "claimJobs",
+        method: "PUT",
+        template: "/claims/{id}",
+        headers: &[JSON],
+        body: r#"{"queues":["default"]}"#,
+        by_item: false,
+        marker: "hapax.claim(",
+    },
+    Write {
+        name: "releaseClaim",
+        method: "DELETE",
+        template: "/claims/{id}",
+        headers: &[],
+        body: "",
+        by_item: false,
+        marker: "hapax.release(",
+    },
+    Write {
+        name: "extendClaim",
+        method: "POST",
+        template: "/claims/{id}/heartbeat",
+        headers: &[],
+        body: "",
+        by_item: false,
+        marker: "hapax.heartbeat(",
+    },
+    Write {
+        name: "reportResults",
+        method: "POST",
+        template: "/claims/{id}/results",
+        headers: &[JSON],
+        body: r#"{"results":[{"job_id":"01a20053-d957-7108-af22-b2e931e75377","outcome":"succeeded"}]}"#,
+        by_item: false,
+        marker: "hapax.settle(",
+    },
+    Write {
         name: "submitBatch",
         method: "POST",
         template: "/jobs/batch",
@@ -98,6 +146,11 @@ pub const WRITES: [Write; 6] = [
         marker: "",
     },
 ];
+
+/// The operations on a claim.
+pub fn of_claims() -> impl Iterator<Item = Write> {
+    WRITES.into_iter().filter(|write| write.template.starts_with("/claims/"))
+}
 
 /// Operations that report database failures for the whole request.
 pub fn wholes() -> impl Iterator<Item = Write> {
@@ -118,7 +171,7 @@ impl Write {
         self.headers.iter().fold(request, |request, (name, value)| request.header(*name, *value))
     }
 
-    /// Sends the request for a job.
+    /// Sends the request for a job or a claim.
     pub async fn send(&self, client: &Client, id: &str) -> Answer {
         client.send(self.request(client, &self.path(id))).await
     }
@@ -141,7 +194,7 @@ impl Write {
     }
 }
 
-/// An id that no job has.
+/// An id that no job and no claim has.
 pub fn no_job() -> String {
     uuid::Uuid::now_v7().to_string()
 }

@@ -3,8 +3,8 @@
 use hapax::access::{Scope, Token};
 
 use super::examples::Answers;
-use super::lists;
-use super::operations::{READS, READS_OF_A_TENANT, WRITES, no_job};
+use super::operations::{READS, READS_OF_A_TENANT, WRITES, no_job, of_claims};
+use super::{claims, lists};
 use crate::harness::{Ledger, Server, request_examples};
 
 const FIRST_SENT: &str = "repeatability-first-sent";
@@ -22,6 +22,7 @@ pub async fn all() -> Answers {
     batches(&server, &mut answers).await;
     paths(&server, &mut answers).await;
     lists::all(&ledger, &server, &mut answers).await;
+    claims::all(&ledger, &server, &mut answers).await;
     malformed(&server, &mut answers).await;
     bodies(&server, &mut answers).await;
     callers(&ledger, &server, &mut answers).await;
@@ -93,10 +94,12 @@ async fn ends(server: &Server, answers: &mut Answers) {
     let id = server.submit("to-be-deleted", request_examples("submitJob")[0].text()).await.job_id();
     let known = server.request("GET", &format!("/jobs/{id}")).header("if-none-match", "\"1\"");
     answers.got("showJob 304", server.send(known).await);
-    answers.got("cancelJob 200", server.cancel(&id).await);
+    answers.got("cancelJob 200 cancelled", server.cancel(&id).await);
     answers.got("deleteJob 204", server.delete(&id).await);
     answers.got("cancelJob 410", server.cancel(&id).await);
     answers.got("showJob 410", server.get(&format!("/jobs/{id}")).await);
+    answers.got("listAttempts 410", server.get(&format!("/jobs/{id}/attempts")).await);
+    answers.got("retryJob 410", server.send(claims::retry(server, &id, "of-a-deleted-job")).await);
 }
 
 async fn batches(server: &Server, answers: &mut Answers) {
@@ -112,15 +115,29 @@ async fn paths(server: &Server, answers: &mut Answers) {
         answers.got(format!("{operation} 400"), server.get(&format!("{path}?x")).await);
         answers.got(format!("{operation} 405"), server.send(server.request("POST", path)).await);
     }
-    answers.got("cancelJob 405", server.get(&format!("/jobs/{}/cancel", no_job())).await);
-    answers.got("showJob 404 job-not-found", server.get(&format!("/jobs/{}", no_job())).await);
-    answers.got("showJob 404 route-not-found", server.get("/jobs/%30").await);
-    for write in WRITES.iter().filter(|write| ["putJob", "deleteJob", "cancelJob"].contains(&write.name)) {
+    for write in WRITES.iter().filter(|write| write.method == "POST" && write.template.contains("{id}")) {
+        answers.got(format!("{} 405", write.name), server.get(&write.path(&no_job())).await);
+    }
+    let one_job = format!("/jobs/{}", no_job());
+    answers.got("showJob 405", server.send(server.request("POST", &one_job)).await);
+    answers.got("showJob 400 unknown-parameter", server.get(&format!("{one_job}?x")).await);
+    answers.got("showJob 400 invalid-parameter", server.get(&format!("{one_job}?wait_seconds=31")).await);
+    for (operation, rest) in [("showJob", ""), ("listAttempts", "/attempts")] {
+        answers.got(format!("{operation} 404 job-not-found"), server.get(&format!("{one_job}{rest}")).await);
+        answers.got(format!("{operation} 404 route-not-found"), server.get(&format!("/jobs/%30{rest}")).await);
+    }
+    let without_conditions = ["putJob", "deleteJob", "cancelJob", "retryJob"];
+    for write in WRITES.into_iter().filter(|write| without_conditions.contains(&write.name)).chain(of_claims()) {
         let conditional = write.request(server, &write.path(&no_job())).header("if-match", "\"1\"");
         answers.got(format!("{} 400 unsupported-condition", write.name), server.send(conditional).await);
     }
     answers.got("putJob 404", server.put("%30", "").await);
-    for write in WRITES.iter().filter(|write| ["changeJob", "deleteJob", "cancelJob"].contains(&write.name)) {
+    for write in of_claims() {
+        answers.got(format!("{} 404", write.name), write.send(server, "%30").await);
+        answers.got(format!("{} 400 invalid-claim-id", write.name), write.send(server, "42").await);
+    }
+    let of_jobs = ["changeJob", "deleteJob", "cancelJob", "retryJob"];
+    for write in WRITES.iter().filter(|write| of_jobs.contains(&write.name)) {
         answers.got(format!("{} 404 route-not-found", write.name), write.send(server, "%30").await);
         // Deleting a missing job succeeds, but this id is invalid.
         answers.got(format!("{} 404 job-not-found", write.name), write.send(server, "42").await);
@@ -128,7 +145,8 @@ async fn paths(server: &Server, answers: &mut Answers) {
 }
 
 async fn malformed(server: &Server, answers: &mut Answers) {
-    for write in WRITES.iter().filter(|write| ["submitJob", "submitBatch", "changeJob"].contains(&write.name)) {
+    let dated = ["submitJob", "submitBatch", "changeJob", "retryJob"];
+    for write in WRITES.iter().filter(|write| dated.contains(&write.name)) {
         let dated = write.request(server, &write.path(&no_job())).header(FIRST_SENT, "yesterday");
         answers.got(format!("{} 400 invalid-first-sent", write.name), server.send(dated).await);
     }
@@ -150,6 +168,10 @@ async fn malformed(server: &Server, answers: &mut Answers) {
     answers.got("submitJob 400 idempotency-key-required", server.send(server.request("POST", "/jobs")).await);
     let twice = server.post_jobs("a", "").header("idempotency-key", "b");
     answers.got("submitJob 400 invalid-idempotency-key", server.send(twice).await);
+    let without_key = server.request("POST", &format!("/jobs/{}/retry", no_job()));
+    answers.got("retryJob 400 idempotency-key-required", server.send(without_key).await);
+    let twice = claims::retry(server, &no_job(), "a").header("idempotency-key", "b");
+    answers.got("retryJob 400 invalid-idempotency-key", server.send(twice).await);
     for (example, body) in [
         ("invalid-job", r#"{"type":"t","payload":1,"priority":5}"#),
         ("unknown-member", r#"{"type":"t","payload":1,"prio":1}"#),
@@ -167,7 +189,8 @@ async fn bodies(server: &Server, answers: &mut Answers) {
             ("415 unsupported-content-encoding", ["content-encoding: gzip", "content-length: 2"], "{}"),
         ] {
             let answer = write.send_raw(server, &no_job(), &lines, body).await;
-            answers.got(format!("{} {example}", write.name), answer);
+            let one_of_several = if (write.name, example) == ("reportResults", "413") { " body-too-large" } else { "" };
+            answers.got(format!("{} {example}{one_of_several}", write.name), answer);
         }
     }
 }

@@ -94,7 +94,7 @@ begin
     );
     -- Another transaction can insert the key, and the key can expire, between two statements.
     for v_attempt in 1..3 loop
-        perform hapax.delete_expired_key(v_tenant_id, 'POST /jobs', p_key);
+        perform hapax.expire_key(v_tenant_id, 'POST /jobs', p_key);
         if hapax.submit(
             p_tenant_id => v_tenant_id,
             p_route => 'POST /jobs',

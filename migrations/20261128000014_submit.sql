@@ -100,11 +100,12 @@ begin
     ),
     new_key as (
         insert into hapax.idempotency_keys (
-            tenant_id, route, key, fingerprint, request_id, effect, job_id, job_version, body, created_at, expires_at
+            tenant_id, route, key, fingerprint, request_id, effect, job_id, job_version, body, created_at, expires_at,
+            time_to_live_seconds
         )
         select
             tenant_id, p_route, key, fingerprint, request_id, 'created', job_id, 1, body, created_at,
-            clock_timestamp() + make_interval(secs => time_to_live_seconds)
+            clock_timestamp() + make_interval(secs => time_to_live_seconds), ceil(time_to_live_seconds)
         from submission
         order by tenant_id, key collate "C"
         on conflict (tenant_id, route, key) do nothing

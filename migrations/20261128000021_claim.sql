@@ -1,0 +1,163 @@
+create function hapax.claim(
+    p_tenant_id uuid,
+    p_queues text [],
+    p_claim_ids uuid [],
+    p_fingerprints bytea [],
+    p_workers text [],
+    p_max_jobs integer [],
+    p_lease_seconds integer [],
+    p_starts timestamptz [] default null,
+    p_lock_timeout_ms integer default null,
+    p_insist_on_durability boolean default false
+) returns table (
+    claim_id uuid,
+    verdict text,
+    expires_at timestamptz,
+    job_id uuid,
+    token integer,
+    queue text,
+    priority smallint,
+    run_at timestamptz,
+    attempt integer,
+    max_attempts integer,
+    created_at timestamptz,
+    type text,
+    payload json
+)
+language plpgsql
+as $$
+#variable_conflict use_column
+declare
+    v_queue_count constant integer := cardinality(p_queues);
+    v_first_queue constant integer := abs(hashtext(p_claim_ids[1]::text) % cardinality(p_queues));
+    v_now timestamptz;
+    v_new uuid [];
+    v_wanted integer;
+    v_share integer;
+    v_queue integer;
+    v_more hapax.job_queue [];
+    v_taken hapax.job_queue [] := array[]::hapax.job_queue [];
+begin
+    perform hapax.set_write_options(p_lock_timeout_ms, p_insist_on_durability);
+    -- Copies of a claim, and its release, come one after the other. A lock instead of a row, so that a claim that finds nothing
+    -- writes nothing. In one order, so that two calls cannot wait for each other.
+    perform pg_advisory_xact_lock(locks.id)
+    from (
+        select distinct hashtextextended(p_tenant_id::text || wanted.id::text, 0) as id
+        from unnest(p_claim_ids) as wanted (id)
+        order by 1
+    ) as locks;
+
+    v_new := array(
+        select wanted.id
+        from unnest(p_claim_ids) with ordinality as wanted (id, place)
+        where not exists (select from hapax.claims where tenant_id = p_tenant_id and claims.id = wanted.id)
+        order by wanted.place
+    );
+    if cardinality(v_new) < cardinality(p_claim_ids) then
+        return query
+        select
+            claims.id,
+            case
+                when claims.fingerprint <> wanted.fingerprint then 'other'
+                when lease.job_id is null then 'ended'
+                else 'repeated'
+            end,
+            claims.expires_at, lease.job_id, lease.token, lease.queue, lease.priority, lease.run_at, lease.attempt,
+            lease.max_attempts, lease.created_at, jobs.type, jobs.payload
+        from unnest(p_claim_ids, p_fingerprints) as wanted (id, fingerprint)
+        join hapax.claims on claims.tenant_id = p_tenant_id and claims.id = wanted.id
+        left join hapax.job_leases as lease
+            on lease.tenant_id = p_tenant_id and lease.claim_id = claims.id and claims.fingerprint = wanted.fingerprint
+        left join hapax.jobs on jobs.tenant_id = p_tenant_id and jobs.id = lease.job_id
+        order by claims.id, lease.priority, lease.run_at, lease.job_id;
+    end if;
+
+    v_wanted := (
+        select sum(wanted.max_jobs)
+        from unnest(p_claim_ids, p_max_jobs) as wanted (id, max_jobs)
+        where wanted.id = any(v_new)
+    );
+    v_share := (v_wanted + v_queue_count - 1) / v_queue_count;
+    v_now := clock_timestamp();
+    -- With several queues, first an equal share of each, beginning with another one for each claim, then what is missing.
+    for v_round in 0..(case when v_queue_count = 1 then 0 else 2 * v_queue_count - 1 end) loop
+        exit when (v_wanted > 0) is not true;
+        v_queue := (v_first_queue + v_round) % v_queue_count + 1;
+        with taken as (
+            delete from hapax.job_queue
+            where tenant_id = p_tenant_id and ctid = any(array(
+                select found.row_id
+                from unnest(array[1, 2, 3, 4]::smallint []) as level (priority)
+                cross join lateral (
+                    select waiting.ctid as row_id
+                    from hapax.job_queue as waiting
+                    where waiting.tenant_id = p_tenant_id and waiting.queue = p_queues[v_queue]
+                        and waiting.priority = level.priority and waiting.run_at <= v_now
+                        and waiting.run_at >= coalesce(p_starts[(v_queue - 1) * 4 + level.priority], '-infinity')
+                    order by waiting.run_at, waiting.job_id
+                    limit case when v_round < v_queue_count then least(v_share, v_wanted) else v_wanted end
+                    for update skip locked
+                ) as found
+                limit case when v_round < v_queue_count then least(v_share, v_wanted) else v_wanted end
+            ))
+            returning job_queue.*
+        )
+        select coalesce(array_agg(taken::hapax.job_queue order by priority, run_at, job_id), array[]::hapax.job_queue [])
+        into v_more
+        from taken;
+        v_taken := v_taken || v_more;
+        v_wanted := v_wanted - cardinality(v_more);
+    end loop;
+    if cardinality(v_taken) = 0 then
+        return;
+    end if;
+
+    return query
+    with slot as (
+        select wanted.id as claim_id, row_number() over (order by wanted.place, slot_of_claim) as nth
+        from unnest(p_claim_ids, p_max_jobs) with ordinality as wanted (id, max_jobs, place)
+        cross join lateral generate_series(1, wanted.max_jobs) as slot_of_claim
+        where wanted.id = any(v_new)
+    ),
+    leased as materialized (
+        select slot.claim_id, job.*
+        from unnest(v_taken) with ordinality as job (
+            tenant_id, job_id, queue, priority, run_at, max_attempts, attempt, version, created_at, releases, nth
+        )
+        join slot on slot.nth = job.nth
+    ),
+    new_claim as (
+        insert into hapax.claims (
+            tenant_id, id, fingerprint, worker, queues, lease_seconds, created_at, expires_at, check_at
+        )
+        select
+            p_tenant_id, wanted.id, wanted.fingerprint, wanted.worker, p_queues, wanted.lease_seconds, v_now,
+            v_now + make_interval(secs => wanted.lease_seconds), v_now + make_interval(secs => wanted.lease_seconds)
+        from unnest(p_claim_ids, p_fingerprints, p_workers, p_lease_seconds)
+            as wanted (id, fingerprint, worker, lease_seconds)
+        where wanted.id in (select leased.claim_id from leased)
+        returning claims.id, claims.expires_at
+    ),
+    new_lease as (
+        insert into hapax.job_leases (
+            tenant_id, job_id, claim_id, token, queue, priority, run_at, max_attempts, attempt, version, created_at,
+            releases, started_at
+        )
+        select
+            p_tenant_id, job_id, claim_id, version + 1, queue, priority, run_at, max_attempts, attempt + 1, version + 1,
+            created_at, releases, v_now
+        from leased
+    )
+    select
+        leased.claim_id, 'claimed', new_claim.expires_at, leased.job_id, leased.version + 1, leased.queue,
+        leased.priority, leased.run_at, leased.attempt + 1, leased.max_attempts, leased.created_at, jobs.type,
+        jobs.payload
+    from leased
+    join new_claim on new_claim.id = leased.claim_id
+    join hapax.jobs on jobs.tenant_id = p_tenant_id and jobs.id = leased.job_id
+    order by leased.nth;
+end
+$$;
+
+comment on function hapax.claim is 'Claims jobs of some queues, for one or many claims of a tenant. A row for each job. verdict: claimed, or repeated with the jobs that the claim still holds; in a row without a job, other (the id stands for another request) or ended. No row for a claim that found nothing: nothing is stored. p_starts: for each queue and priority, where to start reading, as a time of run_at.';

@@ -1,0 +1,174 @@
+create function hapax.retry_delay(p_attempt integer, p_min_seconds double precision, p_max_seconds double precision)
+returns interval
+language plpgsql
+volatile
+as $$
+begin
+    return make_interval(
+        secs => least(p_max_seconds, p_min_seconds * 2 ^ least(p_attempt - 1, 30)) * (0.5 + random() / 2)
+    );
+end
+$$;
+
+comment on function hapax.retry_delay is 'Exponential backoff with jitter: twice as long after each attempt, up to the maximum, of which a random half is left out.';
+
+create function hapax.trim_attempts(p_tenant_id uuid, p_job_ids uuid []) returns void
+language plpgsql
+as $$
+begin
+    delete from hapax.job_attempts
+    using unnest(p_job_ids) as trimmed (job_id)
+    where job_attempts.tenant_id = p_tenant_id and job_attempts.job_id = trimmed.job_id
+        and job_attempts.token <= (
+            select newest.token
+            from hapax.job_attempts as newest
+            where newest.tenant_id = p_tenant_id and newest.job_id = trimmed.job_id
+            order by newest.token desc
+            offset 50
+            limit 1
+        );
+end
+$$;
+
+comment on function hapax.trim_attempts is 'Deletes all but the newest 50 recorded attempts of these jobs.';
+
+create function hapax.settle(
+    p_tenant_id uuid,
+    p_claim_ids uuid [],
+    p_job_ids uuid [],
+    p_outcomes text [],
+    p_results json [],
+    p_errors json [],
+    p_retries boolean [],
+    p_retry_in_seconds double precision [],
+    p_retry_delay_min_seconds double precision,
+    p_retry_delay_max_seconds double precision,
+    p_lock_timeout_ms integer default null,
+    p_insist_on_durability boolean default false
+) returns table (claim_id uuid, job_id uuid, verdict text, state text)
+language plpgsql
+as $$
+#variable_conflict use_column
+declare
+    v_now constant timestamptz := clock_timestamp();
+    v_claim_ids uuid [];
+    v_job_ids uuid [];
+    v_states text [];
+    v_long_histories uuid [];
+begin
+    perform hapax.set_write_options(p_lock_timeout_ms, p_insist_on_durability);
+    -- Only what this delete returns moves. It locks in the order of job ids, so that two calls cannot wait for each other.
+    with reported as (
+        select *
+        from unnest(p_claim_ids, p_job_ids, p_outcomes, p_results, p_errors, p_retries, p_retry_in_seconds)
+            as reported (claim_id, job_id, outcome, result, error, retry, retry_in_seconds)
+        order by job_id
+    ),
+    held as (
+        delete from hapax.job_leases
+        using reported
+        where job_leases.tenant_id = p_tenant_id and job_leases.job_id = reported.job_id
+            and job_leases.claim_id = reported.claim_id
+        returning job_leases.*, reported.outcome, reported.result, reported.error, reported.retry, reported.retry_in_seconds
+    ),
+    judged as materialized (
+        select
+            held.*,
+            case
+                when outcome in ('succeeded', 'cancelled') then outcome
+                when cancel_requested_at is not null then 'cancelled'
+                when outcome = 'failed' and (not retry or attempt >= max_attempts) then 'failed'
+            end as final_state,
+            attempt - (outcome = 'released')::integer as attempts_used
+        from held
+    ),
+    ended as (
+        insert into hapax.job_outcomes (
+            tenant_id, job_id, state, queue, priority, run_at, max_attempts, attempt, version, finished_at,
+            claim_id, token, started_at, reported, result, error
+        )
+        select
+            p_tenant_id, job_id, final_state, queue, priority, run_at, max_attempts, attempts_used, version + 1, v_now,
+            claim_id, token, started_at, outcome, result, error
+        from judged
+        where final_state is not null
+    ),
+    freed as (
+        delete from hapax.job_uniques
+        using judged
+        where job_uniques.tenant_id = p_tenant_id and job_uniques.job_id = judged.job_id
+            and judged.final_state is not null
+    ),
+    requeued as (
+        insert into hapax.job_queue (
+            tenant_id, job_id, queue, priority, run_at, max_attempts, attempt, version, created_at, releases
+        )
+        select
+            p_tenant_id, job_id, queue, priority,
+            v_now + case
+                when retry_in_seconds is not null then make_interval(secs => retry_in_seconds)
+                when outcome = 'released' then make_interval(secs => least(60, 2 ^ least(releases, 6)))
+                else hapax.retry_delay(attempt, p_retry_delay_min_seconds, p_retry_delay_max_seconds)
+            end,
+            max_attempts, attempts_used, version + 1, created_at,
+            least(releases + (outcome = 'released')::integer, 32767)
+        from judged
+        where final_state is null
+    ),
+    recorded as (
+        insert into hapax.job_attempts (
+            tenant_id, job_id, token, claim_id, attempt, reported, error, started_at, ended_at
+        )
+        select p_tenant_id, job_id, token, claim_id, attempt, outcome, error, started_at, v_now
+        from judged
+        where final_state is null
+    )
+    select
+        array_agg(claim_id), array_agg(job_id), array_agg(coalesce(final_state, 'queued')),
+        array_agg(job_id) filter (where final_state is null and attempt + releases > 50)
+    into v_claim_ids, v_job_ids, v_states, v_long_histories
+    from judged;
+    if v_long_histories is not null then
+        perform hapax.trim_attempts(p_tenant_id, v_long_histories);
+    end if;
+    return query
+    select settled.claim_id, settled.job_id, 'recorded', settled.state
+    from unnest(v_claim_ids, v_job_ids, v_states) as settled (claim_id, job_id, state);
+
+    if coalesce(cardinality(v_job_ids), 0) < cardinality(p_job_ids) then
+        -- Statements of their own, so that their snapshots include the transactions that the delete waited for.
+        return query
+        select
+            reported.claim_id, reported.job_id,
+            case
+                when coalesce(outcome.reported, attempt.reported, 'lost') = 'lost' then 'lease-lost'
+                when coalesce(outcome.reported, attempt.reported) = reported.outcome then 'already-recorded'
+                else 'recorded-otherwise'
+            end,
+            job.state
+        from unnest(p_claim_ids, p_job_ids, p_outcomes) as reported (claim_id, job_id, outcome)
+        left join hapax.job_outcomes as outcome
+            on outcome.tenant_id = p_tenant_id and outcome.job_id = reported.job_id and outcome.claim_id = reported.claim_id
+        left join hapax.job_attempts as attempt
+            on attempt.tenant_id = p_tenant_id and attempt.job_id = reported.job_id and attempt.claim_id = reported.claim_id
+        left join lateral (
+            select state
+            from hapax.job_states
+            where job_states.tenant_id = p_tenant_id and job_states.job_id = reported.job_id
+            offset 0
+        ) as job on true
+        where not exists (
+            select from unnest(v_claim_ids, v_job_ids) as settled (claim_id, job_id)
+            where settled.claim_id = reported.claim_id and settled.job_id = reported.job_id
+        );
+        update hapax.job_attempts
+        set late_outcome = reported.outcome, late_error = reported.error
+        from unnest(p_claim_ids, p_job_ids, p_outcomes, p_errors) as reported (claim_id, job_id, outcome, error)
+        where job_attempts.tenant_id = p_tenant_id and job_attempts.job_id = reported.job_id
+            and job_attempts.claim_id = reported.claim_id
+            and job_attempts.reported = 'lost' and job_attempts.late_outcome is null;
+    end if;
+end
+$$;
+
+comment on function hapax.settle is 'Records what workers report about the jobs that they hold. A row for each report. verdict: recorded; already-recorded or recorded-otherwise (the claim reported the same, or another outcome, before); lease-lost. state: where the job is now. Null: it does not exist or was deleted.';
