@@ -30,6 +30,7 @@ pub mod offload;
 
 pub mod http;
 
+pub mod audit;
 pub mod database;
 pub mod metrics;
 

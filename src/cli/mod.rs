@@ -1,6 +1,7 @@
 //! The command line. Each subcommand has its own file.
 
 mod admin;
+mod audit;
 mod config;
 mod dev;
 mod errors;
@@ -57,6 +58,8 @@ enum Command {
     /// Look up idempotency keys.
     #[command(subcommand)]
     Key(key::KeyCommand),
+    /// Check the invariants that live in the data, while the service runs or not. Exits with 1 if one is violated.
+    Audit(audit::Arguments),
     /// Check whether the server on this machine is alive, for a container's health check.
     Health(health::Arguments),
     /// Print the description of every metric, in Markdown.
@@ -84,6 +87,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Tenant(command) => admin::tenant(command, &Configuration::load(&overrides)?)?,
         Command::Token(command) => admin::token(command, &Configuration::load(&overrides)?)?,
         Command::Key(command) => key::run(command, &Configuration::load(&overrides)?)?,
+        Command::Audit(arguments) => return audit::run(&arguments, &Configuration::load(&overrides)?),
         Command::Health(arguments) => health::run(&arguments, &Configuration::load(&overrides)?)?,
         Command::Metrics => metrics::run()?,
         Command::Errors => errors::run()?,

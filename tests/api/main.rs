@@ -8,6 +8,7 @@
 mod harness;
 
 mod access;
+mod audit;
 mod batches;
 mod changes;
 mod command_line;

@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use hapax::access::queries::NewToken;
 use hapax::access::{Scope, TenantName, TenantSettings, Token, queries};
+use hapax::audit::{self, CHECKS};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, Row};
 use url::Url;
@@ -85,13 +86,23 @@ impl Ledger {
     }
 
     /// Asserts that there are this many jobs, each with its idempotency key and its place in the queue, and nothing
-    /// else.
+    /// else, and that no invariant is violated.
     pub async fn assert_consistent(&self, jobs: i64) {
         let joined = "select count(*) from idempotency_keys k \
             join jobs j on j.tenant_id = k.tenant_id and j.id = k.job_id \
             join job_queue q on q.tenant_id = j.tenant_id and q.job_id = j.id";
         let queued = self.number("select count(*) from job_queue").await;
         assert_eq!([self.number(joined).await, self.keys().await, self.jobs().await, queued], [jobs; 4]);
+        self.assert_no_violations().await;
+    }
+
+    /// Asserts what `hapax audit` checks. It may be called while servers write.
+    pub async fn assert_no_violations(&self) {
+        let mut connection = self.connect().await;
+        for check in &CHECKS {
+            let found = audit::violations(&mut connection, check).await.unwrap();
+            assert_eq!(found.count, 0, "{}: {:#?}", check.name, found.shown);
+        }
     }
 
     /// A new token. Creates the tenant if it does not exist.
