@@ -78,8 +78,7 @@ begin
                 when outcome in ('succeeded', 'cancelled') then outcome
                 when cancel_requested_at is not null then 'cancelled'
                 when outcome = 'failed' and (not retry or attempt >= max_attempts) then 'failed'
-            end as final_state,
-            attempt - (outcome = 'released')::integer as attempts_used
+            end as final_state
         from held
     ),
     ended as (
@@ -88,7 +87,7 @@ begin
             claim_id, token, started_at, reported, result, error
         )
         select
-            p_tenant_id, job_id, final_state, queue, priority, run_at, max_attempts, attempts_used, version + 1, v_now,
+            p_tenant_id, job_id, final_state, queue, priority, run_at, max_attempts, attempt, version + 1, v_now,
             claim_id, token, started_at, outcome, result, error
         from judged
         where final_state is not null
@@ -110,7 +109,7 @@ begin
                 when outcome = 'released' then make_interval(secs => least(60, 2 ^ least(releases, 6)))
                 else hapax.retry_delay(attempt, p_retry_delay_min_seconds, p_retry_delay_max_seconds)
             end,
-            max_attempts, attempts_used, version + 1, created_at,
+            max_attempts, attempt - (outcome = 'released')::integer, version + 1, created_at,
             least(releases + (outcome = 'released')::integer, 32767)
         from judged
         where final_state is null
