@@ -124,7 +124,8 @@ begin
     )
     select
         array_agg(claim_id), array_agg(job_id), array_agg(coalesce(final_state, 'queued')),
-        array_agg(job_id) filter (where final_state is null and attempt + releases > 50)
+        -- Each lease takes two versions or more, so the 51st has a token above 100.
+        array_agg(job_id) filter (where final_state is null and token > 100)
     into v_claim_ids, v_job_ids, v_states, v_long_histories
     from judged;
     if v_long_histories is not null then

@@ -4,10 +4,11 @@ as $$
 #variable_conflict use_column
 declare
     v_now constant timestamptz := clock_timestamp();
+    v_tenant_ids uuid [];
+    v_long_histories uuid [];
 begin
     -- Locks claims, then leases, both without waiting. Both conditions are checked on the locked rows, so a heartbeat or a settle
     -- that came first is respected.
-    return query
     with due as materialized (
         select tenant_id, id, expires_at
         from hapax.claims
@@ -99,9 +100,19 @@ begin
     )
     select
         (select count(*) from due),
-        (select count(*) from judged where final_state is null),
-        (select count(*) from judged where final_state = 'failed'),
-        (select count(*) from judged where final_state = 'cancelled');
+        count(*) filter (where final_state is null),
+        count(*) filter (where final_state = 'failed'),
+        count(*) filter (where final_state = 'cancelled'),
+        array_agg(tenant_id) filter (where token > 100),
+        array_agg(job_id) filter (where token > 100)
+    into looked_at, requeued, failed, cancelled, v_tenant_ids, v_long_histories
+    from judged;
+    return next;
+    if v_long_histories is not null then
+        perform hapax.trim_attempts(history.tenant_id, array_agg(history.job_id))
+        from unnest(v_tenant_ids, v_long_histories) as history (tenant_id, job_id)
+        group by history.tenant_id;
+    end if;
 end
 $$;
 
