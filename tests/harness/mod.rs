@@ -14,6 +14,7 @@ mod proxy;
 mod raw;
 mod server;
 mod waiting;
+mod worker;
 
 pub use addresses::free_address;
 pub use answer::Answer;
@@ -29,6 +30,7 @@ pub use proxy::{Fault, Proxy};
 pub use raw::RawConnection;
 pub use server::{NO_QUOTAS, REPLAY_CACHE_ON, SHORT_DEADLINES, Server, hapax, hapax_through, run_hapax};
 pub use waiting::{HANG_TIMEOUT, in_time, until};
+pub use worker::{Claim, new_id};
 
 use serde_json::{Value, json};
 
