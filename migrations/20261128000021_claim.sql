@@ -85,8 +85,10 @@ begin
         exit when (v_wanted > 0) is not true;
         v_queue := (v_first_queue + v_round) % v_queue_count + 1;
         with taken as (
+            -- By ctid, which is safe because a locked row keeps its ctid. No index serves a condition with "is true": a plan
+            -- that was made for an empty queue would otherwise read all jobs of the tenant and compare their ctids.
             delete from hapax.job_queue
-            where tenant_id = p_tenant_id and ctid = any(array(
+            where (tenant_id = p_tenant_id) is true and ctid = any(array(
                 select found.row_id
                 from unnest(array[1, 2, 3, 4]::smallint []) as level (priority)
                 cross join lateral (
