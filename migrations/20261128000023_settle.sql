@@ -45,7 +45,7 @@ create function hapax.settle(
     p_retry_delay_max_seconds double precision,
     p_lock_timeout_ms integer default null,
     p_insist_on_durability boolean default false
-) returns table (claim_id uuid, job_id uuid, verdict text, state text)
+) returns table (claim_id uuid, job_id uuid, verdict text, state text, run_seconds double precision)
 language plpgsql
 as $$
 #variable_conflict use_column
@@ -54,6 +54,7 @@ declare
     v_claim_ids uuid [];
     v_job_ids uuid [];
     v_states text [];
+    v_run_seconds double precision [];
     v_long_histories uuid [];
 begin
     perform hapax.set_write_options(p_lock_timeout_ms, p_insist_on_durability);
@@ -126,16 +127,17 @@ begin
     )
     select
         array_agg(claim_id), array_agg(job_id), array_agg(coalesce(final_state, 'queued')),
+        array_agg(extract(epoch from v_now - started_at)::double precision),
         -- Each lease takes two versions or more, so the 51st has a token above 100.
         array_agg(job_id) filter (where final_state is null and token > 100)
-    into v_claim_ids, v_job_ids, v_states, v_long_histories
+    into v_claim_ids, v_job_ids, v_states, v_run_seconds, v_long_histories
     from judged;
     if v_long_histories is not null then
         perform hapax.trim_attempts(p_tenant_id, v_long_histories);
     end if;
     return query
-    select settled.claim_id, settled.job_id, 'recorded', settled.state
-    from unnest(v_claim_ids, v_job_ids, v_states) as settled (claim_id, job_id, state);
+    select settled.claim_id, settled.job_id, 'recorded', settled.state, settled.run_seconds
+    from unnest(v_claim_ids, v_job_ids, v_states, v_run_seconds) as settled (claim_id, job_id, state, run_seconds);
 
     if coalesce(cardinality(v_job_ids), 0) < cardinality(p_job_ids) then
         -- Statements of their own, so that their snapshots include the transactions that the delete waited for.
@@ -147,7 +149,7 @@ begin
                 when coalesce(outcome.reported, attempt.reported) = reported.outcome then 'already-recorded'
                 else 'recorded-otherwise'
             end,
-            job.state
+            job.state, null::double precision
         from unnest(p_claim_ids, p_job_ids, p_outcomes) as reported (claim_id, job_id, outcome)
         left join hapax.job_outcomes as outcome
             on outcome.tenant_id = p_tenant_id and outcome.job_id = reported.job_id and outcome.claim_id = reported.claim_id
@@ -173,4 +175,4 @@ begin
 end
 $$;
 
-comment on function hapax.settle is 'Records what workers report about the jobs that they hold. A row for each report. verdict: recorded; already-recorded or recorded-otherwise (the claim reported the same, or another outcome, before); lease-lost. state: where the job is now. Null: it does not exist or was deleted.';
+comment on function hapax.settle is 'Records what workers report about the jobs that they hold. A row for each report. verdict: recorded; already-recorded or recorded-otherwise (the claim reported the same, or another outcome, before); lease-lost. state: where the job is now. Null: it does not exist or was deleted. run_seconds: how long the claim held the job, if the report was recorded.';

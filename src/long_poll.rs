@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use crate::ids::{JobId, TenantId};
+use crate::overload::Usage;
 use crate::shares::Shares;
 use crate::wakeups::{Waiter, Wakeups};
 
@@ -18,6 +19,7 @@ pub struct LongPolls {
     queued: Wakeups<(TenantId, String)>,
     finished: Wakeups<(TenantId, JobId)>,
     places: Semaphore,
+    places_limit: usize,
     shares: Shares,
     poll_interval: Duration,
 }
@@ -33,10 +35,12 @@ pub struct Bounds {
 
 impl LongPolls {
     pub fn new(bounds: Bounds) -> Self {
+        let places_limit = bounds.waiting.min(Semaphore::MAX_PERMITS);
         Self {
             queued: Wakeups::default(),
             finished: Wakeups::default(),
-            places: Semaphore::new(bounds.waiting.min(Semaphore::MAX_PERMITS)),
+            places: Semaphore::new(places_limit),
+            places_limit,
             shares: Shares::new(bounds.waiting_per_tenant),
             poll_interval: bounds.poll_interval,
         }
@@ -69,6 +73,11 @@ impl LongPolls {
         let Ok(_place) = self.places.try_acquire() else { return false };
         let _woken = timeout_at(until.min(Instant::now() + self.poll_interval), waiter.woken()).await;
         Instant::now() < until && !self.queued.is_closed()
+    }
+
+    /// The requests that wait.
+    pub fn usage(&self) -> Usage {
+        Usage { now: self.places_limit - self.places.available_permits(), limit: self.places_limit }
     }
 
     /// Ends all waits, and lets no request wait any more.
@@ -120,7 +129,12 @@ mod tests {
             assert!(!wait(TENANT).await);
             assert_ne!(Instant::now(), until, "it did not wait");
         };
-        tokio::join!(wait(TENANT), wait(TENANT), beyond, wait(other));
+        let usage = async {
+            tokio::task::yield_now().await;
+            polls.usage().now
+        };
+        let (.., waiting) = tokio::join!(wait(TENANT), wait(TENANT), beyond, wait(other), usage);
         assert_eq!(Instant::now(), until);
+        assert_eq!((waiting, polls.usage().now, polls.usage().limit), (3, 0, 3));
     }
 }

@@ -27,7 +27,7 @@ const MAY_IMPORT: [(&str, &[&str]); 20] = [
     ("intake", &["ids", "database", "metrics", "overload", "shares", "jobs", "idempotency", "long_poll", "offload"]),
     ("changes", &["ids", "database", "jobs", "idempotency"]),
     ("wakeups", &[]),
-    ("long_poll", &["ids", "shares", "wakeups"]),
+    ("long_poll", &["ids", "overload", "shares", "wakeups"]),
     ("claims", &["ids", "json", "database", "metrics", "jobs", "long_poll"]),
     (
         "http",

@@ -22,6 +22,7 @@ use crate::database::{DatabaseError, SharedPool, Writes};
 use crate::ids::{ClaimId, JobId, TenantId};
 use crate::jobs::State;
 use crate::long_poll::LongPolls;
+use crate::metrics::{ClaimResult, Metrics};
 
 /// Claims, heartbeats and results. Every call of a worker goes through it.
 pub struct Claims {
@@ -53,6 +54,27 @@ pub enum Claimed {
     OtherRequest,
     /// The claim holds no job any more, or was released.
     Ended,
+}
+
+impl Claimed {
+    /// Counts the answer to a request, and how long its jobs waited.
+    pub fn count(&self, request: &Request, metrics: &Metrics) {
+        metrics.count_claim(match self {
+            Self::Jobs { is_new: true, .. } => ClaimResult::Claimed,
+            Self::Jobs { is_new: false, .. } => ClaimResult::Repeated,
+            Self::Nothing => ClaimResult::Nothing,
+            Self::OtherRequest => ClaimResult::Other,
+            Self::Ended => ClaimResult::Ended,
+        });
+        if let Self::Jobs { is_new: true, expires_at, jobs } = self {
+            let claimed_at = *expires_at - request.lease;
+            for job in jobs {
+                let wait = claimed_at - job.run_at.max(job.created_at);
+                // Negative if PostgreSQL's clock was set back.
+                metrics.observe_job_wait(wait.to_std().unwrap_or_default());
+            }
+        }
+    }
 }
 
 /// A job as its worker gets it.

@@ -143,7 +143,7 @@ pub async fn settle(
     let rows = sqlx::query!(
         r#"
         /* settle */
-        select job_id as "job_id!", verdict as "verdict!", state
+        select job_id as "job_id!", verdict as "verdict!", state, run_seconds
         from hapax.settle(
             p_tenant_id => $1,
             p_claim_ids => $2,
@@ -178,11 +178,13 @@ pub async fn settle(
     for row in rows {
         let verdict = Verdict::parse(&row.verdict)
             .ok_or_else(|| sqlx::Error::Decode("the verdict on a report is unknown".into()))?;
-        settled.insert(row.job_id, (verdict, row.state.as_deref().and_then(State::parse)));
+        // Negative if PostgreSQL's clock was set back.
+        let run = row.run_seconds.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default());
+        settled.insert(row.job_id, (verdict, row.state.as_deref().and_then(State::parse), run));
     }
     let settled_in_order = reports.iter().map(|report| {
-        let (verdict, state) = settled.get(&report.job.0).copied()?;
-        Some(Settled { job: report.job, verdict, state })
+        let (verdict, state, run) = settled.get(&report.job.0).copied()?;
+        Some(Settled { job: report.job, verdict, state, run })
     });
     settled_in_order.collect::<Option<_>>().ok_or_else(|| sqlx::Error::Decode("a report got no verdict".into()))
 }

@@ -1,10 +1,12 @@
 //! What a worker reports about the jobs of its claim.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use crate::ids::JobId;
 use crate::jobs::{InvalidMember, State, members};
 use crate::json::{Document, Kind, Value};
+use crate::metrics::{JobOutcome, Metrics};
 
 /// The reports of one request, in the order sent.
 #[derive(Debug)]
@@ -41,6 +43,8 @@ pub struct Settled {
     pub verdict: Verdict,
     /// The current state of the job. `None` if it does not exist or was deleted.
     pub state: Option<State>,
+    /// How long the claim held the job. `None` unless this request recorded the result.
+    pub run: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,8 +93,25 @@ impl Outcome {
     }
 }
 
+impl Settled {
+    /// Counts the result of a report with this outcome.
+    pub fn count(&self, outcome: Outcome, metrics: &Metrics) {
+        metrics.count_report(self.verdict.name());
+        let outcome = match (self.state, outcome) {
+            (Some(State::Succeeded), _) => JobOutcome::Succeeded,
+            (Some(State::Failed), _) => JobOutcome::Failed,
+            (Some(State::Cancelled), _) => JobOutcome::Cancelled,
+            (_, Outcome::Released) => JobOutcome::Released,
+            _ => JobOutcome::Retried,
+        };
+        if let Some(run) = self.run {
+            metrics.count_settled_job(outcome, run);
+        }
+    }
+}
+
 impl Verdict {
-    const ALL: [Self; 4] = [Self::Recorded, Self::AlreadyRecorded, Self::RecordedOtherwise, Self::LeaseLost];
+    pub const ALL: [Self; 4] = [Self::Recorded, Self::AlreadyRecorded, Self::RecordedOtherwise, Self::LeaseLost];
 
     pub fn name(self) -> &'static str {
         match self {

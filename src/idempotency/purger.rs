@@ -82,7 +82,7 @@ async fn purge_from(
             return Ok(deleted);
         };
         deleted += batch.deleted;
-        metrics.count_purged_keys(batch.deleted);
+        metrics.count_purged_keys(batch.deleted, batch.kept);
         let done = batch.deleted + batch.kept < u64::from(limit);
         limit = limit.saturating_mul(2).min(pace.batch);
         if done || shutdown.run_until_cancelled(tokio::time::sleep(pace.pause)).await.is_none() {

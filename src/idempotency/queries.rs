@@ -136,16 +136,32 @@ pub async fn purge(connection: &mut PgConnection, limit: i32) -> sqlx::Result<Pu
     Ok(Purged { deleted: row.deleted.unsigned_abs(), kept: row.kept.unsigned_abs() })
 }
 
-/// The time since the expiry of the oldest key that is expired and not deleted. Zero if there is none.
-pub async fn purge_lag(connection: &mut PgConnection) -> sqlx::Result<Duration> {
-    let seconds = sqlx::query_scalar!(
+/// How late the background tasks are that clean the whole database. Zero: nothing is due.
+pub struct Lags {
+    /// The time since the expiry of the oldest key that is expired and not deleted.
+    pub purge: Duration,
+    /// The time since the reclaimer should have looked at the claim that is due for longest.
+    pub reclaim: Duration,
+}
+
+/// One statement, because a scrape must not take long.
+pub async fn lags(connection: &mut PgConnection) -> sqlx::Result<Lags> {
+    let row = sqlx::query!(
         r#"
-        /* purge_lag */
-        select greatest(0, extract(epoch from now() - min(expires_at)))::double precision as "seconds"
-        from hapax.idempotency_keys
+        /* lags */
+        select
+            (
+                select greatest(0, extract(epoch from now() - min(expires_at)))::double precision
+                from hapax.idempotency_keys
+            ) as "purge",
+            (
+                select greatest(0, extract(epoch from now() - min(check_at)))::double precision
+                from hapax.claims
+            ) as "reclaim"
         "#,
     )
     .fetch_one(connection)
     .await?;
-    Ok(Duration::from_secs_f64(seconds.unwrap_or(0.0)))
+    let seconds = |seconds: Option<f64>| Duration::from_secs_f64(seconds.unwrap_or(0.0));
+    Ok(Lags { purge: seconds(row.purge), reclaim: seconds(row.reclaim) })
 }

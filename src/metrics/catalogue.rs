@@ -274,7 +274,7 @@ pub(super) const DATABASE_CONNECTIONS: Description = Description {
     labels: &["pool", "state"],
     help: "Connections to PostgreSQL, by pool and state",
     meaning: "`busy` at the pool's limit for long: requests wait for a connection. One tenant uses at most half of \
-              `intake` and of `reads`, or the only connection. Pools: `writers`, `intake`, `reads`, `known_tokens`, \
+              `intake`, of `reads` and of `claims`, or the only connection. Pools: `writers`, `intake`, `reads`, `known_tokens`, \
               `unknown_tokens`, `claims`, `purge`, `probes`, `metrics`.",
 };
 
@@ -284,8 +284,8 @@ pub(super) const DATABASE_CONNECTIONS_LIMIT: Description = Description {
     unit: "connections",
     labels: &["pool"],
     help: "Maximum number of connections in a pool",
-    meaning: "`writers`: `intake.writers`; `intake`: `intake.connections`; `reads`: `database.connections`; the others \
-              have one each. Their sum times the number of replicas must fit into PostgreSQL's `max_connections`.",
+    meaning: "`writers`: `intake.writers`; `intake`: `intake.connections`; `reads`: `database.connections`; `claims`: \
+              `claims.connections`; the others have one each. Their sum times the number of replicas must fit into PostgreSQL's `max_connections`.",
 };
 
 pub(super) const DATABASE_CONNECTION_WAIT: Description = Description {
@@ -318,6 +318,16 @@ pub(super) const PURGED_KEYS: Description = Description {
     meaning: "In the long run, as many as are created.",
 };
 
+pub(super) const KEPT_KEYS: Description = Description {
+    name: "kept_keys",
+    kind: Kind::Counter,
+    unit: "keys",
+    labels: &[],
+    help: "Expired keys kept for their jobs",
+    meaning: "A key lives as long as its job, and a time to live after the job's end. The purger looks at a kept key \
+              again each time to live, so this rises with the number of jobs that live longer than their keys.",
+};
+
 pub(super) const PURGE_FAILURES: Description = Description {
     name: "purge_failures",
     kind: Kind::Counter,
@@ -334,6 +344,80 @@ pub(super) const PURGE_LAG: Description = Description {
     labels: &[],
     help: "Time since the oldest unpurged key expired",
     meaning: "A few times `purge.interval` is normal. NaN: the database did not answer the scrape.",
+};
+
+pub(super) const CLAIMS: Description = Description {
+    name: "claims",
+    kind: Kind::Counter,
+    unit: "requests",
+    labels: &["result"],
+    help: "Requests for a claim, by result",
+    meaning: "`claimed`: 201, a new claim. `repeated`: 200 with the jobs that the claim still holds, usually because an \
+              answer was lost. `nothing`: 200 without jobs. `other`: 409 `claim-exists-with-other-content`, a bug in \
+              the worker. `ended`: 410 `claim-ended`. Errors count only in `hapax_http_requests_total`.",
+};
+
+pub(super) const JOB_WAIT: Description = Description {
+    name: "job_wait_seconds",
+    kind: Kind::Histogram,
+    unit: "seconds",
+    labels: &[],
+    help: "Time from a job's run_at to its claim",
+    meaning: "How long jobs wait for a worker. `_count` is the number of jobs claimed. A `run_at` before the job's \
+              creation counts from the creation. A job of a lost lease counts from its old `run_at`. Jobs that nobody \
+              claims do not count.",
+};
+
+pub(super) const JOB_RUN: Description = Description {
+    name: "job_run_seconds",
+    kind: Kind::Histogram,
+    unit: "seconds",
+    labels: &[],
+    help: "Time from a job's claim to its recorded result",
+    meaning: "How long workers hold jobs. Jobs that a worker claims and runs one after the other wait for each other \
+              meanwhile. Lost leases and claims ended by DELETE do not count.",
+};
+
+pub(super) const REPORTS: Description = Description {
+    name: "reports",
+    kind: Kind::Counter,
+    unit: "results",
+    labels: &["status"],
+    help: "Results sent by workers, by status",
+    meaning: "`recorded`: the result counts. `already-recorded`: a repetition, usually because an answer was lost. \
+              `recorded-otherwise`: the claim reported another outcome before. `lease-lost`: the claim does not hold \
+              the job, so the result has no effect.",
+};
+
+pub(super) const SETTLED_JOBS: Description = Description {
+    name: "settled_jobs",
+    kind: Kind::Counter,
+    unit: "jobs",
+    labels: &["outcome"],
+    help: "Jobs with a recorded result, by what became of them",
+    meaning: "`succeeded`, `failed`, `cancelled`: the job is finished. `retried`: the attempt failed, and the job is \
+              queued again. `released`: the worker gave the job back. Jobs released by DELETE do not count. Lost \
+              leases are in `hapax_lost_leases_total`.",
+};
+
+pub(super) const WAITING_REQUESTS: Description = Description {
+    name: "waiting_requests",
+    kind: Kind::Gauge,
+    unit: "requests",
+    labels: &[],
+    help: "Requests that wait for a job, or for the end of a job",
+    meaning: "Requests with `wait_seconds`. Idle workers wait here, so many are normal. They are not among the requests \
+              in flight.",
+};
+
+pub(super) const WAITING_REQUESTS_LIMIT: Description = Description {
+    name: "waiting_requests_limit",
+    kind: Kind::Gauge,
+    unit: "requests",
+    labels: &[],
+    help: "Maximum number of waiting requests",
+    meaning: "`claims.waiting`. A further request is answered at once, as if its time were up, so workers without a \
+              pause of their own send requests in a tight loop.",
 };
 
 pub(super) const LOST_LEASES: Description = Description {
@@ -355,6 +439,16 @@ pub(super) const RECLAIM_FAILURES: Description = Description {
     meaning: "A single failure is harmless. Repeated failures: jobs of dead workers stay with them.",
 };
 
+pub(super) const RECLAIM_LAG: Description = Description {
+    name: "reclaim_lag_seconds",
+    kind: Kind::Gauge,
+    unit: "seconds",
+    labels: &[],
+    help: "Time since the oldest due claim should have been looked at by the reclaimer",
+    meaning: "Up to `claims.reclaim_interval` is normal. More: jobs of dead workers stay with them. NaN: the database did \
+              not answer the scrape.",
+};
+
 pub(super) const LOG_LINES_LOST: Description = Description {
     name: "log_lines_lost",
     kind: Kind::Counter,
@@ -364,7 +458,7 @@ pub(super) const LOG_LINES_LOST: Description = Description {
     meaning: "Above 0: the reader of standard output is too slow or has closed it. Requests never wait for the log.",
 };
 
-const CATALOGUE: [&Description; 34] = [
+const CATALOGUE: [&Description; 43] = [
     &BUILD,
     &START_TIME,
     &READY,
@@ -394,10 +488,19 @@ const CATALOGUE: [&Description; 34] = [
     &DATABASE_CONNECTION_WAIT,
     &DATABASE_STATEMENT_DURATION,
     &PURGED_KEYS,
+    &KEPT_KEYS,
     &PURGE_FAILURES,
     &PURGE_LAG,
+    &CLAIMS,
+    &JOB_WAIT,
+    &JOB_RUN,
+    &REPORTS,
+    &SETTLED_JOBS,
+    &WAITING_REQUESTS,
+    &WAITING_REQUESTS_LIMIT,
     &LOST_LEASES,
     &RECLAIM_FAILURES,
+    &RECLAIM_LAG,
     &LOG_LINES_LOST,
 ];
 

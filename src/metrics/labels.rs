@@ -58,6 +58,29 @@ pub enum Retry {
     Collided,
 }
 
+/// The answer to a request for a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClaimResult {
+    Claimed,
+    Repeated,
+    Nothing,
+    /// The id stands for another request.
+    Other,
+    Ended,
+}
+
+/// What became of a job whose worker reported a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobOutcome {
+    Succeeded,
+    Failed,
+    Cancelled,
+    /// The attempt failed, and the job is queued again.
+    Retried,
+    /// The worker gave the job back.
+    Released,
+}
+
 impl KeyedOutcome {
     pub(super) const ALL: [Self; 8] = [
         Self::Created,
@@ -80,6 +103,34 @@ impl KeyedOutcome {
             Self::InFlight => "in_flight",
             Self::Refused => "refused",
             Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl ClaimResult {
+    pub(super) const ALL: [Self; 5] = [Self::Claimed, Self::Repeated, Self::Nothing, Self::Other, Self::Ended];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Claimed => "claimed",
+            Self::Repeated => "repeated",
+            Self::Nothing => "nothing",
+            Self::Other => "other",
+            Self::Ended => "ended",
+        }
+    }
+}
+
+impl JobOutcome {
+    pub(super) const ALL: [Self; 5] = [Self::Succeeded, Self::Failed, Self::Cancelled, Self::Retried, Self::Released];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Retried => "retried",
+            Self::Released => "released",
         }
     }
 }
@@ -167,8 +218,13 @@ pub struct ShedLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct LostLabels {
+pub struct JobLabels {
     pub outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReportLabels {
+    pub status: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -7,7 +7,7 @@ mod catalogue;
 mod labels;
 
 pub use catalogue::document;
-pub use labels::{KeyedOutcome, Recall, Retry, Split, TokenLookup};
+pub use labels::{ClaimResult, JobOutcome, KeyedOutcome, Recall, Retry, Split, TokenLookup};
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -60,10 +60,19 @@ struct Catalogue {
     database_connection_wait: Family<PoolLabels, Histogram>,
     database_statement_duration: Family<StatementLabels, Histogram>,
     purged_keys: Counter,
+    kept_keys: Counter,
     purge_failures: Counter,
     purge_lag: Gauge<f64, AtomicU64>,
-    lost_leases: Family<LostLabels, Counter>,
+    claims: Family<LookupLabels, Counter>,
+    job_wait: Histogram,
+    job_run: Histogram,
+    reports: Family<ReportLabels, Counter>,
+    settled_jobs: Family<JobLabels, Counter>,
+    waiting_requests: Gauge,
+    waiting_requests_limit: Gauge,
+    lost_leases: Family<JobLabels, Counter>,
     reclaim_failures: Counter,
+    reclaim_lag: Gauge<f64, AtomicU64>,
     log_lines_lost: Counter,
 }
 
@@ -102,10 +111,19 @@ impl Metrics {
             database_connection_wait: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
             database_statement_duration: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
             purged_keys: Counter::default(),
+            kept_keys: Counter::default(),
             purge_failures: Counter::default(),
             purge_lag: Gauge::default(),
+            claims: Family::default(),
+            job_wait: Histogram::new(JOB_BUCKETS),
+            job_run: Histogram::new(JOB_BUCKETS),
+            reports: Family::default(),
+            settled_jobs: Family::default(),
+            waiting_requests: Gauge::default(),
+            waiting_requests_limit: Gauge::default(),
             lost_leases: Family::default(),
             reclaim_failures: Counter::default(),
+            reclaim_lag: Gauge::default(),
             log_lines_lost: Counter::default(),
         };
         fn register(registry: &mut Registry, description: &Description, metric: impl Metric) {
@@ -143,10 +161,19 @@ impl Metrics {
         register(&mut registry, &DATABASE_CONNECTION_WAIT, catalogue.database_connection_wait.clone());
         register(&mut registry, &DATABASE_STATEMENT_DURATION, catalogue.database_statement_duration.clone());
         register(&mut registry, &PURGED_KEYS, catalogue.purged_keys.clone());
+        register(&mut registry, &KEPT_KEYS, catalogue.kept_keys.clone());
         register(&mut registry, &PURGE_FAILURES, catalogue.purge_failures.clone());
         register(&mut registry, &PURGE_LAG, catalogue.purge_lag.clone());
+        register(&mut registry, &CLAIMS, catalogue.claims.clone());
+        register(&mut registry, &JOB_WAIT, catalogue.job_wait.clone());
+        register(&mut registry, &JOB_RUN, catalogue.job_run.clone());
+        register(&mut registry, &REPORTS, catalogue.reports.clone());
+        register(&mut registry, &SETTLED_JOBS, catalogue.settled_jobs.clone());
+        register(&mut registry, &WAITING_REQUESTS, catalogue.waiting_requests.clone());
+        register(&mut registry, &WAITING_REQUESTS_LIMIT, catalogue.waiting_requests_limit.clone());
         register(&mut registry, &LOST_LEASES, catalogue.lost_leases.clone());
         register(&mut registry, &RECLAIM_FAILURES, catalogue.reclaim_failures.clone());
+        register(&mut registry, &RECLAIM_LAG, catalogue.reclaim_lag.clone());
         register(&mut registry, &LOG_LINES_LOST, catalogue.log_lines_lost.clone());
         catalogue.registry = registry;
         catalogue.begin_at_zero();
@@ -178,6 +205,11 @@ impl Metrics {
     /// Creates the series of a quota, so that it is exposed from the start.
     pub fn expect_quota_refusals(&self, policy: &'static str) {
         drop(self.catalogue.quota_refusals.get_or_create(&QuotaLabels { policy }));
+    }
+
+    /// Creates the series of a status, so that it is exposed from the start.
+    pub fn expect_reports(&self, status: &'static str) {
+        drop(self.catalogue.reports.get_or_create(&ReportLabels { status }));
     }
 
     pub fn count_recall(&self, recall: Recall) {
@@ -259,8 +291,35 @@ impl Metrics {
         self.catalogue.replay_cache_limit_bytes.set(gauge(usage.limit));
     }
 
-    pub fn count_purged_keys(&self, keys: u64) {
-        self.catalogue.purged_keys.inc_by(keys);
+    pub fn read_waiting_requests(&self, usage: Usage) {
+        self.catalogue.waiting_requests.set(gauge(usage.now));
+        self.catalogue.waiting_requests_limit.set(gauge(usage.limit));
+    }
+
+    /// Counts the keys that a purge statement deleted, and those that it kept for their jobs.
+    pub fn count_purged_keys(&self, deleted: u64, kept: u64) {
+        self.catalogue.purged_keys.inc_by(deleted);
+        self.catalogue.kept_keys.inc_by(kept);
+    }
+
+    pub fn count_claim(&self, result: ClaimResult) {
+        self.catalogue.claims.get_or_create(&LookupLabels { result: result.name() }).inc();
+    }
+
+    /// How long a job waited until it was claimed.
+    pub fn observe_job_wait(&self, wait: Duration) {
+        self.catalogue.job_wait.observe(wait.as_secs_f64());
+    }
+
+    /// Counts a worker's result. `status` must come from a fixed set.
+    pub fn count_report(&self, status: &'static str) {
+        self.catalogue.reports.get_or_create(&ReportLabels { status }).inc();
+    }
+
+    /// Counts a job whose result was recorded. `run` is how long its worker held it.
+    pub fn count_settled_job(&self, outcome: JobOutcome, run: Duration) {
+        self.catalogue.settled_jobs.get_or_create(&JobLabels { outcome: outcome.name() }).inc();
+        self.catalogue.job_run.observe(run.as_secs_f64());
     }
 
     pub fn count_lost_log_lines(&self, lines: u64) {
@@ -270,7 +329,7 @@ impl Metrics {
     /// Counts jobs that were taken from workers, by what became of them.
     pub fn count_reclaimed(&self, requeued: u64, failed: u64, cancelled: u64) {
         for (outcome, jobs) in [("requeued", requeued), ("failed", failed), ("cancelled", cancelled)] {
-            self.catalogue.lost_leases.get_or_create(&LostLabels { outcome }).inc_by(jobs);
+            self.catalogue.lost_leases.get_or_create(&JobLabels { outcome }).inc_by(jobs);
         }
     }
 
@@ -292,7 +351,12 @@ impl Metrics {
 
     /// `None` if the database did not answer. The gauge is then NaN, because an old value would mislead.
     pub fn read_purge_lag(&self, lag: Option<Duration>) {
-        self.catalogue.purge_lag.set(lag.map_or(f64::NAN, |lag| lag.as_secs_f64()));
+        self.catalogue.purge_lag.set(seconds_or_nan(lag));
+    }
+
+    /// `None` as for [`Metrics::read_purge_lag`].
+    pub fn read_reclaim_lag(&self, lag: Option<Duration>) {
+        self.catalogue.reclaim_lag.set(seconds_or_nan(lag));
     }
 
     /// The OpenMetrics text.
@@ -313,7 +377,13 @@ impl Catalogue {
             drop(self.intake_splits.get_or_create(&RetryLabels { reason: reason.name() }));
         }
         for outcome in ["requeued", "failed", "cancelled"] {
-            drop(self.lost_leases.get_or_create(&LostLabels { outcome }));
+            drop(self.lost_leases.get_or_create(&JobLabels { outcome }));
+        }
+        for result in ClaimResult::ALL {
+            drop(self.claims.get_or_create(&LookupLabels { result: result.name() }));
+        }
+        for outcome in JobOutcome::ALL {
+            drop(self.settled_jobs.get_or_create(&JobLabels { outcome: outcome.name() }));
         }
         for recall in [Recall::Remembered, Recall::NotRemembered] {
             drop(self.replay_cache_lookups.get_or_create(&LookupLabels { result: recall.name() }));
@@ -337,6 +407,10 @@ fn gauge(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
+fn seconds_or_nan(duration: Option<Duration>) -> f64 {
+    duration.map_or(f64::NAN, |duration| duration.as_secs_f64())
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
@@ -345,6 +419,9 @@ impl Default for Metrics {
 
 /// In jobs.
 const BATCH_BUCKETS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
+/// In seconds, from a job that a waiting worker gets at once to one that waits or runs for a day.
+const JOB_BUCKETS: [f64; 15] =
+    [0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0];
 /// In seconds, from an answer out of the replay cache to a request's deadline.
 const DURATION_BUCKETS: [f64; 15] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::{Lives, Quota, Rate, TokenPools, UseTimes, Verifier};
 use crate::changes::Changes;
-use crate::claims::{self, Claims, SizeLimits, reclaimer};
+use crate::claims::{self, Claims, SizeLimits, Verdict, reclaimer};
 use crate::configuration::{self, Configuration};
 use crate::database::{self, Pool, SharedPool, WriteOptions, Writes};
 use crate::http::{self, Admission, App, BodyMemory, Limits, MetricsSources, Quotas, Readiness, RefusedLines};
@@ -189,6 +189,7 @@ impl Pools {
 
 fn compose(configuration: &Configuration, pools: &Pools, use_times: UseTimes, metrics: &Metrics) -> App {
     http::keyed_routes().for_each(|route| metrics.expect_outcomes(route.0));
+    Verdict::ALL.iter().for_each(|verdict| metrics.expect_reports(verdict.name()));
     let Configuration { server, database, intake, idempotency, claims, access, .. } = configuration;
     let options =
         WriteOptions { lock_wait: intake.lock_wait, insist_on_durability: !database.allow_losing_acknowledged_jobs };

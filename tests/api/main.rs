@@ -55,3 +55,4 @@ mod telemetry;
 mod tenant_quotas;
 mod uniques;
 mod worker_faults;
+mod worker_metrics;

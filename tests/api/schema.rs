@@ -375,7 +375,7 @@ pub async fn plan(ledger: &Ledger, sql: &str, parameters: usize) -> String {
 #[tokio::test]
 async fn every_statement_names_one_tenant_for_each_table() {
     // These clean and watch the whole database.
-    const OF_ALL_TENANTS: [&str; 3] = ["/* purge_keys */", "/* purge_lag */", "/* reclaim */"];
+    const OF_ALL_TENANTS: [&str; 3] = ["/* purge_keys */", "/* lags */", "/* reclaim */"];
     const TABLES: [&str; 9] = [
         "idempotency_keys",
         "jobs",

@@ -102,27 +102,31 @@ pub async fn claim(
     let asked = body.read(&app, tenant, Deadline::of(&request), read).await?;
     let until = Instant::now() + asked.wait;
     Deadline::extend(&request, asked.wait);
-    loop {
+    let claimed = loop {
         // Registered before the look, so that no job is missed between the look and the wait.
         let waiter = (!asked.wait.is_zero()).then(|| app.long_polls.for_queues(tenant, &asked.queues));
         let deadline = Deadline::of(&request).min(Instant::now() + app.limits.request_deadline);
-        match app.claims.claim(&asked, deadline).await? {
-            Claimed::Nothing => {}
-            Claimed::OtherRequest => return Err(Problem::ClaimExists),
-            Claimed::Ended => return Err(Problem::ClaimEnded),
-            Claimed::Jobs { is_new, expires_at, jobs } => return Ok(claimed(&app, &asked, is_new, expires_at, jobs)),
-        }
-        let look_again = match waiter {
-            None => false,
-            Some(waiter) => while_waiting(&app, &request, tenant, app.long_polls.wait(tenant, waiter, until)).await,
+        let claimed = app.claims.claim(&asked, deadline).await?;
+        let look_again = match (&claimed, waiter) {
+            (Claimed::Nothing, Some(waiter)) => {
+                while_waiting(&app, &request, tenant, app.long_polls.wait(tenant, waiter, until)).await
+            }
+            _ => false,
         };
         if !look_again {
-            return Ok(json(&mut HttpResponse::Ok(), &NoJobs { id, jobs: [] }));
+            break claimed;
         }
+    };
+    claimed.count(&asked, &app.metrics);
+    match claimed {
+        Claimed::Nothing => Ok(json(&mut HttpResponse::Ok(), &NoJobs { id, jobs: [] })),
+        Claimed::OtherRequest => Err(Problem::ClaimExists),
+        Claimed::Ended => Err(Problem::ClaimEnded),
+        Claimed::Jobs { is_new, expires_at, jobs } => Ok(respond(&app, &asked, is_new, expires_at, jobs)),
     }
 }
 
-fn claimed(app: &App, asked: &Request, is_new: bool, expires_at: DateTime<Utc>, jobs: Vec<ClaimedJob>) -> HttpResponse {
+fn respond(app: &App, asked: &Request, is_new: bool, expires_at: DateTime<Utc>, jobs: Vec<ClaimedJob>) -> HttpResponse {
     RequestContext::current().record_value("jobs", jobs.len());
     for ClaimedJob { id, token, attempt, .. } in &jobs {
         tracing::debug!(job_id = %id, token, attempt, "claimed");
@@ -231,10 +235,13 @@ pub async fn results(
     };
     let reports = body.read(&app, caller.tenant, Deadline::of(&request), read).await?;
     let settled = app.claims.settle(caller.tenant, id.0, &reports, Deadline::of(&request)).await?;
+    for (report, settled) in reports.0.iter().zip(&settled) {
+        settled.count(report.outcome, &app.metrics);
+    }
     let lost = settled.iter().filter(|settled| settled.verdict == crate::claims::Verdict::LeaseLost).count();
     RequestContext::current().record_value("jobs", settled.len());
     RequestContext::current().record_value("lost", lost);
-    let result = |Settled { job, verdict, state }| {
+    let result = |Settled { job, verdict, state, .. }| {
         tracing::debug!(job_id = %job, status = verdict.name(), "settled");
         ReportResult { job_id: job, status: verdict.name(), state }
     };

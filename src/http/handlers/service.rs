@@ -11,6 +11,7 @@ use crate::database::{Connections, Pool};
 use crate::http::extractors::NoParameters;
 use crate::http::routes::{DOCS, OPENAPI, key_uses};
 use crate::http::{App, Problem, outgoing};
+use crate::idempotency::queries::Lags;
 use crate::idempotency::{self, KEY_LENGTH_MAX};
 use crate::overload::Usage;
 
@@ -79,14 +80,17 @@ pub async fn metrics(app: web::Data<App>, sources: web::Data<MetricsSources>) ->
     metrics.read_body_bytes(app.body_memory.usage());
     metrics.read_intake_queue(app.intake.usage());
     metrics.read_replay_cache(app.replays.usage());
+    metrics.read_waiting_requests(app.long_polls.usage());
     metrics.read_ready(app.readiness.check().await.is_ok());
-    metrics.read_purge_lag(purge_lag(&sources.scrapes).await);
+    let lags = lags(&sources.scrapes).await;
+    metrics.read_purge_lag(lags.as_ref().map(|lags| lags.purge));
+    metrics.read_reclaim_lag(lags.map(|lags| lags.reclaim));
     HttpResponse::Ok().content_type("application/openmetrics-text; version=1.0.0; charset=utf-8").body(metrics.encode())
 }
 
 /// `None` if the database does not answer within a second, because a scrape must not wait for a slow database.
-async fn purge_lag(scrapes: &Pool) -> Option<Duration> {
+async fn lags(scrapes: &Pool) -> Option<Lags> {
     const DEADLINE: Duration = Duration::from_secs(1);
     let deadline = Instant::now() + DEADLINE;
-    scrapes.read("purge_lag", deadline, async |connection| idempotency::queries::purge_lag(connection).await).await.ok()
+    scrapes.read("lags", deadline, async |connection| idempotency::queries::lags(connection).await).await.ok()
 }
