@@ -82,7 +82,7 @@ pub enum Refusal {
 
 /// The job's next version, or why it has none.
 enum Prepared {
-    Changed(ChangedJob),
+    Changed(Box<ChangedJob>),
     Refused(Refusal),
 }
 
@@ -266,7 +266,7 @@ impl Changes {
             return Ok(Prepared::Refused(Refusal::Stale { id: job.id, version: base_version }));
         }
         change.patch.apply(&mut job);
-        Ok(Prepared::Changed(ChangedJob::new(job, base_version)))
+        Ok(Prepared::Changed(Box::new(ChangedJob::new(job, base_version))))
     }
 
     /// Whether a lost attempt was committed: whether the job now is what the change would have produced. By RFC 9110,

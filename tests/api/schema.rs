@@ -246,8 +246,8 @@ impl Function {
             if sql.starts_with("from ") {
                 sql.insert_str(0, "select ");
             }
-            let is_target = |line: &&str| line.trim().starts_with("into v_");
-            sql = sql.lines().filter(|line| !is_target(line)).collect::<Vec<_>>().join("\n");
+            let without_target = |line: &str| line.split(" into v_").next().unwrap_or_default().to_owned();
+            sql = sql.lines().map(without_target).collect::<Vec<_>>().join("\n");
             sql = replace_word(&sql, "v_now", "now()");
             let parameters_and_variables =
                 self.names.iter().cloned().zip(self.types.iter().cloned()).chain(self.variables());

@@ -234,7 +234,7 @@ async fn work(client: &Client, other: &Client, ledger: &Ledger, round: usize) ->
     let id = new_id();
     let first = client.claim(&id, &body).await;
     // Every second claim is sent again, to the other replica.
-    let again = if round % 2 == 0 { Some(other.claim(&id, &body).await) } else { None };
+    let again = if round.is_multiple_of(2) { Some(other.claim(&id, &body).await) } else { None };
     let claim = Claim::of(&first);
     if claim.jobs.is_empty() {
         // Released jobs wait. The test does not.
