@@ -48,10 +48,17 @@ begin
         order by 1
     ) as locks;
 
+    -- Each look-up is a query of its own ("offset 0"). In a join, a plan that was made for a small table would read all claims
+    -- of the tenant.
     v_new := array(
         select wanted.id
         from unnest(p_claim_ids) with ordinality as wanted (id, place)
-        where not exists (select from hapax.claims where tenant_id = p_tenant_id and claims.id = wanted.id)
+        where not exists (
+            select
+            from hapax.claims
+            where tenant_id = p_tenant_id and claims.id = wanted.id
+            offset 0
+        )
         order by wanted.place
     );
     if cardinality(v_new) < cardinality(p_claim_ids) then
@@ -64,12 +71,26 @@ begin
                 else 'repeated'
             end,
             claims.expires_at, lease.job_id, lease.token, lease.queue, lease.priority, lease.run_at, lease.attempt,
-            lease.max_attempts, lease.created_at, jobs.type, jobs.payload
+            lease.max_attempts, lease.created_at, job.type, job.payload
         from unnest(p_claim_ids, p_fingerprints) as wanted (id, fingerprint)
-        join hapax.claims on claims.tenant_id = p_tenant_id and claims.id = wanted.id
-        left join hapax.job_leases as lease
-            on lease.tenant_id = p_tenant_id and lease.claim_id = claims.id and claims.fingerprint = wanted.fingerprint
-        left join hapax.jobs on jobs.tenant_id = p_tenant_id and jobs.id = lease.job_id
+        cross join lateral (
+            select *
+            from hapax.claims
+            where tenant_id = p_tenant_id and id = wanted.id
+            offset 0
+        ) as claims
+        left join lateral (
+            select *
+            from hapax.job_leases
+            where tenant_id = p_tenant_id and claim_id = claims.id and claims.fingerprint = wanted.fingerprint
+            offset 0
+        ) as lease on true
+        left join lateral (
+            select type, payload
+            from hapax.jobs
+            where tenant_id = p_tenant_id and id = lease.job_id
+            offset 0
+        ) as job on true
         order by claims.id, lease.priority, lease.run_at, lease.job_id;
     end if;
 

@@ -16,17 +16,20 @@ create function hapax.trim_attempts(p_tenant_id uuid, p_job_ids uuid []) returns
 language plpgsql
 as $$
 begin
+    -- By ctid, which is safe because both scans use one snapshot. In a join, a plan that was made for a small table would read
+    -- all attempts of the tenant.
     delete from hapax.job_attempts
-    using unnest(p_job_ids) as trimmed (job_id)
-    where job_attempts.tenant_id = p_tenant_id and job_attempts.job_id = trimmed.job_id
-        and job_attempts.token <= (
-            select newest.token
-            from hapax.job_attempts as newest
-            where newest.tenant_id = p_tenant_id and newest.job_id = trimmed.job_id
-            order by newest.token desc
+    where (tenant_id = p_tenant_id) is true and ctid = any(array(
+        select surplus.row_id
+        from unnest(p_job_ids) as trimmed (job_id)
+        cross join lateral (
+            select ctid as row_id
+            from hapax.job_attempts
+            where tenant_id = p_tenant_id and job_attempts.job_id = trimmed.job_id
+            order by token desc
             offset 50
-            limit 1
-        );
+        ) as surplus
+    ));
 end
 $$;
 
