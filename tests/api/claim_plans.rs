@@ -1,6 +1,6 @@
 //! What the functions of claims read: rows and pages, never time. The cost of a call depends on its jobs, not on the queue.
 
-use sqlx::{AssertSqlSafe, Connection, Row};
+use sqlx::{AssertSqlSafe, Row};
 
 use crate::harness::Ledger;
 
@@ -33,16 +33,22 @@ impl Session {
 
     /// Executes a statement in a transaction that is rolled back.
     async fn read(&mut self, sql: &str) -> Read {
-        let mut transaction = self.connection.begin().await.unwrap();
         let explain = format!("explain (analyze, buffers, timing off, format json) {sql}");
-        let plan = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(&mut *transaction).await.unwrap();
+        sqlx::raw_sql("begin").execute(&mut self.connection).await.unwrap();
+        let before = self.rows_read().await;
+        let plan = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(&mut self.connection).await.unwrap();
         let plan = plan.get::<sqlx::types::Json<serde_json::Value>, _>(0).0[0]["Plan"].clone();
-        let rows = "select sum(seq_tup_read + coalesce(idx_tup_fetch, 0))::bigint from pg_stat_xact_user_tables";
-        let rows = sqlx::raw_sql(rows).fetch_one(&mut *transaction).await.unwrap().get(0);
-        transaction.rollback().await.unwrap();
+        let rows = self.rows_read().await - before;
+        sqlx::raw_sql("rollback").execute(&mut self.connection).await.unwrap();
         let number = |name: &str| plan[name].as_f64().unwrap();
         let pages = number("Shared Hit Blocks") + number("Shared Read Blocks");
         Read { rows, pages: pages as i64, returned: number("Actual Rows") }
+    }
+
+    /// The rows of all tables that the session has read lately. It forgets none within a transaction.
+    async fn rows_read(&mut self) -> i64 {
+        let sql = "select sum(seq_tup_read + coalesce(idx_tup_fetch, 0))::bigint from pg_stat_xact_user_tables";
+        sqlx::raw_sql(sql).fetch_one(&mut self.connection).await.unwrap().get(0)
     }
 }
 
@@ -74,7 +80,7 @@ async fn assert_alike(ledger: &Ledger, short: &[(String, Read)], mode: &str) {
 
 #[tokio::test]
 async fn a_claim_reads_its_jobs_only_however_long_the_queue_and_however_many_urgent_jobs_are_in_the_future() {
-    let calls = [("'default'", 1), ("'default'", 10), ("'default'", 100), ("'default', 'other'", 10)];
+    let calls = [("'default'", 1), ("'default'", 10), ("'default'", 50), ("'default', 'other'", 10)];
     for mode in MODES {
         let ledger = Ledger::new().await;
         ledger.fill_queue("default", 2_000).await;
@@ -117,7 +123,8 @@ async fn a_session_that_has_claimed_from_an_empty_queue_reads_its_jobs_only_when
         ledger.fill_queue("default", 10_000).await;
         let read = session.read(&sql).await;
         assert!(read.returned == 10.0 && read.rows <= 70, "{mode}: {read:?}");
-        ledger.execute("truncate job_queue, jobs; vacuum (analyze) job_queue, jobs").await;
+        ledger.execute("truncate job_queue, jobs").await;
+        ledger.execute("vacuum (analyze) job_queue, jobs").await;
     }
 }
 
@@ -173,27 +180,41 @@ fn settle(outcome: &str, prefix: &str) -> String {
 async fn the_calls_of_a_worker_read_their_own_rows_only() {
     let ledger = Ledger::new().await;
     // The plans must also be right with statistics from the time when the tables were empty.
-    ledger.execute("analyze").await;
+    ledger.execute("vacuum (analyze)").await;
     for table in ["claims", "job_leases", "job_outcomes", "job_attempts", "jobs"] {
         ledger.execute(&format!("alter table {table} set (autovacuum_enabled = false)")).await;
     }
-    fill_with_leases(&ledger).await;
     let of_tenant = |call: &str| format!("select r.* from tenants, {call} as r");
     let repeated = "hapax.claim(tenants.id, array['default'], array[md5('claim0')::uuid], array[sha256('x')], \
                     array[null::text], array[10], array[60])";
     // Ten jobs; a row is read in each table where the function looks for it, and again when it is changed.
     let calls = [
-        ("claim, repeated", of_tenant(repeated), 40),
-        ("heartbeat", of_tenant("hapax.heartbeat(tenants.id, array[md5('claim0')::uuid])"), 40),
-        ("settle succeeded", settle("succeeded", "job"), 60),
-        ("settle failed", settle("failed", "job"), 60),
-        ("settle again", settle("succeeded", "over"), 80),
-        ("release", of_tenant("hapax.release(tenants.id, md5('claim0')::uuid)"), 80),
-        ("reclaim", "select * from hapax.reclaim(1)".to_owned(), 80),
+        ("claim, repeated", of_tenant(repeated), 50),
+        ("heartbeat", of_tenant("hapax.heartbeat(tenants.id, array[md5('claim0')::uuid])"), 50),
+        ("settle succeeded", settle("succeeded", "job"), 50),
+        ("settle failed", settle("failed", "job"), 50),
+        ("settle again", settle("succeeded", "over"), 50),
+        ("release", of_tenant("hapax.release(tenants.id, md5('claim0')::uuid)"), 50),
+        ("reclaim", "select * from hapax.reclaim(1)".to_owned(), 50),
         ("cancel", of_tenant("hapax.cancel(tenants.id, md5('job0')::uuid)"), 10),
         ("delete", of_tenant("hapax.delete(tenants.id, md5('over0')::uuid)"), 10),
         ("trim", of_tenant("hapax.trim_attempts(tenants.id, array[md5('over0')::uuid])"), 10),
     ];
+    let mut sessions = Vec::new();
+    for mode in ["auto", "force_generic_plan"] {
+        for (name, sql, most) in &calls {
+            let mut session = Session::new(&ledger, mode).await;
+            for _ in 0..8 {
+                session.read(sql).await;
+            }
+            sessions.push((session, name, sql, *most, mode));
+        }
+    }
+    fill_with_leases(&ledger).await;
+    for (session, name, sql, most, mode) in &mut sessions {
+        let read = session.read(sql).await;
+        assert!(read.rows <= *most && read.pages <= 1_000, "{name} in a warm session, {mode}: {read:?}");
+    }
     for statistics in ["stale", "fresh"] {
         if statistics == "fresh" {
             ledger.execute("vacuum (analyze)").await;
@@ -201,8 +222,7 @@ async fn the_calls_of_a_worker_read_their_own_rows_only() {
         for mode in MODES {
             for (name, sql, most) in &calls {
                 let read = read(&ledger, mode, sql).await;
-                assert!(read.rows <= *most, "{name}, {statistics}, {mode}: {read:?}");
-                assert!(read.pages <= 1_000, "{name}, {statistics}, {mode}: {read:?}");
+                assert!(read.rows <= *most && read.pages <= 1_000, "{name}, {statistics}, {mode}: {read:?}");
             }
         }
     }

@@ -103,7 +103,7 @@ async fn jobs_are_claimed_by_priority_then_time_then_id_and_never_before_their_t
         assert_eq!(server.put(id, body).await.status, 201);
     }
     let mut claimed = Vec::new();
-    for max_jobs in [1, 3, 100] {
+    for max_jobs in [1, 1, 2, 100] {
         claimed.extend(server.take_up_to(max_jobs).await.job_ids().iter().map(|id| id[35..].to_owned()));
     }
     assert_eq!(claimed, ["7", "5", "3", "4", "6"]);
@@ -294,6 +294,7 @@ async fn claims_that_hold_jobs_are_listed_in_pages() {
     assert_eq!(shown["jobs"], json!([]));
 }
 
+/// As in awa's ADR-013: a release refunds the attempt, so the attempt cannot be the token.
 #[tokio::test]
 async fn a_release_gives_the_attempt_back_and_delays_the_job_longer_each_time() {
     let (ledger, server) = serve().await;
@@ -353,4 +354,22 @@ async fn a_release_returns_only_what_the_claim_still_holds() {
         (json!(1), json!(0))
     );
     ledger.assert_jobs_in_one_place().await;
+}
+
+/// The story of procrastinate 1518 and oban 862: two workers had the same name or process id.
+#[tokio::test]
+async fn the_name_of_a_worker_proves_nothing() {
+    let (_ledger, server) = serve().await;
+    for n in 0..2 {
+        server.submit(&format!("k{n}"), job(n)).await;
+    }
+    let body = json!({ "queues": ["default"], "worker": "host-1/42" });
+    let one = Claim::of(&server.claim(&new_id(), &body).await);
+    let two = Claim::of(&server.claim(&new_id(), &body).await);
+    for outcome in ["succeeded", "failed", "released"] {
+        let refused = server.settle(&two.id, one.job(), outcome).await;
+        assert_eq!(refused, ("lease-lost".to_owned(), Some("running".to_owned())));
+    }
+    assert_eq!(server.heartbeat(&two.id).await.json()["jobs"], json!([{ "id": two.job(), "cancel_requested": false }]));
+    assert_eq!(server.settle(&one.id, one.job(), "succeeded").await.0, "recorded");
 }

@@ -41,7 +41,7 @@ async fn is_kept(ledger: &Ledger, server: &Server, body: &Value, id: &str) {
 async fn the_key_of_a_job_that_still_waits_is_kept() {
     let (ledger, server) = serve().await;
     let id = server.submit("the-key", next_year()).await.job_id();
-    ledger.expire("the-key").await;
+    ledger.pass_expiry("the-key").await;
     is_kept(&ledger, &server, &next_year(), &id).await;
     server.submit("the-key", job(2)).await.is_problem(422, "idempotency-key-reused");
 }
@@ -51,11 +51,11 @@ async fn the_key_of_a_job_that_still_runs_is_kept() {
     let (ledger, server) = serve().await;
     let id = server.submit("the-key", job(1)).await.job_id();
     let claim = server.take().await;
-    ledger.expire("the-key").await;
+    ledger.pass_expiry("the-key").await;
     is_kept(&ledger, &server, &job(1), &id).await;
     // Also while it waits for its next attempt.
     server.settle(&claim.id, &id, "failed").await;
-    ledger.expire("the-key").await;
+    ledger.pass_expiry("the-key").await;
     is_kept(&ledger, &server, &job(1), &id).await;
 }
 
@@ -65,10 +65,10 @@ async fn the_key_of_a_finished_job_is_kept_for_its_time_to_live_and_then_free() 
     let id = server.submit("the-key", job(1)).await.job_id();
     let claim = server.take().await;
     server.settle(&claim.id, &id, "succeeded").await;
-    ledger.expire("the-key").await;
+    ledger.pass_expiry("the-key").await;
     age_end(&ledger, "23 hours").await;
     is_kept(&ledger, &server, &job(1), &id).await;
-    ledger.expire("the-key").await;
+    ledger.pass_expiry("the-key").await;
     age_end(&ledger, "61 minutes").await;
     server.get("/idempotency-keys/the-key").await.is_problem(404, "key-not-found");
     let new = server.submit("the-key", job(1)).await;
@@ -89,10 +89,10 @@ async fn the_key_lives_as_long_as_the_tenant_chose_when_it_was_used() {
     let id = server_with_setting.submit("the-key", job(1)).await.job_id();
     set("30d").await;
     server_with_setting.cancel(&id).await;
-    ledger.expire("the-key").await;
+    ledger.pass_expiry("the-key").await;
     age_end(&ledger, "59 minutes").await;
     is_kept(&ledger, &server_with_setting, &job(1), &id).await;
-    ledger.expire("the-key").await;
+    ledger.pass_expiry("the-key").await;
     age_end(&ledger, "2 minutes").await;
     assert_eq!(server_with_setting.submit("the-key", job(1)).await.status, 201);
 }
@@ -105,7 +105,7 @@ async fn the_key_of_a_deleted_job_is_free_after_its_own_time() {
     // Not before: until then, a copy of the submission must not create the job again.
     let copy = server.submit("the-key", next_year()).await;
     assert_eq!((copy.status, copy.job_id()), (200, id.clone()));
-    ledger.expire("the-key").await;
+    ledger.pass_expiry("the-key").await;
     server.get("/idempotency-keys/the-key").await.is_problem(404, "key-not-found");
     let new = server.submit("the-key", next_year()).await;
     assert_eq!((new.status, new.job_id() == id), (201, false));
@@ -125,7 +125,7 @@ async fn the_purger_and_a_request_decide_alike() {
             _ => drop(server.cancel(&id).await),
         }
         ids.push(id);
-        ledger.expire(key).await;
+        ledger.pass_expiry(key).await;
     }
     let sql = format!("update job_outcomes set finished_at = now() - interval '25 hours' where job_id = '{}'", ids[3]);
     ledger.execute(&sql).await;
@@ -152,7 +152,7 @@ async fn the_purger_and_a_request_decide_alike() {
 async fn a_kept_key_is_shown_with_its_later_end() {
     let (ledger, server) = serve().await;
     let id = server.submit("the-key", next_year()).await.job_id();
-    ledger.expire("the-key").await;
+    ledger.pass_expiry("the-key").await;
     let shown = server.get("/idempotency-keys/the-key").await.json();
     assert_eq!(shown["job_id"], id);
     let end = chrono::DateTime::parse_from_rfc3339(shown["expires_at"].as_str().unwrap()).unwrap();
@@ -165,12 +165,12 @@ async fn the_key_of_a_change_or_a_retry_is_kept_for_the_job_that_it_changed() {
     let id = server.submit("the-key", next_year()).await.job_id();
     let change = || server.patch_job(&id, "*", r#"{"priority":1}"#).header("idempotency-key", "change");
     let changed = server.send(change()).await;
-    ledger.expire("change").await;
+    ledger.pass_expiry("change").await;
     let again = server.send(change()).await;
     assert_eq!((again.status, again.header("idempotent-replayed"), &again.body), (200, "true", &changed.body));
     server.cancel(&id).await;
     let retried = server.retry(&id, "retry").await;
-    ledger.expire("retry").await;
+    ledger.pass_expiry("retry").await;
     let again = server.retry(&id, "retry").await;
     assert_eq!((again.status, again.header("idempotent-replayed"), &again.body), (200, "true", &retried.body));
     assert_eq!(server.job(&id).await["version"], 4);
@@ -181,7 +181,7 @@ async fn copies_of_a_submission_with_an_expired_but_kept_key_create_no_job() {
     let (ledger, server) = serve().await;
     let other = ledger.serve_with(&NO_QUOTAS).await;
     let id = server.submit("the-key", next_year()).await.job_id();
-    ledger.expire("the-key").await;
+    ledger.pass_expiry("the-key").await;
     let copies: Vec<_> =
         (0..20).map(|n| [&server, &other][n % 2].submit_in_background("the-key", next_year())).collect();
     for copy in copies {

@@ -6,7 +6,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use crate::harness::{Answer, Claim, Client, Ledger, NO_QUOTAS, Server, job, new_id};
+use crate::harness::{Answer, Balancer, Claim, Client, Ledger, NO_QUOTAS, Server, free_address, job, new_id};
 
 /// Waiting requests do not look again on their own before the end of a test.
 const ONLY_WOKEN: (&str, &str) = ("HAPAX__CLAIMS__POLL_INTERVAL", "1h");
@@ -72,6 +72,31 @@ async fn a_waiting_worker_gets_a_job_that_arrives_on_another_replica() {
     let id = two.submit("k", job(1)).await.job_id();
     let answer = waiting.await.unwrap();
     assert_eq!((answer.status, Claim::of(&answer).job()), (201, id.as_str()));
+}
+
+#[tokio::test]
+async fn copies_of_a_waiting_claim_on_two_replicas_get_the_same_job() {
+    let ledger = Ledger::new().await;
+    let servers = [serve(&ledger, LOOKS_OFTEN).await, serve(&ledger, LOOKS_OFTEN).await];
+    let id = new_id();
+    let copies: Vec<_> = (0..4)
+        .map(|n| {
+            let (client, id) = ((*servers[n % 2]).clone(), id.clone());
+            tokio::spawn(async move { client.claim(&id, wait(30)).await })
+        })
+        .collect();
+    until_looked(&ledger, "/* claim */", 2).await;
+    for n in 0..3 {
+        servers[0].submit(&format!("k{n}"), job(n)).await;
+    }
+    let mut answers = Vec::new();
+    for copy in copies {
+        answers.push(copy.await.unwrap());
+    }
+    answers.sort_by_key(|answer| std::cmp::Reverse(answer.status));
+    assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), [201, 200, 200, 200]);
+    assert!(answers.iter().all(|answer| answer.json()["jobs"] == answers[0].json()["jobs"]));
+    assert_eq!(ledger.number("select count(*) from job_leases").await, 1);
 }
 
 #[tokio::test]
@@ -208,4 +233,37 @@ async fn a_client_that_waits_learns_an_end_on_another_replica_or_the_time_is_up(
         let refused = one.get(&format!("/jobs/{id}?wait_seconds={invalid}")).await;
         refused.is_problem(400, "invalid-parameter");
     }
+}
+
+/// The time-outs of `deploy/haproxy.cfg` must be longer than the longest wait.
+#[tokio::test]
+async fn the_load_balancer_waits_as_long_as_the_longest_wait() {
+    let ledger = Ledger::new().await;
+    let addresses = [free_address(), free_address(), free_address()];
+    let _server = ledger.serve_at(addresses[0], &[&NO_QUOTAS[..], &[ONLY_WOKEN]].concat()).await;
+    let balancer = Balancer::start(addresses, &ledger.token).await;
+    balancer.until_ready(1).await;
+    let began = Instant::now();
+    let answer = Answer::of(balancer.put_claim(&new_id(), wait(30)).send().await.unwrap()).await;
+    assert_eq!((answer.status, answer.json()["jobs"].clone()), (200, json!([])), "{answer:?}");
+    assert!(began.elapsed() >= Duration::from_secs(30));
+}
+
+#[tokio::test]
+async fn a_draining_replica_tells_its_workers_and_lets_none_wait() {
+    let ledger = Ledger::new().await;
+    let settings = [ONLY_WOKEN, ("HAPAX__SERVER__DRAIN_DELAY", "5m")];
+    let server = ledger.serve_with(&[&NO_QUOTAS[..], &settings].concat()).await;
+    server.submit("k", job(1)).await;
+    let claim = server.take().await;
+    assert_eq!(server.heartbeat(&claim.id).await.json()["draining"], false);
+    let waiting = waiting_for_a_job(&ledger, &server, wait(30)).await;
+    server.signal(Signal::TERM);
+    assert_eq!(waiting.await.unwrap().json()["jobs"], json!([]));
+    // It still serves: a worker can finish what it holds, and claim what is there.
+    assert_eq!(server.heartbeat(&claim.id).await.json()["draining"], true);
+    assert_eq!(server.claim(&new_id(), wait(30)).await.json()["jobs"], json!([]));
+    server.submit("k2", job(2)).await;
+    server.take().await;
+    assert_eq!(server.settle(&claim.id, claim.job(), "succeeded").await.0, "recorded");
 }

@@ -71,6 +71,7 @@ async fn a_job_of_a_dead_worker_comes_back_with_another_attempt_and_a_higher_tok
     server.until_metric(r#"hapax_lost_leases_total{outcome="requeued"}"#, 4.0).await;
 }
 
+/// The story of conductor 322 and windmill 9214: what a late worker reports must be neither an error nor forgotten.
 #[tokio::test]
 async fn a_late_worker_changes_nothing_and_its_outcome_is_in_the_history() {
     let (ledger, server) = serve().await;
@@ -115,6 +116,7 @@ async fn a_late_report_can_arrive_before_the_second_worker_and_after_a_retry() {
     assert_eq!((&lost["late_outcome"], &running["reported"]), (&json!("succeeded"), &json!("running")));
 }
 
+/// As in Camunda's ADR 0005-810: the row decides, not the clock.
 #[tokio::test]
 async fn an_expired_claim_that_was_not_reclaimed_still_counts() {
     let (ledger, server) = serve_without_reclaimer().await;
@@ -164,6 +166,7 @@ async fn only_the_jobs_that_the_claim_still_holds_come_back() {
     ledger.assert_jobs_in_one_place().await;
 }
 
+/// The story of kestra 19722: a cancelled job must not run again because its worker died.
 #[tokio::test]
 async fn a_job_without_attempts_left_fails_and_one_with_a_requested_cancellation_is_cancelled() {
     let (ledger, server) = serve().await;
@@ -187,6 +190,7 @@ async fn a_job_without_attempts_left_fails_and_one_with_a_requested_cancellation
     ledger.assert_jobs_in_one_place().await;
 }
 
+/// The story of river 1318: a batch of rows that cannot be taken hid the rows behind it.
 #[tokio::test]
 async fn a_claim_that_cannot_be_reclaimed_does_not_hide_the_claims_behind_it() {
     let (ledger, server) = serve_without_reclaimer().await;

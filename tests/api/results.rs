@@ -357,6 +357,22 @@ async fn a_deleted_running_job_is_nowhere_and_its_worker_loses_the_lease() {
 }
 
 #[tokio::test]
+async fn a_unique_job_holds_its_content_until_it_is_over() {
+    let (ledger, server) = serve().await;
+    let unique = json!({ "type": "t", "payload": 1, "unique": { "by": ["/payload"] } });
+    for (outcome, is_over) in [("failed", false), ("released", false), ("cancelled", true), ("succeeded", true)] {
+        let id = server.submit(&new_id(), &unique).await.job_id();
+        ledger.make_due().await;
+        let claim = server.take().await;
+        assert_eq!(server.submit(&new_id(), &unique).await.job_id(), id, "it runs");
+        server.settle(&claim.id, &id, outcome).await;
+        let again = server.submit(&new_id(), &unique).await.job_id();
+        assert_eq!(again != id, is_over, "{outcome}");
+        server.cancel(&again).await;
+    }
+}
+
+#[tokio::test]
 async fn a_running_job_cannot_be_changed() {
     let (_ledger, server) = serve().await;
     let (_claim, id) = running(&server).await;

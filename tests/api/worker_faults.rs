@@ -5,7 +5,9 @@ use std::sync::Arc;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Claim, Client, Fault, Ledger, NO_QUOTAS, Proxy, SHORT_DEADLINES, Server, job, new_id};
+use crate::harness::{
+    Answer, Claim, Client, Fault, Ledger, NO_QUOTAS, OwnPostgres, Proxy, SHORT_DEADLINES, Server, job, new_id,
+};
 
 const NO_RECLAIMER: (&str, &str) = ("HAPAX__CLAIMS__RECLAIM_INTERVAL", "1h");
 
@@ -70,6 +72,7 @@ async fn results_whose_connection_is_cut_after_the_commit_are_recorded_once() {
     }
 }
 
+/// The story of camunda 59354, actions/runner 4728 and temporal 1058: the answer with the jobs is lost.
 #[tokio::test]
 async fn a_claim_with_an_unknown_outcome_is_repeated_on_the_other_replica() {
     let ledger = Ledger::new().await;
@@ -196,7 +199,8 @@ async fn a_claim_whose_replica_is_killed_before_the_commit_is_made_by_the_other_
     ledger.assert_jobs_in_one_place().await;
 }
 
-/// A worker that freezes for longer than its lease goes on as if nothing had happened.
+/// A worker that freezes for longer than its lease goes on as if nothing had happened. A guard by job or state alone would
+/// let it complete the attempt of its successor (pg-boss, Faktory).
 #[tokio::test]
 async fn the_results_of_a_worker_frozen_past_its_lease_are_refused_and_those_of_the_second_kept() {
     let ledger = Ledger::new().await;
@@ -302,5 +306,26 @@ async fn careless_workers_on_two_replicas_finish_every_job_once() {
     recorded.dedup();
     assert_eq!((count, recorded.len(), lists().await), (150, 150, 150), "each success is recorded once");
     assert_eq!(ledger.number("select count(*) from job_outcomes where state = 'succeeded'").await, 150);
+    ledger.assert_jobs_in_one_place().await;
+}
+
+#[tokio::test]
+async fn a_postgresql_crash_loses_no_lease_and_no_result() {
+    let postgres = OwnPostgres::start().await;
+    let ledger = postgres.ledger().await;
+    let settings = [("HAPAX__DATABASE__ALLOW_LOSING_ACKNOWLEDGED_JOBS", "false"), NO_RECLAIMER];
+    let server = ledger.serve_with(&[&NO_QUOTAS[..], &settings].concat()).await;
+    two_jobs(&server).await;
+    let id = new_id();
+    let claim = Claim::of(&server.claim(&id, marked()).await);
+    assert_eq!(server.settle(&id, claim.job_ids()[0], "succeeded").await.0, "recorded");
+    postgres.stop_immediately().await;
+    postgres.start_again().await;
+    server.until_status("/readyz", 200).await;
+    let rest = Claim::of(&server.claim(&id, marked()).await);
+    assert_eq!(rest.jobs, claim.jobs[1..]);
+    assert_eq!(server.heartbeat(&id).await.status, 200);
+    assert_eq!(server.settle(&id, claim.job_ids()[0], "succeeded").await.0, "already-recorded");
+    assert_eq!(server.settle(&id, claim.job_ids()[1], "succeeded").await.0, "recorded");
     ledger.assert_jobs_in_one_place().await;
 }
