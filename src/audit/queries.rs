@@ -1,4 +1,5 @@
-//! The statements of the checks. Their texts are data, so the build does not check them; the tests run each of them.
+//! The statements of the checks. They are no checked queries: their texts are data, and what the tests demand of checked
+//! queries (one tenant, an index) is the opposite of what a check does. The tests run each of them.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! An exhaustive check of the protocol of claims: every order of requests, expiries and reclaims, in a small world.
 //!
-//! It checks the guards, not the SQL. `tests/api` checks that the functions do what the model does. ADR 0033 says why the
+//! It checks the guards, not the SQL. tests/api/protocol.rs checks that the functions do what the model does. ADR 0033 says why the
 //! search is written here.
 
 mod properties;
