@@ -38,6 +38,7 @@ mod operations;
 mod outages;
 mod overload;
 mod pooler;
+mod protocol;
 mod public_url;
 mod queues;
 mod quotas;
