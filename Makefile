@@ -21,6 +21,8 @@ WITH_BALANCER = haproxy="$$(scripts/debian-program haproxy haproxy)" && export H
 # test run counts them ("filtered out").
 WITH_POOLER = pgbouncer="$$(scripts/pgbouncer)" && without="" || without="--skip pooler::"; \
     export HAPAX_PGBOUNCER="$$pgbouncer"
+# The example worker is a Python program. Without python3, its test is skipped in the same way.
+WITH_PYTHON = command -v python3 >/dev/null || without="$$without --skip example_worker::"
 
 .PHONY: run test demo drill siege bench bench-full bench-smoke bench-build release check fmt lint api contract alerts load-balancer containers docs supply-chain sqlx-check functions sqlx-prepare metrics-page errors-page retries-page build fuzz
 
@@ -30,7 +32,7 @@ run: build
 
 ## test: run the whole suite on a temporary PostgreSQL, or on DATABASE_URL's server; each test has its own database
 test: build $(TOOLS)/bin/sqlx
-	@$(WITH_BALANCER); $(WITH_POOLER); $(WITH_DATABASE) cargo test --locked --workspace --no-fail-fast -- $$without
+	@$(WITH_BALANCER); $(WITH_POOLER); $(WITH_PYTHON); $(WITH_DATABASE) cargo test --locked --workspace --no-fail-fast -- $$without
 
 ## demo: show three release replicas behind a load balancer: copies, different requests, a rolling restart under load
 demo: release

@@ -149,3 +149,14 @@ async fn the_errors_page_equals_the_programs_output() {
     let printed = run_hapax(&["errors"], &[]).await.stdout;
     assert!(String::from_utf8(printed).unwrap() == include_str!("../../docs/errors.md"), "run `make errors-page`");
 }
+
+/// Readers copy the worker from either of them.
+#[test]
+fn the_page_for_authors_of_workers_shows_the_example() {
+    let page = include_str!("../../docs/workers.md");
+    let blocks: Vec<_> = page.split("```python\n").skip(1).map(|block| block.split("```").next().unwrap()).collect();
+    assert!(
+        blocks.join("\n") == include_str!("../../examples/worker.py"),
+        "change docs/workers.md and examples/worker.py alike: the file is the page's Python, with empty lines between"
+    );
+}

@@ -21,6 +21,7 @@ mod contract;
 mod database_roles;
 mod dev;
 mod docs;
+mod example_worker;
 mod expiry;
 mod faults;
 mod first_sent;
