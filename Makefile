@@ -34,7 +34,7 @@ run: build
 test: build $(TOOLS)/bin/sqlx
 	@$(WITH_BALANCER); $(WITH_POOLER); $(WITH_PYTHON); $(WITH_DATABASE) cargo test --locked --workspace --no-fail-fast -- $$without
 
-## demo: show three release replicas behind a load balancer: copies, different requests, a rolling restart under load
+## demo: run jobs on three release replicas and three workers, kill one of each, restart all replicas, count; needs python3
 demo: release
 	@$(WITH_BINARIES); $(WITH_BALANCER); HAPAX_BINARY="$(CURDIR)/target/release/hapax" cargo test --locked --quiet --test demo
 

@@ -99,13 +99,13 @@ begin
             and not looked.still_holds and looked.expires_at <= v_now - interval '1 hour'
     )
     select
+        array_agg(tenant_id) filter (where token > 100),
+        array_agg(job_id) filter (where token > 100),
         (select count(*) from due),
         count(*) filter (where final_state is null),
         count(*) filter (where final_state = 'failed'),
-        count(*) filter (where final_state = 'cancelled'),
-        array_agg(tenant_id) filter (where token > 100),
-        array_agg(job_id) filter (where token > 100)
-    into looked_at, requeued, failed, cancelled, v_tenant_ids, v_long_histories
+        count(*) filter (where final_state = 'cancelled')
+    into v_tenant_ids, v_long_histories, looked_at, requeued, failed, cancelled
     from judged;
     return next;
     if v_long_histories is not null then

@@ -6,8 +6,12 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod clients;
 mod drill;
+mod failures;
 mod replicas;
+mod tally;
+mod workers;
 
 use std::process::ExitCode;
 
@@ -15,10 +19,15 @@ use harness::OwnPostgres;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let postgres = OwnPostgres::start().await;
     let kept = match std::env::args().nth(1).as_deref() {
-        None => replicas::show(&postgres).await,
-        Some("drill") => drill::show(&postgres).await,
+        None => {
+            if let Err(missing) = workers::find_python() {
+                eprintln!("{missing}");
+                return ExitCode::FAILURE;
+            }
+            replicas::show(&OwnPostgres::start().await).await
+        }
+        Some("drill") => drill::show(&OwnPostgres::start().await).await,
         Some(other) => {
             eprintln!("unknown argument {other}; expected drill or nothing");
             return ExitCode::FAILURE;
