@@ -76,27 +76,29 @@ async fn results_are_counted_by_status_and_jobs_by_what_became_of_them() {
     let ledger = Ledger::new().await;
     let server = ledger.serve_with(&NO_HOUSEKEEPING).await;
     let last_attempt = json!({ "type": "t", "payload": 1, "max_attempts": 1 });
-    for n in 0..4 {
+    for n in 0..5 {
         server.submit(&format!("k-{n}"), job(n)).await;
     }
     server.submit("last", last_attempt).await;
     let id = Uuid::now_v7();
-    let jobs = claim(&server, id, json!({ "queues": ["default"], "max_jobs": 5 })).await.json()["jobs"].clone();
+    let jobs = claim(&server, id, json!({ "queues": ["default"], "max_jobs": 6 })).await.json()["jobs"].clone();
     let jobs: Vec<&str> = jobs.as_array().unwrap().iter().map(|job| job["id"].as_str().unwrap()).collect();
-    for (job, outcome) in jobs.iter().zip(["succeeded", "failed", "released", "cancelled", "failed"]) {
+    for (job, outcome) in jobs.iter().zip(["succeeded", "failed", "failed", "released", "cancelled", "failed"]) {
         report(&server, id, job, outcome).await;
     }
     report(&server, id, jobs[0], "succeeded").await;
     report(&server, id, jobs[0], "failed").await;
     report(&server, Uuid::now_v7(), jobs[0], "succeeded").await;
     for (status, count) in
-        [("recorded", 5.0), ("already-recorded", 1.0), ("recorded-otherwise", 1.0), ("lease-lost", 1.0)]
+        [("recorded", 6.0), ("already-recorded", 1.0), ("recorded-otherwise", 1.0), ("lease-lost", 1.0)]
     {
         assert_eq!(server.metric(&format!("hapax_reports_total{{status=\"{status}\"}}")).await, count, "{status}");
     }
-    for outcome in ["succeeded", "retried", "released", "cancelled", "failed"] {
+    for (outcome, count) in
+        [("succeeded", 1.0), ("retried", 2.0), ("released", 1.0), ("cancelled", 1.0), ("failed", 1.0)]
+    {
         let jobs = server.metric(&format!("hapax_settled_jobs_total{{outcome=\"{outcome}\"}}")).await;
-        assert_eq!(jobs, 1.0, "{outcome}");
+        assert_eq!(jobs, count, "{outcome}");
     }
 }
 
