@@ -54,6 +54,7 @@ as $$
 #variable_conflict use_column
 declare
     v_now constant timestamptz := clock_timestamp();
+    v_row_ids tid [];
     v_claim_ids uuid [];
     v_job_ids uuid [];
     v_states text [];
@@ -61,21 +62,36 @@ declare
     v_long_histories uuid [];
 begin
     perform hapax.set_write_options(p_lock_timeout_ms, p_insist_on_durability);
-    -- Only what this delete returns moves. It locks in the order of job ids, so that two calls cannot wait for each other.
-    with reported as (
-        select *
-        from unnest(p_claim_ids, p_job_ids, p_outcomes, p_results, p_errors, p_retries, p_retry_in_seconds)
-            as reported (claim_id, job_id, outcome, result, error, retry, retry_in_seconds)
-        order by job_id
+    -- The locks are taken in the order of job ids, so that two calls cannot wait for each other. Each look-up is a query of its
+    -- own: in a join, a plan that was made for a small table would read all leases of the tenant.
+    v_row_ids := array(
+        select lease.row_id
+        from (
+            select claim_id, job_id
+            from unnest(p_claim_ids, p_job_ids) as reported (claim_id, job_id)
+            order by job_id
+        ) as reported
+        cross join lateral (
+            select ctid as row_id
+            from hapax.job_leases
+            where tenant_id = p_tenant_id and job_id = reported.job_id and (claim_id = reported.claim_id) is true
+            offset 0
+            for update
+        ) as lease
+    );
+    -- Only what this delete returns moves. A statement of its own, so that its snapshot includes a cancellation that a lock
+    -- waited for. By ctid, which is safe because a locked row keeps its ctid.
+    with gone as (
+        delete from hapax.job_leases
+        where (tenant_id = p_tenant_id) is true and ctid = any(v_row_ids)
+        returning *
     ),
     held as (
-        -- No index serves a condition with "is true": a plan that was made for an empty table would otherwise read all leases
-        -- of the claim for each report.
-        delete from hapax.job_leases
-        using reported
-        where job_leases.tenant_id = p_tenant_id and job_leases.job_id = reported.job_id
-            and (job_leases.claim_id = reported.claim_id) is true
-        returning job_leases.*, reported.outcome, reported.result, reported.error, reported.retry, reported.retry_in_seconds
+        select gone.*, reported.outcome, reported.result, reported.error, reported.retry, reported.retry_in_seconds
+        from gone
+        join unnest(p_claim_ids, p_job_ids, p_outcomes, p_results, p_errors, p_retries, p_retry_in_seconds)
+            as reported (claim_id, job_id, outcome, result, error, retry, retry_in_seconds)
+            on reported.job_id = gone.job_id and reported.claim_id = gone.claim_id
     ),
     judged as materialized (
         select
@@ -168,12 +184,23 @@ begin
             select from unnest(v_claim_ids, v_job_ids) as settled (claim_id, job_id)
             where settled.claim_id = reported.claim_id and settled.job_id = reported.job_id
         );
+        v_row_ids := array(
+            select late.row_id
+            from unnest(p_claim_ids, p_job_ids) as reported (claim_id, job_id)
+            cross join lateral (
+                select ctid as row_id
+                from hapax.job_attempts
+                where tenant_id = p_tenant_id and job_id = reported.job_id and (claim_id = reported.claim_id) is true
+                    and job_attempts.reported = 'lost' and late_outcome is null
+                offset 0
+                for update
+            ) as late
+        );
         update hapax.job_attempts
         set late_outcome = reported.outcome, late_error = reported.error
         from unnest(p_claim_ids, p_job_ids, p_outcomes, p_errors) as reported (claim_id, job_id, outcome, error)
-        where job_attempts.tenant_id = p_tenant_id and job_attempts.job_id = reported.job_id
-            and job_attempts.claim_id = reported.claim_id
-            and job_attempts.reported = 'lost' and job_attempts.late_outcome is null;
+        where (job_attempts.tenant_id = p_tenant_id) is true and job_attempts.ctid = any(v_row_ids)
+            and job_attempts.job_id = reported.job_id and job_attempts.claim_id = reported.claim_id;
     end if;
 end
 $$;

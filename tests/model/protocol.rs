@@ -371,7 +371,8 @@ impl Size {
             Outcome::Failed if lease.attempt >= MAX_ATTEMPTS => Some(Final::Failed),
             Outcome::Failed | Outcome::Released => None,
         };
-        let attempt = lease.attempt - u8::from(outcome == Outcome::Released);
+        // The attempt that ended the job counts.
+        let attempt = lease.attempt - u8::from(outcome == Outcome::Released && end.is_none());
         job.leave_lease(lease.version, attempt, end.map(|state| (state, claim)));
         job.past[claim] = Some(Past::Reported(outcome));
         Answer::Recorded
