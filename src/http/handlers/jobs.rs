@@ -92,15 +92,16 @@ pub async fn change(
             Err(error) => Handled::Failed(error),
         },
     };
-    finish(&request, &app, handled).map_err(|problem| name_first_path(problem, id.0))
+    finish(&request, &app, handled).map_err(|problem| name_first_path(problem, id.0, ""))
 }
 
-/// Names the path of the first request with a key, if that was a change of another job than `id`.
-fn name_first_path(mut problem: Problem, id: JobId) -> Problem {
+/// Names the path of the first request with a key, if that was a request for another job than `id`. `rest` is what
+/// follows the id in the path.
+fn name_first_path(mut problem: Problem, id: JobId, rest: &str) -> Problem {
     if let Problem::KeyReused { job_id, first_path, .. } = &mut problem
         && *job_id != id
     {
-        *first_path = Some(format!("{JOBS}/{job_id}"));
+        *first_path = Some(format!("{JOBS}/{job_id}{rest}"));
     }
     problem
 }
@@ -150,7 +151,7 @@ pub async fn retry(
             Err(error) => Handled::Failed(error),
         },
     };
-    finish(&request, &app, handled).map_err(|problem| name_first_path(problem, id.0))
+    finish(&request, &app, handled).map_err(|problem| name_first_path(problem, id.0, "/retry"))
 }
 
 #[derive(Serialize)]
