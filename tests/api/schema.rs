@@ -246,8 +246,13 @@ impl Function {
             if sql.starts_with("from ") {
                 sql.insert_str(0, "select ");
             }
+            // Of an assignment, `v_ids := array(select … from …)`.
+            while sql.ends_with(')') && sql.matches(')').count() > sql.matches('(').count() {
+                sql.pop();
+            }
             let without_target = |line: &str| line.split(" into v_").next().unwrap_or_default().to_owned();
-            sql = sql.lines().map(without_target).collect::<Vec<_>>().join("\n");
+            let lines = sql.lines().filter(|line| !line.trim().starts_with("into ")).map(without_target);
+            sql = lines.collect::<Vec<_>>().join("\n");
             sql = replace_word(&sql, "v_now", "now()");
             let parameters_and_variables =
                 self.names.iter().cloned().zip(self.types.iter().cloned()).chain(self.variables());
@@ -255,7 +260,7 @@ impl Function {
             for (name, kind) in parameters_and_variables {
                 let replaced = match kind.as_str() {
                     "record" => replace_fields(&sql, &name),
-                    _ => replace_word(&sql, &name, &format!("${}::{kind}", parameters + 1)),
+                    _ => replace_word(&sql, &name, &format!("(${}::{kind})", parameters + 1)),
                 };
                 parameters += usize::from(replaced != sql && kind != "record");
                 sql = replaced;
@@ -362,7 +367,8 @@ pub async fn plan(ledger: &Ledger, sql: &str, parameters: usize) -> String {
     let mut connection = ledger.connect().await;
     // With sequential scans disabled, the planner uses one only where no index can serve.
     let prepare = format!("set enable_seqscan = off; set plan_cache_mode = force_generic_plan; prepare s as {sql}");
-    sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut connection).await.unwrap();
+    let prepared = sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut connection).await;
+    prepared.unwrap_or_else(|error| panic!("{error}:\n{sql}"));
     let arguments = vec!["null"; parameters].join(", ");
     let arguments = if parameters == 0 { String::new() } else { format!("({arguments})") };
     let explain = AssertSqlSafe(format!("explain execute s{arguments}"));
