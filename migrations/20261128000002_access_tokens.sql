@@ -23,7 +23,7 @@ create table hapax.access_tokens (
 comment on table hapax.access_tokens is 'Bearer tokens. The token itself is shown once, when it is created, and never stored.';
 comment on column hapax.access_tokens.name is 'A label that the operator chose. Null: none. Need not be unique.';
 comment on column hapax.access_tokens.digest is 'SHA-256 of the token.';
-comment on column hapax.access_tokens.scopes is 'What the token permits. submit: create jobs. manage: change, cancel and delete jobs. read: read jobs, queues and keys. work and admin permit nothing yet.';
+comment on column hapax.access_tokens.scopes is 'What the token permits. submit: create jobs. manage: change, cancel, delete and retry jobs. work: claim jobs and report outcomes. read: read jobs, queues, claims and keys. admin permits nothing yet.';
 comment on column hapax.access_tokens.expires_at is 'The token is invalid from this time on, by the clock of this database. Null: it does not expire.';
 comment on column hapax.access_tokens.last_used_at is 'About when the token was last used, some minutes late. Null: never. Written in batches; a killed server loses the last ones.';
 comment on column hapax.access_tokens.revoked_at is 'When the token was revoked. Null: it was not. Replicas may accept it for access.cache_life longer.';
