@@ -112,7 +112,7 @@ impl Engine {
     /// Carries out a request, or finds the outcome of an earlier request with its key. Copies that arrive meanwhile
     /// wait for the result, for at most the lock wait.
     ///
-    /// `attempt` writes the key and the effect in one statement, by [`SharedPool::complete`]. It may be called again
+    /// `attempt` writes the key and the effect in one statement, by `SharedPool::complete`. It may be called again
     /// after any result but [`Attempt::Committed`].
     ///
     /// `T` is the result of the route's operation: a [`KeyedResult`], or an enum with more cases if attempts can be
