@@ -159,9 +159,10 @@ def _find_job(case):
     usual, other = (_over, list(_waiting)) if case.operation.label == RETRY else (list(_waiting), _over)
     if job is None or job in usual or case.meta.phase.name.value == "stateful":
         return
-    number = next(_turns["jobs"])
-    jobs = other if number % KEPT == 1 else usual
-    if jobs and number % KEPT:
+    # The first requests of an operation get what it needs: a phase may send only a few valid ones.
+    number = next(_turns[f"jobs of {case.operation.label}"])
+    jobs = other if number % KEPT == KEPT - 2 else usual
+    if jobs and number % KEPT != KEPT - 1:
         case.path_parameters["id"] = jobs[number % len(jobs)]
 
 
