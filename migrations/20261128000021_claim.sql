@@ -179,7 +179,7 @@ begin
     from leased
     join new_claim on new_claim.id = leased.claim_id
     join hapax.jobs on jobs.tenant_id = p_tenant_id and jobs.id = leased.job_id
-    order by leased.nth;
+    order by leased.claim_id, leased.priority, leased.run_at, leased.job_id;
 end
 $$;
 

@@ -186,7 +186,11 @@ begin
         );
         v_row_ids := array(
             select late.row_id
-            from unnest(p_claim_ids, p_job_ids) as reported (claim_id, job_id)
+            from (
+                select claim_id, job_id
+                from unnest(p_claim_ids, p_job_ids) as reported (claim_id, job_id)
+                order by job_id
+            ) as reported
             cross join lateral (
                 select ctid as row_id
                 from hapax.job_attempts

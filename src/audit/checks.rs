@@ -1,7 +1,8 @@
 //! The invariants that live in the data. Each must hold in every committed snapshot, so each function of the schema that
 //! moves a job is one transaction, and a check is one statement.
 //!
-//! No check compares times of different transactions: the clock of the database may be set back.
+//! Only `claim_check_time` compares times: after the clock of the database was set back, it may report a claim until the
+//! reclaimer has looked at it.
 
 use super::Check;
 

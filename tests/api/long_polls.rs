@@ -27,7 +27,7 @@ async fn waiting_for_a_job(ledger: &Ledger, client: &Client, body: Value) -> Joi
 async fn waiting_for_the_end(ledger: &Ledger, client: &Client, id: &str) -> JoinHandle<Answer> {
     let (client, path) = (client.clone(), format!("/jobs/{id}?wait_seconds=30"));
     let waiting = tokio::spawn(async move { client.get(&path).await });
-    until_looked(ledger, "/* find_job */", 1).await;
+    until_looked(ledger, "/* find_job_without_payload */", 1).await;
     waiting
 }
 

@@ -1,5 +1,7 @@
 //! Existing jobs: show, change, cancel, delete and retry.
 
+use std::time::Duration;
+
 use actix_web::http::header::{CONTENT_TYPE, ETAG};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
@@ -17,7 +19,7 @@ use crate::http::outgoing::json;
 use crate::http::routes::{CHANGE, JOBS, RETRY};
 use crate::http::{App, Problem};
 use crate::idempotency::{Fingerprint, Keyed};
-use crate::ids::{JobId, RequestId};
+use crate::ids::{JobId, RequestId, TenantId};
 use crate::jobs::{self, Attempt, Job, Lookup, Patch};
 use crate::json::Document;
 use crate::telemetry::RequestContext;
@@ -31,23 +33,39 @@ pub async fn show(
     id: PathId,
     known: IfNoneMatch,
 ) -> Result<HttpResponse, Problem> {
-    let until = Instant::now() + wait;
-    Deadline::extend(&request, wait);
+    if !wait.is_zero() {
+        wait_for_end(&request, &app, caller.tenant, id.0, wait).await?;
+    }
+    let deadline = Deadline::of(&request).min(Instant::now() + app.limits.request_deadline);
     let find = async |connection: &mut _| jobs::queries::find(connection, caller.tenant, id.0).await;
-    let job = loop {
-        // Registered before the look, so that no end is missed between the look and the wait.
-        let waiter = (!wait.is_zero()).then(|| app.long_polls.for_end(caller.tenant, id.0));
-        let deadline = Deadline::of(&request).min(Instant::now() + app.limits.request_deadline);
-        let job = there(app.reads.read("find_job", caller.tenant, deadline, find).await?)?;
-        let Some(waiter) = waiter.filter(|_| !job.state.is_final()) else { break job };
-        if !while_waiting(&app, &request, caller.tenant, app.long_polls.wait(caller.tenant, waiter, until)).await {
-            break job;
-        }
-    };
+    let job = there(app.reads.read("find_job", caller.tenant, deadline, find).await?)?;
     if known.has(job.version) {
         return Ok(HttpResponse::NotModified().insert_header((ETAG, jobs::etag(job.version))).finish());
     }
     Ok(answer(&job))
+}
+
+/// Returns once the job is over, or `wait` is. A waiting request holds no payload.
+async fn wait_for_end(
+    request: &HttpRequest,
+    app: &App,
+    tenant: TenantId,
+    id: JobId,
+    wait: Duration,
+) -> Result<(), Problem> {
+    let until = Instant::now() + wait;
+    Deadline::extend(request, wait);
+    let find = async |connection: &mut _| jobs::queries::find_without_payload(connection, tenant, id).await;
+    loop {
+        // Registered before the look, so that no end is missed between the look and the wait.
+        let waiter = app.long_polls.for_end(tenant, id);
+        let deadline = Deadline::of(request).min(Instant::now() + app.limits.request_deadline);
+        let found = app.reads.read("find_job_without_payload", tenant, deadline, find).await?;
+        let is_over = there(found)?.state.is_final();
+        if is_over || !while_waiting(app, request, tenant, app.long_polls.wait(tenant, waiter, until)).await {
+            return Ok(());
+        }
+    }
 }
 
 /// `PATCH /jobs/{id}`: changes a queued job if its version matches `If-Match`.
