@@ -226,7 +226,7 @@ pub struct Reclaimed {
     pub cancelled: u64,
 }
 
-/// Takes the jobs of up to `limit` expired claims. It skips rows that another transaction has locked, so it never waits,
+/// Takes the jobs of up to `limit` expired claims. It skips claims and leases that another transaction has locked,
 /// and several reclaimers may run at once.
 pub async fn reclaim(connection: &mut PgConnection, limit: i32) -> sqlx::Result<Reclaimed> {
     let row = sqlx::query!(
