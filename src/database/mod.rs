@@ -64,6 +64,9 @@ pub async fn connect(settings: &Settings) -> sqlx::Result<PgConnection> {
             // Every statement can use an index. Without this setting, a plan that was made while a table was small
             // stays in use when the table is large.
             ("enable_seqscan", "off".to_owned()),
+            // Without sequential scans, PostgreSQL takes statements on small tables for very expensive, and compiles them for
+            // longer than they run.
+            ("jit", "off".to_owned()),
             // Lets the server detect a dead client while it sends an answer or the connection is idle.
             ("tcp_user_timeout", milliseconds(settings.statement_timeout)),
             ("tcp_keepalives_idle", "30".to_owned()),
