@@ -7,6 +7,7 @@ create function hapax.claim(
     p_max_jobs integer [],
     p_lease_seconds integer [],
     p_starts timestamptz [] default null,
+    p_payload_bytes integer default null,
     p_lock_timeout_ms integer default null,
     p_insist_on_durability boolean default false
 ) returns table (
@@ -35,6 +36,9 @@ declare
     v_wanted integer;
     v_share integer;
     v_queue integer;
+    v_limit integer;
+    v_exhausted boolean [];
+    v_starts timestamptz [] := p_starts;
     v_more hapax.job_queue [];
     v_taken hapax.job_queue [] := array[]::hapax.job_queue [];
 begin
@@ -101,36 +105,45 @@ begin
     );
     v_share := (v_wanted + v_queue_count - 1) / v_queue_count;
     v_now := clock_timestamp();
-    -- With several queues, first an equal share of each, beginning with another one for each claim, then what is missing.
-    for v_round in 0..(case when v_queue_count = 1 then 0 else 2 * v_queue_count - 1 end) loop
-        exit when (v_wanted > 0) is not true;
-        v_queue := (v_first_queue + v_round) % v_queue_count + 1;
-        with taken as (
-            -- By ctid, which is safe because a locked row keeps its ctid. No index serves a condition with "is true": a plan
-            -- that was made for an empty queue would otherwise read all jobs of the tenant and compare their ctids.
-            delete from hapax.job_queue
-            where (tenant_id = p_tenant_id) is true and ctid = any(array(
-                select found.row_id
-                from unnest(array[1, 2, 3, 4]::smallint []) as level (priority)
-                cross join lateral (
-                    select waiting.ctid as row_id
-                    from hapax.job_queue as waiting
-                    where waiting.tenant_id = p_tenant_id and waiting.queue = p_queues[v_queue]
-                        and waiting.priority = level.priority and waiting.run_at <= v_now
-                        and waiting.run_at >= coalesce(p_starts[(v_queue - 1) * 4 + level.priority], '-infinity')
-                    order by waiting.run_at, waiting.job_id
-                    limit case when v_round < v_queue_count then least(v_share, v_wanted) else v_wanted end
-                    for update skip locked
-                ) as found
-                limit case when v_round < v_queue_count then least(v_share, v_wanted) else v_wanted end
-            ))
-            returning job_queue.*
-        )
-        select coalesce(array_agg(taken::hapax.job_queue order by priority, run_at, job_id), array[]::hapax.job_queue [])
-        into v_more
-        from taken;
-        v_taken := v_taken || v_more;
-        v_wanted := v_wanted - cardinality(v_more);
+    loop
+        v_exhausted := array_fill(false, array[v_queue_count]);
+        -- With several queues, first an equal share of each, beginning with another one for each claim, then what is missing.
+        for v_round in 0..(case when v_queue_count = 1 then 0 else 2 * v_queue_count - 1 end) loop
+            exit when (v_wanted > 0) is not true;
+            v_queue := (v_first_queue + v_round) % v_queue_count + 1;
+            continue when v_exhausted[v_queue];
+            v_limit := case when v_round < v_queue_count then least(v_share, v_wanted) else v_wanted end;
+            with taken as (
+                -- By ctid, which is safe because a locked row keeps its ctid. No index serves a condition with "is true": a
+                -- plan that was made for an empty queue would otherwise read all jobs of the tenant and compare their ctids.
+                delete from hapax.job_queue
+                where (tenant_id = p_tenant_id) is true and ctid = any(array(
+                    select found.row_id
+                    from unnest(array[1, 2, 3, 4]::smallint []) as level (priority)
+                    cross join lateral (
+                        select waiting.ctid as row_id
+                        from hapax.job_queue as waiting
+                        where waiting.tenant_id = p_tenant_id and waiting.queue = p_queues[v_queue]
+                            and waiting.priority = level.priority and waiting.run_at <= v_now
+                            and waiting.run_at >= coalesce(v_starts[(v_queue - 1) * 4 + level.priority], '-infinity')
+                        order by waiting.run_at, waiting.job_id
+                        limit v_limit
+                        for update skip locked
+                    ) as found
+                    limit v_limit
+                ))
+                returning job_queue.*
+            )
+            select coalesce(array_agg(taken::hapax.job_queue order by priority, run_at, job_id), array[]::hapax.job_queue [])
+            into v_more
+            from taken;
+            v_exhausted[v_queue] := cardinality(v_more) < v_limit;
+            v_taken := v_taken || v_more;
+            v_wanted := v_wanted - cardinality(v_more);
+        end loop;
+        -- A job before the marks is better than none.
+        exit when v_starts is null or cardinality(v_taken) > 0;
+        v_starts := null;
     end loop;
     if cardinality(v_taken) = 0 then
         return;
@@ -143,12 +156,38 @@ begin
         cross join lateral generate_series(1, wanted.max_jobs) as slot_of_claim
         where wanted.id = any(v_new)
     ),
-    leased as materialized (
-        select slot.claim_id, job.*
+    found as materialized (
+        select
+            slot.claim_id, job.*, stored.type, stored.payload,
+            sum(octet_length(stored.payload::text)) over (partition by slot.claim_id order by job.nth)
+                - octet_length(stored.payload::text) as bytes_before,
+            sum(octet_length(stored.payload::text)) over (order by job.nth)
+                - octet_length(stored.payload::text) as bytes_before_in_all
         from unnest(v_taken) with ordinality as job (
             tenant_id, job_id, queue, priority, run_at, max_attempts, attempt, version, created_at, releases, nth
         )
         join slot on slot.nth = job.nth
+        cross join lateral (
+            select type, payload
+            from hapax.jobs
+            where tenant_id = p_tenant_id and id = job.job_id
+            offset 0
+        ) as stored
+    ),
+    leased as materialized (
+        select *
+        from found
+        where (bytes_before >= p_payload_bytes or bytes_before_in_all >= 8::bigint * p_payload_bytes) is not true
+    ),
+    -- Back as they were.
+    left_over as (
+        insert into hapax.job_queue (
+            tenant_id, job_id, queue, priority, run_at, max_attempts, attempt, version, created_at, releases
+        )
+        select
+            p_tenant_id, job_id, queue, priority, run_at, max_attempts, attempt, version, created_at, releases
+        from found
+        where bytes_before >= p_payload_bytes or bytes_before_in_all >= 8::bigint * p_payload_bytes
     ),
     new_claim as (
         insert into hapax.claims (
@@ -174,13 +213,19 @@ begin
     )
     select
         leased.claim_id, 'claimed', new_claim.expires_at, leased.job_id, leased.version + 1, leased.queue,
-        leased.priority, leased.run_at, leased.attempt + 1, leased.max_attempts, leased.created_at, jobs.type,
-        jobs.payload
+        leased.priority, leased.run_at, leased.attempt + 1, leased.max_attempts, leased.created_at, leased.type,
+        leased.payload
     from leased
     join new_claim on new_claim.id = leased.claim_id
-    join hapax.jobs on jobs.tenant_id = p_tenant_id and jobs.id = leased.job_id
-    order by leased.claim_id, leased.priority, leased.run_at, leased.job_id;
+    union all
+    select
+        found.claim_id, 'again', v_now, null::uuid, null::integer, null::text, null::smallint, null::timestamptz,
+        null::integer, null::integer, null::timestamptz, null::text, null::json
+    from found
+    where (found.claim_id in (select leased.claim_id from leased)) is not true
+    group by found.claim_id
+    order by 1, 7, 8, 4;
 end
 $$;
 
-comment on function hapax.claim is 'Claims jobs of some queues, for one or many claims of a tenant. A row for each job. verdict: claimed, or repeated with the jobs that the claim still holds; in a row without a job, other (the id stands for another request) or ended. No row for a claim that found nothing: nothing is stored. p_starts: for each queue and priority, where to start reading, as a time of run_at.';
+comment on function hapax.claim is 'Claims jobs of some queues, for one or many claims of a tenant. A row for each job. verdict: claimed, or repeated with the jobs that the claim still holds; in a row without a job, other (the id stands for another request) or ended. No row for a claim that found nothing: nothing is stored. p_starts: for each queue and priority, the run_at at which to start reading; if there is no job from there on, all are read. p_payload_bytes: a claim takes no further job once its payloads have this size, and all together none once theirs have eight times this size; a claim that therefore got none has a row without a job and the verdict again.';

@@ -18,6 +18,8 @@ pub mod jobs;
 
 pub mod idempotency;
 
+pub mod group_commit;
+
 pub mod intake;
 
 pub mod changes;

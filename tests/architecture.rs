@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use syn::visit::{self, Visit};
 
 /// Which modules a module may import. Modules that are not listed may import anything.
-const MAY_IMPORT: [(&str, &[&str]); 20] = [
+const MAY_IMPORT: [(&str, &[&str]); 21] = [
     ("audit", &[]),
     ("ids", &[]),
     ("json", &[]),
@@ -24,11 +24,15 @@ const MAY_IMPORT: [(&str, &[&str]); 20] = [
     ("idempotency", &["ids", "json", "timestamp", "database", "metrics", "overload", "shares"]),
     ("access", &["ids", "database", "metrics", "overload"]),
     ("offload", &["ids", "overload", "shares"]),
-    ("intake", &["ids", "database", "metrics", "overload", "shares", "jobs", "idempotency", "long_poll", "offload"]),
+    ("group_commit", &["ids", "database", "metrics", "overload", "shares"]),
+    (
+        "intake",
+        &["ids", "database", "group_commit", "overload", "shares", "jobs", "idempotency", "long_poll", "offload"],
+    ),
     ("changes", &["ids", "database", "jobs", "idempotency"]),
     ("wakeups", &[]),
     ("long_poll", &["ids", "overload", "shares", "wakeups"]),
-    ("claims", &["ids", "json", "database", "metrics", "jobs", "long_poll"]),
+    ("claims", &["ids", "json", "database", "group_commit", "metrics", "jobs", "long_poll"]),
     (
         "http",
         &[

@@ -3,12 +3,15 @@
 //! Owns the claim, its request, the reports of workers and the reclaimer, with their statements. Every call is safe to
 //! repeat on any replica, because the database decides by the claim's row and its leases. See ADR 0031.
 
+mod grouped;
+mod low_water_marks;
 mod queries;
 pub mod reclaimer;
 mod report;
 mod request;
 
-pub use report::{InvalidReports, Reports, Settled, SizeLimits, Verdict};
+pub use grouped::{ExtendClaims, MakeClaims, SettleJobs};
+pub use report::{InvalidReports, Report, Reports, Settled, SizeLimits, Verdict};
 pub use request::Request;
 
 use std::sync::Arc;
@@ -18,18 +21,29 @@ use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
-use crate::database::{DatabaseError, SharedPool, Writes};
+use crate::database::{DatabaseError, Pool, SharedPool, WriteOptions, Writes};
+use crate::group_commit::{Bounds, GroupCommit, GroupedWrite};
 use crate::ids::{ClaimId, JobId, TenantId};
 use crate::jobs::State;
 use crate::long_poll::LongPolls;
 use crate::metrics::{ClaimResult, Metrics};
+use low_water_marks::LowWaterMarks;
 
 /// Claims, heartbeats and results. Every call of a worker goes through it.
 pub struct Claims {
+    groups: Groups,
+    /// For releases, and for what waits for another transaction.
     writes: Writes,
     reads: SharedPool,
-    settings: Settings,
     long_polls: Arc<LongPolls>,
+}
+
+/// What workers write, by group commit. Each has its own writers, so that slow claims delay no heartbeat.
+#[derive(Clone)]
+pub struct Groups {
+    pub claims: Arc<GroupCommit<MakeClaims>>,
+    pub heartbeats: Arc<GroupCommit<ExtendClaims>>,
+    pub results: Arc<GroupCommit<SettleJobs>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +51,24 @@ pub struct Settings {
     /// The delay before the second attempt of a failed job. It doubles with each attempt.
     pub retry_delay_min: Duration,
     pub retry_delay_max: Duration,
+}
+
+/// A claim that takes several jobs takes no further one once their payloads have this size.
+pub const PAYLOAD_BYTES: i32 = 4 * 1024 * 1024;
+
+/// A request to extend a claim.
+#[derive(Debug)]
+pub struct Heartbeat {
+    pub tenant: TenantId,
+    pub claim: ClaimId,
+}
+
+/// What a worker reports in one request.
+#[derive(Debug)]
+pub struct Settlement {
+    pub tenant: TenantId,
+    pub claim: ClaimId,
+    pub reports: Vec<Report>,
 }
 
 /// The answer to a request for a claim.
@@ -54,6 +86,9 @@ pub enum Claimed {
     OtherRequest,
     /// The claim holds no job any more, or was released.
     Ended,
+    /// The jobs of the other claims in the statement were too large to take one for this claim, too. [`Claims::claim`]
+    /// tries again.
+    Again,
 }
 
 impl Claimed {
@@ -62,7 +97,7 @@ impl Claimed {
         metrics.count_claim(match self {
             Self::Jobs { is_new: true, .. } => ClaimResult::Claimed,
             Self::Jobs { is_new: false, .. } => ClaimResult::Repeated,
-            Self::Nothing => ClaimResult::Nothing,
+            Self::Nothing | Self::Again => ClaimResult::Nothing,
             Self::OtherRequest => ClaimResult::Other,
             Self::Ended => ClaimResult::Ended,
         });
@@ -125,21 +160,40 @@ pub struct HeldJob {
     pub cancel_requested: bool,
 }
 
+impl Groups {
+    /// Claims, heartbeats and results.
+    pub const KINDS: usize = 3;
+
+    /// `pool` has a connection for each writer, and there are `writers` of each kind.
+    pub fn new(pool: &Pool, writers: usize, bounds: Bounds, settings: Settings) -> Self {
+        fn group<W: GroupedWrite>(write: W, pool: &Pool, writers: usize, bounds: Bounds) -> Arc<GroupCommit<W>> {
+            Arc::new(GroupCommit::new(write, pool.clone(), writers, bounds))
+        }
+        Self {
+            claims: group(MakeClaims { marks: LowWaterMarks::new() }, pool, writers, bounds),
+            heartbeats: group(ExtendClaims, pool, writers, bounds),
+            results: group(SettleJobs { settings }, pool, writers, bounds),
+        }
+    }
+}
+
 impl Claims {
-    pub fn new(writes: Writes, reads: SharedPool, settings: Settings, long_polls: Arc<LongPolls>) -> Self {
-        Self { writes, reads, settings, long_polls }
+    /// The caller runs the writers of `groups`.
+    pub fn new(groups: Groups, writes: Writes, reads: SharedPool, long_polls: Arc<LongPolls>) -> Self {
+        Self { groups, writes, reads, long_polls }
     }
 
     /// Makes the claim, or finds it again.
     ///
     /// # Errors
     /// [`DatabaseError`], by `deadline` at the latest.
-    pub async fn claim(&self, request: &Request, deadline: Instant) -> Result<Claimed, DatabaseError> {
-        let claim = async |options| {
-            let write = async |connection: &mut _| queries::claim(connection, request, options).await;
-            self.writes.pool().complete("claim", request.tenant, deadline, write).await
-        };
-        self.writes.with_lock_wait(request.tenant, deadline, claim).await
+    pub async fn claim(&self, request: &Arc<Request>, deadline: Instant) -> Result<Claimed, DatabaseError> {
+        loop {
+            match self.write(&self.groups.claims, request, deadline).await? {
+                Claimed::Again => {}
+                claimed => return Ok(claimed),
+            }
+        }
     }
 
     /// Extends the claim's lease. `None` if the claim holds no job.
@@ -149,40 +203,41 @@ impl Claims {
     pub async fn heartbeat(
         &self,
         tenant: TenantId,
-        id: ClaimId,
+        claim: ClaimId,
         deadline: Instant,
     ) -> Result<Option<Held>, DatabaseError> {
-        let heartbeat = async |options| {
-            let write = async |connection: &mut _| queries::heartbeat(connection, tenant, id, options).await;
-            self.writes.pool().complete("heartbeat", tenant, deadline, write).await
-        };
-        self.writes.with_lock_wait(tenant, deadline, heartbeat).await
+        self.write(&self.groups.heartbeats, &Arc::new(Heartbeat { tenant, claim }), deadline).await
     }
 
     /// Records what a worker reports. One result for each report, in their order.
     ///
     /// # Errors
     /// [`DatabaseError`], by `deadline` at the latest.
-    pub async fn settle(
-        &self,
-        tenant: TenantId,
-        id: ClaimId,
-        reports: &Reports,
-        deadline: Instant,
-    ) -> Result<Vec<Settled>, DatabaseError> {
-        let settle = async |options| {
-            let write = async |connection: &mut _| {
-                queries::settle(connection, tenant, id, reports, &self.settings, options).await
-            };
-            self.writes.pool().complete("settle", tenant, deadline, write).await
-        };
-        let settled = self.writes.with_lock_wait(tenant, deadline, settle).await?;
+    pub async fn settle(&self, settlement: &Arc<Settlement>, deadline: Instant) -> Result<Vec<Settled>, DatabaseError> {
+        let settled = self.write(&self.groups.results, settlement, deadline).await?;
         for Settled { job, state, .. } in &settled {
             if state.is_some_and(State::is_final) {
-                self.long_polls.job_finished(tenant, *job);
+                self.long_polls.job_finished(settlement.tenant, *job);
             }
         }
         Ok(settled)
+    }
+
+    /// Writes by group commit. If a lock is held for longer than a group can wait, waits alone.
+    async fn write<W: GroupedWrite>(
+        &self,
+        group: &GroupCommit<W>,
+        request: &Arc<W::Request>,
+        deadline: Instant,
+    ) -> Result<W::Outcome, DatabaseError> {
+        let tenant = W::tenant(request);
+        let attempt = async |options: WriteOptions| {
+            if options.is_brief() {
+                return group.enqueue(Arc::clone(request), deadline).await;
+            }
+            group.write_alone(request, options, self.writes.pool(), deadline).await
+        };
+        self.writes.with_lock_wait(tenant, deadline, attempt).await
     }
 
     /// Ends the claim and gives its jobs back. Succeeds also if the claim is unknown; then it can never begin.

@@ -2,6 +2,7 @@
 //! `*_release.sql`, `*_reclaim.sql`), and the look-up of claims.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -10,13 +11,17 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::{ClaimSummary, Claimed, ClaimedJob, Held, HeldJob, Reports, Request, Settings, Settled, Verdict};
+use super::{
+    ClaimSummary, Claimed, ClaimedJob, Heartbeat, Held, HeldJob, PAYLOAD_BYTES, Request, Settings, Settled, Settlement,
+    Verdict,
+};
 use crate::database::WriteOptions;
 use crate::ids::{ClaimId, JobId, TenantId};
 use crate::jobs::State;
 
 /// A job of a claim, or, without a job, the reason why there is none.
 struct ClaimRow {
+    claim_id: Uuid,
     verdict: String,
     expires_at: DateTime<Utc>,
     job_id: Option<Uuid>,
@@ -31,17 +36,27 @@ struct ClaimRow {
     payload: Option<Json<Box<RawValue>>>,
 }
 
-/// Makes a claim, or finds what it still holds.
+/// The number of priorities.
+pub const PRIORITIES: usize = 4;
+
+/// Makes claims of one tenant for the same queues, or finds what they still hold. Returns one result for each, in their
+/// order. `starts`: for each queue and priority, the `run_at` at which to start reading.
 ///
-/// Safe to send again if the outcome of an attempt is unknown: it then finds the claim that the attempt made.
-pub async fn claim(connection: &mut PgConnection, request: &Request, options: WriteOptions) -> sqlx::Result<Claimed> {
+/// Safe to send again if the outcome of an attempt is unknown: it then finds the claims that the attempt made.
+pub async fn claim(
+    connection: &mut PgConnection,
+    requests: &[Arc<Request>],
+    starts: Option<&[Option<DateTime<Utc>>]>,
+    options: WriteOptions,
+) -> sqlx::Result<Vec<Claimed>> {
+    let Some(first) = requests.first() else { return Ok(Vec::new()) };
     let rows = sqlx::query_as!(
         ClaimRow,
         r#"
         /* claim */
         select
-            verdict as "verdict!", expires_at as "expires_at!", job_id, token, queue, priority, run_at, attempt,
-            max_attempts, created_at, type as kind, payload as "payload: Json<Box<RawValue>>"
+            claim_id as "claim_id!", verdict as "verdict!", expires_at as "expires_at!", job_id, token, queue, priority,
+            run_at, attempt, max_attempts, created_at, type as kind, payload as "payload: Json<Box<RawValue>>"
         from hapax.claim(
             p_tenant_id => $1,
             p_queues => $2,
@@ -50,31 +65,55 @@ pub async fn claim(connection: &mut PgConnection, request: &Request, options: Wr
             p_workers => $5,
             p_max_jobs => $6,
             p_lease_seconds => $7,
-            p_lock_timeout_ms => $8,
-            p_insist_on_durability => $9
+            p_starts => $8,
+            p_payload_bytes => $9,
+            p_lock_timeout_ms => $10,
+            p_insist_on_durability => $11
         )
         "#,
-        request.tenant.0,
-        &request.queues,
-        &[request.id.0],
-        &[&request.fingerprint[..]] as &[&[u8]],
-        &[request.worker.as_deref()] as &[Option<&str>],
-        &[request.max_jobs],
-        &[whole_seconds(request.lease)],
+        first.tenant.0,
+        &first.queues,
+        &column(requests, |request| request.id.0),
+        &column(requests, |request| &request.fingerprint[..]) as &[&[u8]],
+        &column(requests, |request| request.worker.as_deref()) as &[Option<&str>],
+        &column(requests, |request| request.max_jobs),
+        &column(requests, |request| whole_seconds(request.lease)),
+        starts as Option<&[Option<DateTime<Utc>>]>,
+        PAYLOAD_BYTES,
         options.lock_timeout_ms(),
         options.insist_on_durability,
     )
     .fetch_all(connection)
     .await?;
-    let Some(first) = rows.first() else { return Ok(Claimed::Nothing) };
-    let (is_new, expires_at) = match first.verdict.as_str() {
-        "other" => return Ok(Claimed::OtherRequest),
-        "ended" => return Ok(Claimed::Ended),
-        verdict => (verdict == "claimed", first.expires_at),
-    };
-    let jobs: Option<Vec<ClaimedJob>> = rows.into_iter().map(ClaimRow::job).collect();
-    let jobs = jobs.ok_or_else(|| sqlx::Error::Decode("a claimed job has no payload".into()))?;
-    Ok(Claimed::Jobs { is_new, expires_at, jobs })
+    let mut claims = HashMap::with_capacity(requests.len());
+    for row in rows {
+        let (id, expires_at) = (row.claim_id, row.expires_at);
+        let is_new = match row.verdict.as_str() {
+            "other" => {
+                claims.insert(id, Claimed::OtherRequest);
+                continue;
+            }
+            "ended" => {
+                claims.insert(id, Claimed::Ended);
+                continue;
+            }
+            "again" => {
+                claims.insert(id, Claimed::Again);
+                continue;
+            }
+            verdict => verdict == "claimed",
+        };
+        let job = row.job().ok_or_else(|| sqlx::Error::Decode("a claimed job has no payload".into()))?;
+        let claim = claims.entry(id).or_insert(Claimed::Jobs { is_new, expires_at, jobs: Vec::new() });
+        if let Claimed::Jobs { jobs, .. } = claim {
+            jobs.push(job);
+        }
+    }
+    Ok(requests.iter().map(|request| claims.remove(&request.id.0).unwrap_or(Claimed::Nothing)).collect())
+}
+
+fn column<'r, R, T>(requests: &'r [Arc<R>], of: impl Fn(&'r R) -> T) -> Vec<T> {
+    requests.iter().map(|request| of(request)).collect()
 }
 
 impl ClaimRow {
@@ -94,19 +133,19 @@ impl ClaimRow {
     }
 }
 
-/// Extends a claim. `None` if it holds no job.
+/// Extends claims of one tenant. Returns one result for each, in their order: `None` if it holds no job.
 pub async fn heartbeat(
     connection: &mut PgConnection,
-    tenant: TenantId,
-    id: ClaimId,
+    heartbeats: &[Arc<Heartbeat>],
     options: WriteOptions,
-) -> sqlx::Result<Option<Held>> {
-    let row = sqlx::query!(
+) -> sqlx::Result<Vec<Option<Held>>> {
+    let Some(first) = heartbeats.first() else { return Ok(Vec::new()) };
+    let rows = sqlx::query!(
         r#"
         /* heartbeat */
         select
-            expires_at as "expires_at!", lease_seconds as "lease_seconds!", job_ids as "job_ids!",
-            cancel_requested_job_ids as "cancel_requested_job_ids!"
+            claim_id as "claim_id!", expires_at as "expires_at!", lease_seconds as "lease_seconds!",
+            job_ids as "job_ids!", cancel_requested_job_ids as "cancel_requested_job_ids!"
         from hapax.heartbeat(
             p_tenant_id => $1,
             p_claim_ids => $2,
@@ -114,36 +153,43 @@ pub async fn heartbeat(
             p_insist_on_durability => $4
         )
         "#,
-        tenant.0,
-        &[id.0],
+        first.tenant.0,
+        &column(heartbeats, |heartbeat| heartbeat.claim.0),
         options.lock_timeout_ms(),
         options.insist_on_durability,
     )
-    .fetch_optional(connection)
+    .fetch_all(connection)
     .await?;
-    Ok(row.map(|row| Held {
-        expires_at: row.expires_at,
-        lease: from_seconds(row.lease_seconds),
-        jobs: row.job_ids.into_iter().map(JobId).collect(),
-        cancel_requested: row.cancel_requested_job_ids.into_iter().map(JobId).collect(),
-    }))
+    let held = rows.into_iter().map(|row| {
+        let held = Held {
+            expires_at: row.expires_at,
+            lease: from_seconds(row.lease_seconds),
+            jobs: row.job_ids.into_iter().map(JobId).collect(),
+            cancel_requested: row.cancel_requested_job_ids.into_iter().map(JobId).collect(),
+        };
+        (row.claim_id, held)
+    });
+    let mut held: HashMap<Uuid, Held> = held.collect();
+    Ok(heartbeats.iter().map(|heartbeat| held.remove(&heartbeat.claim.0)).collect())
 }
 
-/// Records reports. Returns one result for each, in their order.
+/// Records what workers of one tenant report. Of each claim there is one settlement. Returns, in their order, one result
+/// for each report.
 ///
 /// Safe to send again: what an earlier attempt recorded is then `already-recorded`.
 pub async fn settle(
     connection: &mut PgConnection,
-    tenant: TenantId,
-    id: ClaimId,
-    Reports(reports): &Reports,
+    settlements: &[Arc<Settlement>],
     settings: &Settings,
     options: WriteOptions,
-) -> sqlx::Result<Vec<Settled>> {
+) -> sqlx::Result<Vec<Vec<Settled>>> {
+    let Some(first) = settlements.first() else { return Ok(Vec::new()) };
+    let reports =
+        || settlements.iter().flat_map(|settlement| settlement.reports.iter().map(|report| (settlement.claim, report)));
     let rows = sqlx::query!(
         r#"
         /* settle */
-        select job_id as "job_id!", verdict as "verdict!", state, run_seconds
+        select claim_id as "claim_id!", job_id as "job_id!", verdict as "verdict!", state, run_seconds
         from hapax.settle(
             p_tenant_id => $1,
             p_claim_ids => $2,
@@ -159,14 +205,14 @@ pub async fn settle(
             p_insist_on_durability => $12
         )
         "#,
-        tenant.0,
-        &vec![id.0; reports.len()],
-        &reports.iter().map(|report| report.job.0).collect::<Vec<_>>(),
-        &reports.iter().map(|report| report.outcome.name()).collect::<Vec<_>>() as &[&str],
-        &reports.iter().map(|report| report.result.as_deref()).collect::<Vec<_>>() as &[Option<&str>],
-        &reports.iter().map(|report| report.error.as_deref()).collect::<Vec<_>>() as &[Option<&str>],
-        &reports.iter().map(|report| report.retry).collect::<Vec<_>>(),
-        &reports.iter().map(|report| report.retry_in_seconds).collect::<Vec<_>>() as &[Option<f64>],
+        first.tenant.0,
+        &reports().map(|(claim, _)| claim.0).collect::<Vec<_>>(),
+        &reports().map(|(_, report)| report.job.0).collect::<Vec<_>>(),
+        &reports().map(|(_, report)| report.outcome.name()).collect::<Vec<_>>() as &[&str],
+        &reports().map(|(_, report)| report.result.as_deref()).collect::<Vec<_>>() as &[Option<&str>],
+        &reports().map(|(_, report)| report.error.as_deref()).collect::<Vec<_>>() as &[Option<&str>],
+        &reports().map(|(_, report)| report.retry).collect::<Vec<_>>(),
+        &reports().map(|(_, report)| report.retry_in_seconds).collect::<Vec<_>>() as &[Option<f64>],
         settings.retry_delay_min.as_secs_f64(),
         settings.retry_delay_max.as_secs_f64(),
         options.lock_timeout_ms(),
@@ -174,19 +220,23 @@ pub async fn settle(
     )
     .fetch_all(connection)
     .await?;
-    let mut settled = HashMap::with_capacity(rows.len());
+    let mut verdicts = HashMap::with_capacity(rows.len());
     for row in rows {
         let verdict = Verdict::parse(&row.verdict)
             .ok_or_else(|| sqlx::Error::Decode("the verdict on a report is unknown".into()))?;
         // Negative if PostgreSQL's clock was set back.
         let run = row.run_seconds.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default());
-        settled.insert(row.job_id, (verdict, row.state.as_deref().and_then(State::parse), run));
+        verdicts.insert((row.claim_id, row.job_id), (verdict, row.state.as_deref().and_then(State::parse), run));
     }
-    let settled_in_order = reports.iter().map(|report| {
-        let (verdict, state, run) = settled.get(&report.job.0).copied()?;
-        Some(Settled { job: report.job, verdict, state, run })
+    let settled = settlements.iter().map(|settlement| {
+        let Settlement { claim, reports, .. } = &**settlement;
+        let settled = reports.iter().map(|report| {
+            let (verdict, state, run) = verdicts.get(&(claim.0, report.job.0)).copied()?;
+            Some(Settled { job: report.job, verdict, state, run })
+        });
+        settled.collect::<Option<Vec<_>>>()
     });
-    settled_in_order.collect::<Option<_>>().ok_or_else(|| sqlx::Error::Decode("a report got no verdict".into()))
+    settled.collect::<Option<_>>().ok_or_else(|| sqlx::Error::Decode("a report got no verdict".into()))
 }
 
 /// Ends a claim and gives its jobs back.

@@ -146,7 +146,10 @@ pub struct Purge {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Claims {
-    /// Connections for claims, heartbeats and results.
+    /// Writers of claims, and as many each of heartbeats and of results. Each has one connection and writes for many
+    /// requests in one statement.
+    pub writers: usize,
+    /// Connections for releases, and for claims, heartbeats and results that wait for another transaction.
     pub connections: usize,
     /// How often expired claims are looked for. A job of a dead worker is available again within its lease and this time.
     #[serde(with = "humantime_serde")]
@@ -286,6 +289,7 @@ impl Default for Purge {
 impl Default for Claims {
     fn default() -> Self {
         Self {
+            writers: 2,
             connections: 4,
             reclaim_interval: Duration::from_secs(5),
             retry_delay_min: Duration::from_secs(5),
@@ -426,6 +430,7 @@ impl Configuration {
             ),
             (self.purge.interval >= millisecond, "purge.interval: at least 1ms"),
             ((1..=100_000).contains(&self.purge.batch), "purge.batch: from 1 to 100000"),
+            ((1..=100).contains(&claims.writers), "claims.writers: from 1 to 100"),
             ((1..=1000).contains(&claims.connections), "claims.connections: from 1 to 1000"),
             ((millisecond..=hour).contains(&claims.reclaim_interval), "claims.reclaim_interval: from 1ms to 1h"),
             (claims.retry_delay_min >= millisecond, "claims.retry_delay_min: at least 1ms"),

@@ -25,7 +25,12 @@ impl WriteOptions {
         i32::try_from(self.lock_wait.as_millis()).unwrap_or(i32::MAX).max(1)
     }
 
-    /// Whether this is the first try, with a short lock wait. Only then may other submissions share its statement.
+    /// The options of the first try, with a short lock wait.
+    pub fn first_try(self) -> Self {
+        Self { lock_wait: FIRST_LOCK_WAIT.min(self.lock_wait), ..self }
+    }
+
+    /// Whether this is the first try, with a short lock wait. Only then may other requests share its statement.
     pub fn is_brief(&self) -> bool {
         self.lock_wait <= FIRST_LOCK_WAIT
     }
@@ -62,11 +67,6 @@ impl Writes {
         self.options.lock_wait
     }
 
-    /// The options of the first try.
-    pub fn first_options(&self) -> WriteOptions {
-        WriteOptions { lock_wait: FIRST_LOCK_WAIT.min(self.options.lock_wait), ..self.options }
-    }
-
     /// Calls `attempt` with a short lock wait. If that expires, calls it once more with the rest of
     /// `options.lock_wait`. The number of such lock waiters is limited, so that one held row cannot take every
     /// connection. One tenant gets at most half of them.
@@ -80,7 +80,7 @@ impl Writes {
         mut attempt: impl AsyncFnMut(WriteOptions) -> Result<T, DatabaseError>,
     ) -> Result<T, DatabaseError> {
         let began = Instant::now();
-        let after_loss = match attempt(self.first_options()).await {
+        let after_loss = match attempt(self.options.first_try()).await {
             Err(DatabaseError::Locked { after_loss }) => after_loss,
             done => return done,
         };

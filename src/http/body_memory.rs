@@ -52,6 +52,20 @@ impl HeldBytes {
         self.all.num_permits()
     }
 
+    /// Reserves as many bytes as an answer has: more, or gives some back.
+    ///
+    /// # Errors
+    /// As [`BodyMemory::hold`].
+    pub fn resize(&mut self, bytes: usize) -> Result<(), Problem> {
+        match self.bytes().checked_sub(bytes) {
+            None => self.grow(bytes - self.bytes()),
+            Some(surplus) => {
+                drop((self.all.split(surplus), self.tenant.split(surplus)));
+                Ok(())
+            }
+        }
+    }
+
     /// Reserves more bytes.
     ///
     /// # Errors
@@ -95,6 +109,11 @@ mod tests {
         let other = memory.hold(OTHER, 50).unwrap();
         assert_eq!(reason(one.grow(11)), Some(Shed::BodyBytes));
         one.grow(10).unwrap();
+        assert_eq!(memory.usage().now, 100);
+        one.resize(30).unwrap();
+        assert_eq!(memory.usage().now, 80);
+        assert_eq!(reason(one.resize(61)), Some(Shed::TenantBodyBytes));
+        one.resize(50).unwrap();
         assert_eq!(memory.usage().now, 100);
         drop((one, other));
         assert_eq!(memory.usage().now, 0);

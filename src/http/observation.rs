@@ -93,7 +93,12 @@ fn hold_answer(app: &App, response: ServiceResponse<BoxBody>) -> (ServiceRespons
     };
     // An answer without a caller belongs to no tenant. Most of them are files in the binary, which need no memory.
     let Some(tenant) = tenant else { return (response, None) };
-    match reserved.map_or_else(|| app.body_memory.hold(tenant, bytes as usize), |AnswerBytes(held)| Ok(held)) {
+    let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+    let held = match reserved {
+        None => app.body_memory.hold(tenant, bytes),
+        Some(AnswerBytes(mut held)) => held.resize(bytes).map(|()| held),
+    };
+    match held {
         Ok(held) => (response, Some(held)),
         Err(refused) => (response.error_response(refused), None),
     }

@@ -3,14 +3,12 @@
 //! Owns the statements that insert jobs. Decides what a submission gets if a job already exists with the same
 //! idempotency key, the same content or the same id. It knows nothing of HTTP and never begins a transaction.
 
-mod batcher;
+mod grouped;
 mod queries;
 mod submission;
-mod writer;
 
-pub use batcher::Bounds;
+pub use grouped::InsertSubmissions;
 pub use submission::{Draft, Submission};
-pub use writer::Writer;
 
 use std::sync::Arc;
 
@@ -18,23 +16,21 @@ use chrono::{DateTime, Utc};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
-use crate::database::{DatabaseError, Pool, WriteOptions, violates};
+use crate::database::{DatabaseError, WriteOptions, violates};
+use crate::group_commit::GroupCommit;
 use crate::idempotency::{Answer, Attempt, Effect, Engine, Fingerprint, KeyedError, KeyedResult, Outcome, ScopedKey};
 use crate::ids::{JobId, TenantId};
 use crate::jobs::{self, ContentDigest, Lookup, NewJob};
 use crate::long_poll::LongPolls;
-use crate::metrics::Metrics;
 use crate::offload::Offload;
 use crate::overload::{Shed, Usage};
 use crate::shares::Shares;
-use batcher::{Batcher, WriteResult};
+use grouped::Insertion;
 
 /// Creates jobs. Every submission goes through it.
 pub struct Intake {
     engine: Engine,
-    batcher: Arc<Batcher>,
-    /// The connections of the writers.
-    pool: Pool,
+    submissions: Arc<GroupCommit<InsertSubmissions>>,
     /// Compares large jobs.
     offload: Arc<Offload>,
     /// Limits how many submitted jobs a tenant reads at once: a small request may read a large job.
@@ -72,36 +68,24 @@ pub enum Put {
 }
 
 impl Intake {
-    /// Only the writers use `pool`.
-    pub fn new(engine: Engine, pool: Pool, bounds: Bounds, offload: Arc<Offload>, long_polls: Arc<LongPolls>) -> Self {
-        let (batcher, readers) = (Arc::new(Batcher::new(bounds)), Shares::new(READERS_MAX));
-        Self { engine, batcher, pool, offload, readers, long_polls }
-    }
-
-    /// One writer for each connection of their pool. Batches are written only while they run.
-    pub fn writers(&self, metrics: &Metrics) -> Vec<Writer> {
-        let writer = |_| Writer {
-            batcher: Arc::clone(&self.batcher),
-            pool: self.pool.clone(),
-            options: self.engine.writes().first_options(),
-            metrics: metrics.clone(),
-        };
-        (0..self.pool.count().limit).map(writer).collect()
-    }
-
-    /// Accepts no more submissions. The writers end when all accepted ones are answered.
-    pub fn close(&self) {
-        self.batcher.close();
+    /// The caller runs the writers of `submissions`.
+    pub fn new(
+        engine: Engine,
+        submissions: Arc<GroupCommit<InsertSubmissions>>,
+        offload: Arc<Offload>,
+        long_polls: Arc<LongPolls>,
+    ) -> Self {
+        Self { engine, submissions, offload, readers: Shares::new(READERS_MAX), long_polls }
     }
 
     /// The number of submissions that are not answered yet, and its limit.
     pub fn usage(&self) -> Usage {
-        self.batcher.usage()
+        self.submissions.usage()
     }
 
     /// How many submissions one request may have in progress at once: a part of its tenant's share.
     pub fn share(&self) -> Share {
-        let Usage { limit, .. } = self.batcher.usage();
+        let Usage { limit, .. } = self.usage();
         Share { in_batches: (limit / 16).max(1), one_by_one: (self.engine.writes().pool().share() / 2).max(1) }
     }
 
@@ -218,15 +202,11 @@ impl Intake {
         deadline: Instant,
     ) -> Result<Attempt<KeyedResult>, DatabaseError> {
         if options.is_brief() {
-            return match self.batcher.enqueue(Arc::clone(submission), deadline).await {
-                Ok(WriteResult::Inserted(expires_at)) => Ok(self.committed(submission, expires_at)),
-                Ok(WriteResult::Conflict(stored)) => Ok(Attempt::Conflict(stored)),
-                Ok(WriteResult::Retry) => Ok(Attempt::NoRows),
-                Err(DatabaseError::Shed(Shed::Waited)) if self.pool.is_away() => {
-                    Err(DatabaseError::Unavailable("no connection to the database".to_owned()))
-                }
-                Err(error) => Err(error),
-            };
+            return Ok(match self.submissions.enqueue(Arc::clone(submission), deadline).await? {
+                Insertion::Inserted(expires_at) => self.committed(submission, expires_at),
+                Insertion::Conflict(stored) => Attempt::Conflict(stored),
+                Insertion::Retry => Attempt::NoRows,
+            });
         }
         let write = async |connection: &mut _| queries::submit(connection, submission, options).await;
         let written = self.engine.writes().pool().complete("submit", submission.draft.tenant, deadline, write).await?;

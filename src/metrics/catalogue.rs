@@ -215,34 +215,34 @@ pub(super) const INTAKE_QUEUE_LIMIT: Description = Description {
     meaning: "`intake.queue_jobs`. Further submissions get 503 `overloaded`.",
 };
 
-pub(super) const INTAKE_BATCH: Description = Description {
-    name: "intake_batch_jobs",
+pub(super) const GROUP_COMMIT_REQUESTS: Description = Description {
+    name: "group_commit_requests",
     kind: Kind::Histogram,
-    unit: "jobs",
-    labels: &[],
-    help: "Submissions in one group commit",
-    meaning: "1 under low load. At `intake.batch_jobs` for long: the database is the bottleneck.",
+    unit: "requests",
+    labels: &["statement"],
+    help: "Requests in one group commit",
+    meaning: "1 under low load. Statements: `submit_many`, `claim`, `heartbeat` and `settle`. At `intake.batch_jobs` for \
+              long: the database is the bottleneck.",
 };
 
-pub(super) const INTAKE_WAIT: Description = Description {
-    name: "intake_wait_seconds",
+pub(super) const GROUP_COMMIT_WAIT: Description = Description {
+    name: "group_commit_wait_seconds",
     kind: Kind::Histogram,
     unit: "seconds",
-    labels: &[],
-    help: "Time that the first submission of a batch waited for a writer",
-    meaning: "Under load, about the time of one statement. A submission that waits for `database.acquire_timeout` gets \
-              503.",
+    labels: &["statement"],
+    help: "Time that the first request of a group commit waited for a writer",
+    meaning: "Under load, about the time of one statement. A request that waits for `database.acquire_timeout` gets 503.",
 };
 
-pub(super) const INTAKE_SPLITS: Description = Description {
-    name: "intake_batch_splits",
+pub(super) const GROUP_COMMIT_SPLITS: Description = Description {
+    name: "group_commit_splits",
     kind: Kind::Counter,
-    unit: "batches",
-    labels: &["reason"],
-    help: "Batches that failed and were split",
-    meaning: "`locked`: another transaction held an idempotency key for more than 20 ms. `refused`: PostgreSQL \
-              rejected one of the jobs. That is a defect in Hapax: the request gets 500 and the error is logged. Or \
-              PostgreSQL rejected the batch after a lost attempt, for any reason.",
+    unit: "statements",
+    labels: &["statement", "reason"],
+    help: "Group commits that failed and were split",
+    meaning: "`locked`: another transaction held a row, such as an idempotency key, for more than 20 ms. `refused`: \
+              PostgreSQL rejected one of the requests. That is a defect in Hapax: the request gets 500 and the error is \
+              logged. Or PostgreSQL rejected the statement after a lost attempt, for any reason.",
 };
 
 pub(super) const TOKEN_LOOKUPS: Description = Description {
@@ -275,7 +275,7 @@ pub(super) const DATABASE_CONNECTIONS: Description = Description {
     help: "Connections to PostgreSQL, by pool and state",
     meaning: "`busy` at the pool's limit for long: requests wait for a connection. One tenant uses at most half of \
               `intake`, of `reads` and of `claims`, or the only connection. Pools: `writers`, `intake`, `reads`, `known_tokens`, \
-              `unknown_tokens`, `claims`, `purge`, `probes`, `metrics`.",
+              `unknown_tokens`, `claim_writers`, `claims`, `purge`, `probes`, `metrics`.",
 };
 
 pub(super) const DATABASE_CONNECTIONS_LIMIT: Description = Description {
@@ -284,8 +284,8 @@ pub(super) const DATABASE_CONNECTIONS_LIMIT: Description = Description {
     unit: "connections",
     labels: &["pool"],
     help: "Maximum number of connections in a pool",
-    meaning: "`writers`: `intake.writers`; `intake`: `intake.connections`; `reads`: `database.connections`; `claims`: \
-              `claims.connections`; the others have one each. Their sum times the number of replicas must fit into PostgreSQL's `max_connections`.",
+    meaning: "`writers`: `intake.writers`; `intake`: `intake.connections`; `reads`: `database.connections`; \
+              `claim_writers`: three times `claims.writers`; `claims`: `claims.connections`; the others have one each. Their sum times the number of replicas must fit into PostgreSQL's `max_connections`.",
 };
 
 pub(super) const DATABASE_CONNECTION_WAIT: Description = Description {
@@ -478,9 +478,9 @@ const CATALOGUE: [&Description; 43] = [
     &REPLAY_CACHE_LIMIT_BYTES,
     &INTAKE_QUEUE,
     &INTAKE_QUEUE_LIMIT,
-    &INTAKE_BATCH,
-    &INTAKE_WAIT,
-    &INTAKE_SPLITS,
+    &GROUP_COMMIT_REQUESTS,
+    &GROUP_COMMIT_WAIT,
+    &GROUP_COMMIT_SPLITS,
     &TOKEN_LOOKUPS,
     &DATABASE_RETRIES,
     &DATABASE_CONNECTIONS,

@@ -50,9 +50,9 @@ struct Catalogue {
     replay_cache_limit_bytes: Gauge,
     intake_queue: Gauge,
     intake_queue_limit: Gauge,
-    intake_batch: Histogram,
-    intake_wait: Histogram,
-    intake_splits: Family<RetryLabels, Counter>,
+    group_commit_requests: Family<StatementLabels, Histogram>,
+    group_commit_wait: Family<StatementLabels, Histogram>,
+    group_commit_splits: Family<SplitLabels, Counter>,
     token_lookups: Family<LookupLabels, Counter>,
     database_retries: Family<RetryLabels, Counter>,
     database_connections: Family<ConnectionLabels, Gauge>,
@@ -101,9 +101,9 @@ impl Metrics {
             replay_cache_limit_bytes: Gauge::default(),
             intake_queue: Gauge::default(),
             intake_queue_limit: Gauge::default(),
-            intake_batch: Histogram::new(BATCH_BUCKETS),
-            intake_wait: Histogram::new(DURATION_BUCKETS),
-            intake_splits: Family::default(),
+            group_commit_requests: Family::new_with_constructor(|| Histogram::new(BATCH_BUCKETS)),
+            group_commit_wait: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
+            group_commit_splits: Family::default(),
             token_lookups: Family::default(),
             database_retries: Family::default(),
             database_connections: Family::default(),
@@ -151,9 +151,9 @@ impl Metrics {
         register(&mut registry, &REPLAY_CACHE_LIMIT_BYTES, catalogue.replay_cache_limit_bytes.clone());
         register(&mut registry, &INTAKE_QUEUE, catalogue.intake_queue.clone());
         register(&mut registry, &INTAKE_QUEUE_LIMIT, catalogue.intake_queue_limit.clone());
-        register(&mut registry, &INTAKE_BATCH, catalogue.intake_batch.clone());
-        register(&mut registry, &INTAKE_WAIT, catalogue.intake_wait.clone());
-        register(&mut registry, &INTAKE_SPLITS, catalogue.intake_splits.clone());
+        register(&mut registry, &GROUP_COMMIT_REQUESTS, catalogue.group_commit_requests.clone());
+        register(&mut registry, &GROUP_COMMIT_WAIT, catalogue.group_commit_wait.clone());
+        register(&mut registry, &GROUP_COMMIT_SPLITS, catalogue.group_commit_splits.clone());
         register(&mut registry, &TOKEN_LOOKUPS, catalogue.token_lookups.clone());
         register(&mut registry, &DATABASE_RETRIES, catalogue.database_retries.clone());
         register(&mut registry, &DATABASE_CONNECTIONS, catalogue.database_connections.clone());
@@ -216,18 +216,30 @@ impl Metrics {
         self.catalogue.replay_cache_lookups.get_or_create(&LookupLabels { result: recall.name() }).inc();
     }
 
-    /// The number of submissions in one statement.
-    pub fn observe_batch(&self, jobs: usize) {
-        self.catalogue.intake_batch.observe(jobs as f64);
+    /// The number of requests in one group commit.
+    pub fn observe_group_commit(&self, statement: &'static str, requests: usize) {
+        let labels = StatementLabels { statement };
+        self.catalogue.group_commit_requests.get_or_create(&labels).observe(requests as f64);
     }
 
-    /// How long the first submission of a batch waited for a writer.
-    pub fn observe_intake_wait(&self, wait: Duration) {
-        self.catalogue.intake_wait.observe(wait.as_secs_f64());
+    /// How long the first request of a group commit waited for a writer.
+    pub fn observe_group_commit_wait(&self, statement: &'static str, wait: Duration) {
+        let labels = StatementLabels { statement };
+        self.catalogue.group_commit_wait.get_or_create(&labels).observe(wait.as_secs_f64());
     }
 
-    pub fn count_split(&self, reason: Split) {
-        self.catalogue.intake_splits.get_or_create(&RetryLabels { reason: reason.name() }).inc();
+    pub fn count_group_commit_split(&self, statement: &'static str, reason: Split) {
+        let labels = SplitLabels { statement, reason: reason.name() };
+        self.catalogue.group_commit_splits.get_or_create(&labels).inc();
+    }
+
+    /// Creates the series of a statement, so that they are exposed from the start.
+    pub fn expect_group_commits(&self, statement: &'static str) {
+        for reason in [Split::Locked, Split::Refused] {
+            drop(self.catalogue.group_commit_splits.get_or_create(&SplitLabels { statement, reason: reason.name() }));
+        }
+        drop(self.catalogue.group_commit_requests.get_or_create(&StatementLabels { statement }));
+        drop(self.catalogue.group_commit_wait.get_or_create(&StatementLabels { statement }));
     }
 
     pub fn count_token_lookup(&self, result: TokenLookup) {
@@ -373,9 +385,6 @@ impl Catalogue {
         for reason in Shed::ALL {
             drop(self.shed_requests.get_or_create(&ShedLabels { reason: reason.name() }));
         }
-        for reason in [Split::Locked, Split::Refused] {
-            drop(self.intake_splits.get_or_create(&RetryLabels { reason: reason.name() }));
-        }
         for outcome in ["requeued", "failed", "cancelled"] {
             drop(self.lost_leases.get_or_create(&JobLabels { outcome }));
         }
@@ -417,7 +426,7 @@ impl Default for Metrics {
     }
 }
 
-/// In jobs.
+/// In requests.
 const BATCH_BUCKETS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 /// In seconds, from a job that a waiting worker gets at once to one that waits or runs for a day.
 const JOB_BUCKETS: [f64; 15] =

@@ -23,13 +23,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::{Lives, Quota, Rate, TokenPools, UseTimes, Verifier};
 use crate::changes::Changes;
-use crate::claims::{self, Claims, SizeLimits, Verdict, reclaimer};
+use crate::claims::{self, Claims, Groups, SizeLimits, Verdict, reclaimer};
 use crate::configuration::{self, Configuration};
 use crate::database::{self, Pool, SharedPool, WriteOptions, Writes};
+use crate::group_commit::{Bounds, GroupCommit, GroupedWrite};
 use crate::http::{self, Admission, App, BodyMemory, Limits, MetricsSources, Quotas, Readiness, RefusedLines};
 use crate::idempotency::purger::{self, Pace};
 use crate::idempotency::{Engine, Replays};
-use crate::intake::{Bounds, Intake};
+use crate::intake::{InsertSubmissions, Intake};
 use crate::long_poll::{self, LongPolls};
 use crate::metrics::Metrics;
 use crate::offload::Offload;
@@ -39,6 +40,11 @@ use tasks::Tasks;
 
 /// Expired claims that one statement takes. Each holds up to 100 jobs.
 const RECLAIM_BATCH: u32 = 20;
+/// The jobs and bytes that one statement of claims or of results takes from several requests.
+const WORK_BATCH_JOBS: usize = 256;
+const WORK_BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// A claim holds up to as many.
+const JOBS_PER_REQUEST_MAX: usize = 100;
 /// For closing the database connections at the end. By then, only a statement of a probe or of a scrape can still run.
 const LAST_CALL: Duration = Duration::from_secs(2);
 
@@ -61,7 +67,8 @@ pub async fn run(
 
     let pools = Pools::new(&settings, configuration, &metrics);
     let use_times = UseTimes::default();
-    let app = web::Data::new(compose(configuration, &pools, use_times.clone(), &metrics));
+    let groups = compose_groups(configuration, &pools);
+    let app = web::Data::new(compose(configuration, &pools, &groups, use_times.clone(), &metrics));
 
     let (address, operations_address) = (listeners.api.local_addr()?, listeners.operations_address()?);
     let sources = MetricsSources { pools: pools.all().to_vec(), scrapes: pools.metrics.clone() };
@@ -75,9 +82,7 @@ pub async fn run(
     let mut tasks = Tasks::default();
     // Cancelled later than `shutdown`, because all tasks must run while the server drains.
     let ending = CancellationToken::new();
-    for writer in app.intake.writers(&metrics) {
-        tasks.start("a submission writer", writer.run().map(Ok));
-    }
+    groups.start(&mut tasks, write_options(configuration).first_try(), &metrics);
     let verifying = app.clone();
     tasks.start("the token verifier", async move {
         verifying.verifier.run().await;
@@ -121,7 +126,7 @@ pub async fn run(
         error = tasks.ended() => return Err(error),
     }
     ending.cancel();
-    app.intake.close();
+    groups.close();
     app.verifier.close();
     if let Some(handle) = operations_handle {
         handle.stop(false).await;
@@ -145,6 +150,8 @@ struct Pools {
     intake: Pool,
     reads: Pool,
     /// For claims, heartbeats and results.
+    claim_writers: Pool,
+    /// For releases, and for claims, heartbeats and results that wait for another transaction.
     claims: Pool,
     tokens: TokenPools,
     /// For housekeeping: the purger, the reclaimer, and the times of the last use of tokens.
@@ -167,6 +174,7 @@ impl Pools {
             writers: pool("writers", configuration.intake.writers),
             intake: pool("intake", configuration.intake.connections),
             reads: pool("reads", configuration.database.connections),
+            claim_writers: pool("claim_writers", Groups::KINDS * configuration.claims.writers),
             claims: pool("claims", configuration.claims.connections),
             tokens: TokenPools { known: pool("known_tokens", 1), unknown: pool("unknown_tokens", 1) },
             purge: pool("purge", 1),
@@ -176,23 +184,89 @@ impl Pools {
     }
 
     /// The pools that serve requests.
-    fn serving(&self) -> [Pool; 6] {
-        let Self { writers, intake, reads, claims, tokens, .. } = self;
-        [writers, intake, reads, claims, &tokens.known, &tokens.unknown].map(Pool::clone)
+    fn serving(&self) -> [Pool; 7] {
+        let Self { writers, intake, reads, claim_writers, claims, tokens, .. } = self;
+        [writers, intake, reads, claim_writers, claims, &tokens.known, &tokens.unknown].map(Pool::clone)
     }
 
-    fn all(&self) -> [Pool; 9] {
-        let Self { writers, intake, reads, claims, tokens, purge, probes, metrics } = self;
-        [writers, intake, reads, claims, &tokens.known, &tokens.unknown, purge, probes, metrics].map(Pool::clone)
+    fn all(&self) -> [Pool; 10] {
+        let [writers, intake, reads, claim_writers, claims, known, unknown] = self.serving();
+        let [purge, probes, metrics] = [&self.purge, &self.probes, &self.metrics].map(Pool::clone);
+        [writers, intake, reads, claim_writers, claims, known, unknown, purge, probes, metrics]
     }
 }
 
-fn compose(configuration: &Configuration, pools: &Pools, use_times: UseTimes, metrics: &Metrics) -> App {
+/// Everything that is written by group commit.
+struct GroupCommits {
+    submissions: Arc<GroupCommit<InsertSubmissions>>,
+    work: Groups,
+}
+
+impl GroupCommits {
+    /// Starts the writers.
+    fn start(&self, tasks: &mut Tasks, options: WriteOptions, metrics: &Metrics) {
+        fn start<W: GroupedWrite>(
+            (tasks, name): (&mut Tasks, &'static str),
+            group: &GroupCommit<W>,
+            options: WriteOptions,
+            metrics: &Metrics,
+        ) {
+            metrics.expect_group_commits(W::NAME);
+            for writer in group.writers(options, metrics) {
+                tasks.start(name, writer.run().map(Ok));
+            }
+        }
+        start((tasks, "a submission writer"), &self.submissions, options, metrics);
+        start((tasks, "a claim writer"), &self.work.claims, options, metrics);
+        start((tasks, "a heartbeat writer"), &self.work.heartbeats, options, metrics);
+        start((tasks, "a result writer"), &self.work.results, options, metrics);
+    }
+
+    /// Accepts no more requests. The writers end when all accepted ones are answered.
+    fn close(&self) {
+        self.submissions.close();
+        self.work.claims.close();
+        self.work.heartbeats.close();
+        self.work.results.close();
+    }
+}
+
+fn compose_groups(configuration: &Configuration, pools: &Pools) -> GroupCommits {
+    let configuration::Intake { writers, batch_jobs, batch_bytes, queue_jobs, queue_bytes, .. } = configuration.intake;
+    let acquire_timeout = configuration.database.acquire_timeout;
+    let bounds = Bounds { batch_jobs, batch_bytes, queue_jobs, queue_bytes, acquire_timeout };
+    let configuration::Claims { writers: claim_writers, retry_delay_min, retry_delay_max, .. } = configuration.claims;
+    let settings = claims::Settings { retry_delay_min, retry_delay_max };
+    let work_bounds = Bounds {
+        batch_jobs: WORK_BATCH_JOBS,
+        batch_bytes: WORK_BATCH_BYTES,
+        // Not reached: requests in flight are limited, and so are the bytes of their bodies.
+        queue_jobs: 2 * JOBS_PER_REQUEST_MAX * configuration.server.requests_in_flight,
+        queue_bytes: 2 * configuration.server.body_bytes_in_flight,
+        acquire_timeout,
+    };
+    GroupCommits {
+        submissions: Arc::new(GroupCommit::new(InsertSubmissions, pools.writers.clone(), writers, bounds)),
+        work: Groups::new(&pools.claim_writers, claim_writers, work_bounds, settings),
+    }
+}
+
+fn write_options(configuration: &Configuration) -> WriteOptions {
+    let lock_wait = configuration.intake.lock_wait;
+    WriteOptions { lock_wait, insist_on_durability: !configuration.database.allow_losing_acknowledged_jobs }
+}
+
+fn compose(
+    configuration: &Configuration,
+    pools: &Pools,
+    groups: &GroupCommits,
+    use_times: UseTimes,
+    metrics: &Metrics,
+) -> App {
     http::keyed_routes().for_each(|route| metrics.expect_outcomes(route.0));
     Verdict::ALL.iter().for_each(|verdict| metrics.expect_reports(verdict.name()));
-    let Configuration { server, database, intake, idempotency, claims, access, .. } = configuration;
-    let options =
-        WriteOptions { lock_wait: intake.lock_wait, insist_on_durability: !database.allow_losing_acknowledged_jobs };
+    let Configuration { server, database, idempotency, claims, access, .. } = configuration;
+    let options = write_options(configuration);
     let offload = Arc::new(Offload::new(available_parallelism().map_or(1, NonZero::get)));
     let replays = Arc::new(Replays::new(idempotency.replay_cache_bytes, metrics.clone()));
     let engine = Engine::new(Writes::new(SharedPool::new(pools.intake.clone()), options), Arc::clone(&replays));
@@ -202,21 +276,18 @@ fn compose(configuration: &Configuration, pools: &Pools, use_times: UseTimes, me
         poll_interval: claims.poll_interval,
     }));
     let reads = SharedPool::new(pools.reads.clone());
-    let retry_delays =
-        claims::Settings { retry_delay_min: claims.retry_delay_min, retry_delay_max: claims.retry_delay_max };
     App {
         intake: Intake::new(
             engine.clone(),
-            pools.writers.clone(),
-            bounds(configuration),
+            Arc::clone(&groups.submissions),
             Arc::clone(&offload),
             Arc::clone(&long_polls),
         ),
         changes: Changes::new(engine),
         claims: Claims::new(
+            groups.work.clone(),
             Writes::new(SharedPool::new(pools.claims.clone()), options),
             reads.clone(),
-            retry_delays,
             Arc::clone(&long_polls),
         ),
         long_polls,
@@ -249,11 +320,6 @@ fn compose(configuration: &Configuration, pools: &Pools, use_times: UseTimes, me
         time_to_live: idempotency.time_to_live,
         public_url: server.public_url.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
-}
-
-fn bounds(configuration: &Configuration) -> Bounds {
-    let configuration::Intake { batch_jobs, batch_bytes, queue_jobs, queue_bytes, .. } = configuration.intake;
-    Bounds { batch_jobs, batch_bytes, queue_jobs, queue_bytes, acquire_timeout: configuration.database.acquire_timeout }
 }
 
 fn quotas(settings: &configuration::Quota, metrics: &Metrics) -> Quotas {

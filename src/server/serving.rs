@@ -19,6 +19,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpStream;
 
 use super::{LAST_CALL, Pools};
+use crate::claims::Groups;
 use crate::configuration::{Configuration, Server};
 use crate::http::{self, App, Connection, ConnectionDeadlines, MetricsSources, PIECE_BYTES};
 use crate::metrics::CountedConnection;
@@ -117,6 +118,7 @@ fn connections(configuration: &Configuration, workers: usize) -> anyhow::Result<
         configuration.intake.writers
             + configuration.intake.connections
             + configuration.database.connections
+            + Groups::KINDS * configuration.claims.writers
             + configuration.claims.connections
             + Pools::FIXED,
     );

@@ -171,8 +171,8 @@ async fn a_missing_database_is_reported_and_no_answer_claims_success() {
     assert_eq!(server.get("/healthz").await.status, 200);
     server.get("/readyz").await.is_problem(503, "not-ready");
     ledger.rename_back_from(&away).await;
-    assert_eq!(server.submit("key-2", job(2)).await.status, 201);
-    assert_eq!(server.get(&location).await.status, 200);
+    assert_eq!(server.submit_with_retries("key-2", job(2)).await.status, 201);
+    server.until_status(&location, 200).await;
     ledger.assert_consistent(2).await;
 }
 

@@ -10,9 +10,9 @@ use crate::harness::{Answer, Fault, Ledger, OpenTransaction, Proxy, SHORT_DEADLI
 
 /// With a single writer, all submissions that arrive while it is busy share its next statement.
 const ONE_WRITER: [(&str, &str); 1] = [("HAPAX__INTAKE__WRITERS", "1")];
-const BATCHES: &str = "hapax_intake_batch_jobs_count";
-const SPLITS_REFUSED: &str = r#"hapax_intake_batch_splits_total{reason="refused"}"#;
-const SPLITS_LOCKED: &str = r#"hapax_intake_batch_splits_total{reason="locked"}"#;
+const BATCHES: &str = r#"hapax_group_commit_requests_count{statement="submit_many"}"#;
+const SPLITS_REFUSED: &str = r#"hapax_group_commit_splits_total{statement="submit_many",reason="refused"}"#;
+const SPLITS_LOCKED: &str = r#"hapax_group_commit_splits_total{statement="submit_many",reason="locked"}"#;
 
 type Waiting = JoinHandle<Answer>;
 
@@ -276,7 +276,7 @@ async fn during_silence_only_sent_submissions_have_an_unknown_outcome() {
         assert_eq!(server.submit_with_retries(&key, body).await.status, 201, "its key is unused");
     }
     assert_eq!(server.submit_with_retries("sent", job(1)).await.status, 200, "it was committed without an answer");
-    let carried = server.metric("hapax_intake_batch_jobs_sum").await;
+    let carried = server.metric(r#"hapax_group_commit_requests_sum{statement="submit_many"}"#).await;
     assert!(carried >= server.metric(BATCHES).await, "no statement is sent for requests that have gone");
     ledger.assert_consistent(22).await;
 }

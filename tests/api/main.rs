@@ -11,6 +11,7 @@ mod access;
 mod audit;
 mod batches;
 mod changes;
+mod claim_groups;
 mod claim_plans;
 mod claim_races;
 mod claims;

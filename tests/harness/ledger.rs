@@ -242,15 +242,22 @@ impl Ledger {
     /// Makes every statement that inserts jobs wait, until the returned transaction ends. It does not wait for a lock, so the
     /// lock timeout does not end it.
     pub async fn block_inserts(&self) -> OpenTransaction {
-        let gate = "create or replace function wait_at_gate() returns trigger language plpgsql as $$ begin \
-                    while not pg_try_advisory_xact_lock_shared(1) loop perform pg_sleep(0.005); end loop; \
-                    return null; end $$; \
-                    create or replace trigger gate before insert on jobs for each statement execute function wait_at_gate()";
-        self.execute(gate).await;
+        self.block("insert on jobs").await
+    }
+
+    /// The same for another event, such as `update on claims`.
+    pub async fn block(&self, event: &str) -> OpenTransaction {
+        let gate = format!(
+            "create or replace function wait_at_gate() returns trigger language plpgsql as $$ begin \
+             while not pg_try_advisory_xact_lock_shared(1) loop perform pg_sleep(0.005); end loop; \
+             return null; end $$; \
+             create or replace trigger gate before {event} for each statement execute function wait_at_gate()"
+        );
+        self.execute(&gate).await;
         self.hold("select pg_advisory_xact_lock(1)").await
     }
 
-    /// Returns once this many statements wait at [`Ledger::block_inserts`].
+    /// Returns once this many statements wait at [`Ledger::block`].
     pub async fn until_blocked(&self, statements: i64) {
         let sql = "select count(*) from pg_stat_activity \
                    where datname = current_database() and wait_event = 'PgSleep'";

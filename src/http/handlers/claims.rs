@@ -1,12 +1,13 @@
 //! What workers call: claims, heartbeats and results. And what people read about claims.
 
 use std::future::{Ready, ready};
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::dev::Payload;
 use actix_web::http::StatusCode;
 use actix_web::http::header::LOCATION;
-use actix_web::{FromRequest, HttpRequest, HttpResponse, web};
+use actix_web::{FromRequest, HttpMessage, HttpRequest, HttpResponse, web};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -14,9 +15,12 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::access::Caller;
-use crate::claims::{ClaimSummary, Claimed, ClaimedJob, Held, Reports, Request, Settled};
+use crate::claims::{
+    ClaimSummary, Claimed, ClaimedJob, Held, PAYLOAD_BYTES, Reports, Request, Settled, Settlement, Verdict,
+};
 use crate::http::authorization::while_waiting;
 use crate::http::body::{Body, Json};
+use crate::http::body_memory::AnswerBytes;
 use crate::http::conditions::NoConditions;
 use crate::http::extractors::{Deadline, NoParameters};
 use crate::http::handlers::lists::linked;
@@ -99,14 +103,14 @@ pub async fn claim(
         let fingerprint = |canonical: &[u8]| Fingerprint::of(CLAIMS, canonical).into_bytes();
         Request::parse(&document, (tenant, id), fingerprint).map_err(Problem::InvalidClaim)
     };
-    let asked = body.read(&app, tenant, Deadline::of(&request), read).await?;
+    let asked = Arc::new(body.read(&app, tenant, Deadline::of(&request), read).await?);
     let until = Instant::now() + asked.wait;
     Deadline::extend(&request, asked.wait);
     let claimed = loop {
         // Registered before the look, so that no job is missed between the look and the wait.
         let waiter = (!asked.wait.is_zero()).then(|| app.long_polls.for_queues(tenant, &asked.queues));
         let deadline = Deadline::of(&request).min(Instant::now() + app.limits.request_deadline);
-        let claimed = app.claims.claim(&asked, deadline).await?;
+        let claimed = look(&app, &request, &asked, deadline).await?;
         let look_again = match (&claimed, waiter) {
             (Claimed::Nothing, Some(waiter)) => {
                 while_waiting(&app, &request, tenant, app.long_polls.wait(tenant, waiter, until)).await
@@ -119,12 +123,31 @@ pub async fn claim(
     };
     claimed.count(&asked, &app.metrics);
     match claimed {
-        Claimed::Nothing => Ok(json(&mut HttpResponse::Ok(), &NoJobs { id, jobs: [] })),
+        Claimed::Nothing | Claimed::Again => Ok(json(&mut HttpResponse::Ok(), &NoJobs { id, jobs: [] })),
         Claimed::OtherRequest => Err(Problem::ClaimExists),
         Claimed::Ended => Err(Problem::ClaimEnded),
         Claimed::Jobs { is_new, expires_at, jobs } => Ok(respond(&app, &asked, is_new, expires_at, jobs)),
     }
 }
+
+/// One look for jobs. Reserves memory for the answer first.
+async fn look(app: &App, request: &HttpRequest, asked: &Arc<Request>, deadline: Instant) -> Result<Claimed, Problem> {
+    let memory = app.body_memory.hold(asked.tenant, expected_bytes(asked))?;
+    let claimed = app.claims.claim(asked, deadline).await?;
+    if matches!(claimed, Claimed::Jobs { .. }) {
+        request.extensions_mut().insert(AnswerBytes(memory));
+    }
+    Ok(claimed)
+}
+
+/// The memory to reserve for the answer before a look for jobs. If the answer turns out to be larger and there is no room
+/// for it, the worker gets 503, and the same claim again when it repeats the request.
+fn expected_bytes(asked: &Request) -> usize {
+    let jobs = usize::try_from(asked.max_jobs).unwrap_or(1);
+    (jobs * EXPECTED_JOB_BYTES).min(usize::try_from(PAYLOAD_BYTES).unwrap_or(usize::MAX))
+}
+
+const EXPECTED_JOB_BYTES: usize = 16 * 1024;
 
 fn respond(app: &App, asked: &Request, is_new: bool, expires_at: DateTime<Utc>, jobs: Vec<ClaimedJob>) -> HttpResponse {
     RequestContext::current().record_value("jobs", jobs.len());
@@ -234,11 +257,12 @@ pub async fn results(
         Ok(Reports::parse(&document, sizes)?)
     };
     let reports = body.read(&app, caller.tenant, Deadline::of(&request), read).await?;
-    let settled = app.claims.settle(caller.tenant, id.0, &reports, Deadline::of(&request)).await?;
-    for (report, settled) in reports.0.iter().zip(&settled) {
+    let settlement = Arc::new(Settlement { tenant: caller.tenant, claim: id.0, reports: reports.0 });
+    let settled = app.claims.settle(&settlement, Deadline::of(&request)).await?;
+    for (report, settled) in settlement.reports.iter().zip(&settled) {
         settled.count(report.outcome, &app.metrics);
     }
-    let lost = settled.iter().filter(|settled| settled.verdict == crate::claims::Verdict::LeaseLost).count();
+    let lost = settled.iter().filter(|settled| settled.verdict == Verdict::LeaseLost).count();
     RequestContext::current().record_value("jobs", settled.len());
     RequestContext::current().record_value("lost", lost);
     let result = |Settled { job, verdict, state, .. }| {
