@@ -12,8 +12,11 @@ use crate::harness::{Answer, Claim, Client, Ledger, NO_QUOTAS, OpenTransaction, 
 /// Nothing is reclaimed but by the test.
 const NO_RECLAIMER: (&str, &str) = ("HAPAX__CLAIMS__RECLAIM_INTERVAL", "1h");
 
+/// Two of a tenant's calls can wait for a lock for long.
+const CONNECTIONS: (&str, &str) = ("HAPAX__CLAIMS__CONNECTIONS", "8");
+
 async fn serve(ledger: &Ledger) -> Server {
-    ledger.serve_with(&[&NO_QUOTAS[..], &[NO_RECLAIMER]].concat()).await
+    ledger.serve_with(&[&NO_QUOTAS[..], &[NO_RECLAIMER, CONNECTIONS]].concat()).await
 }
 
 fn one() -> Value {
