@@ -20,6 +20,8 @@ pub struct Ledger<'run> {
 }
 
 const MEETING: Duration = Duration::from_secs(30);
+const REPORT_DEADLINE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(10);
 /// How long a worker waits that knows that a job comes. Less than the load waits for an answer.
 pub const WAIT_SECONDS: u32 = 20;
 
@@ -108,6 +110,39 @@ impl<'run> Ledger<'run> {
         };
         let mut traffic = Workers::new(workers, claims, submissions);
         self.write("job_outcomes", || self.load(replica, workers, extent, &mut traffic))
+    }
+
+    /// Lets workers claim `jobs` jobs each, then measures their heartbeats. Stops the replica, so that its sessions report
+    /// how they updated rows.
+    pub fn heartbeat(&self, replica: Replica, workers: usize, jobs: u32, times: Times) -> anyhow::Result<Measurement> {
+        let claims = self.claims(&replica, jobs, 0)?;
+        let mut number = 0;
+        let mut traffic = Independent::new(201, |_, out| {
+            claims.claim(number, out);
+            number += 1;
+        });
+        self.load(&replica, 1, Extent::Requests(workers as u64), &mut traffic)?;
+        let (leases, expected) = (self.count("job_leases")?, workers as u64 * u64::from(jobs));
+        ensure!(leases == expected, "{leases} instead of {expected} jobs are claimed");
+        let mut traffic = Independent::new(200, |connection, out| claims.heartbeat(connection as u64, out));
+        let load = self.load(&replica, workers, times.into(), &mut traffic)?;
+        drop(replica);
+        let hot_share = self.hot_share("claims", load.answered_in_all)?;
+        Ok(Measurement { hot_share: Some(hot_share), ..Measurement::of(&load) })
+    }
+
+    /// The share of a table's updates that were HOT, once so many are reported.
+    fn hot_share(&self, table: &str, updates: u64) -> anyhow::Result<f64> {
+        let reported = |column: &str| -> anyhow::Result<i64> {
+            let sql = format!("select {column} from pg_stat_user_tables where relid = 'hapax.{table}'::regclass");
+            self.postgres.ask(&self.database, &sql)
+        };
+        let began = Instant::now();
+        while u64::try_from(reported("n_tup_upd")?)? < updates {
+            ensure!(began.elapsed() < REPORT_DEADLINE, "PostgreSQL has not reported {updates} updates");
+            std::thread::sleep(POLL);
+        }
+        Ok(reported("n_tup_hot_upd")? as f64 / reported("n_tup_upd")? as f64)
     }
 
     /// Measures a load that adds a row to a table for each unit.

@@ -19,6 +19,8 @@ pub struct Measurement {
     pub load_us: Option<f64>,
     /// Bytes of WAL per request or job, warm-up included.
     pub wal_bytes: Option<f64>,
+    /// The share of updates that were HOT: they change no index.
+    pub hot_share: Option<f64>,
     pub refused: u64,
 }
 
@@ -35,6 +37,7 @@ impl Measurement {
             postgres_us: each(load.spent.postgres),
             load_us: each(load.spent.load),
             wal_bytes: None,
+            hot_share: None,
             refused: load.refused,
         }
     }

@@ -49,6 +49,8 @@ pub enum Row {
     Waiting { waiting: u64, urgent_tomorrow: u64 },
     /// I: claims of one worker, after so many jobs have passed under an open snapshot.
     Snapshot { passed: u64 },
+    /// J: heartbeats of claims with so many jobs.
+    Heartbeats { jobs: u32 },
     /// K: a waiting worker and a submission, to the same replica or each to one of two.
     WakeUp { replicas: usize },
 }
@@ -142,6 +144,8 @@ impl fmt::Display for Row {
             Self::Snapshot { passed } => {
                 write!(f, "I claims, {} jobs passed under an open snapshot", grouped(*passed))
             }
+            Self::Heartbeats { jobs: 1 } => write!(f, "J heartbeats, claims of one job"),
+            Self::Heartbeats { jobs } => write!(f, "J heartbeats, claims of {jobs} jobs"),
             Self::WakeUp { replicas: 1 } => write!(f, "K waiting worker, same replica"),
             Self::WakeUp { .. } => write!(f, "K waiting worker, other replica"),
         }

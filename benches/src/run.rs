@@ -10,7 +10,7 @@ use crate::plan::{Mode, Plan};
 use crate::postgres::Postgres;
 use crate::replica::Release;
 use crate::results::Results;
-use crate::rows::{by_hand, claim_latency, creation, growth, peers, replays, tutorial, wake_ups, work};
+use crate::rows::{by_hand, claim_latency, creation, growth, heartbeats, peers, replays, tutorial, wake_ups, work};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -71,6 +71,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         work::measure(&setting, &mut results)?;
         queues.measure(&setting, &mut results)?;
         claim_latency::measure_snapshot(&setting, &mut results)?;
+        heartbeats::measure(&setting, &mut results)?;
         wake_ups::measure(&setting, &mut results)?;
         peers::measure(&setting, &peers, &mut results)?;
     }

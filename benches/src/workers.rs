@@ -49,6 +49,10 @@ impl ClaimRequests {
         self.write("POST", number, "/results", &format!(r#"{{"results":[{}]}}"#, results.join(",")), out);
     }
 
+    pub fn heartbeat(&self, number: u64, out: &mut Vec<u8>) {
+        self.write("POST", number, "/heartbeat", "", out);
+    }
+
     fn write(&self, method: &str, number: u64, below: &str, body: &str, out: &mut Vec<u8>) {
         let Self { address, token, seed, .. } = self;
         let id = uuid(*seed, number);

@@ -3,7 +3,7 @@
 use crate::measurement::{Measurement, Spread};
 use crate::plan::{MANY_CONNECTIONS, MILLION, Plan};
 use crate::results::{Results, Row, grouped};
-use crate::rows::{claim_latency, work};
+use crate::rows::{claim_latency, heartbeats, work};
 
 /// A performance target.
 struct Target {
@@ -134,27 +134,53 @@ fn others(results: &Results) -> Vec<Target> {
 
 /// The life of a job with its workers.
 fn workers(results: &Results) -> Vec<Target> {
+    let target = |what: &str, bound, unit, value| Target { what: what.to_owned(), bound, unit, value };
     let busy = Row::Hapax { connections: MANY_CONNECTIONS };
+    let postgres_us = |measurement: &Measurement| measurement.postgres_us;
+    let all_us = |measurement: &Measurement| Some(measurement.server_us? + measurement.postgres_us?);
+    let hot_percent = |measurement: &Measurement| Some(measurement.hot_share? * 100.0);
+    let [few, many] = [heartbeats::FEW_JOBS, heartbeats::MANY_JOBS].map(|jobs| Row::Heartbeats { jobs });
+    let mut targets = vec![
+        target(
+            "CPU of PostgreSQL to claim and report one job, 64 workers (H)",
+            Bound::AtMost(120.0),
+            " µs",
+            results.spread(&work::ONE.row(), postgres_us),
+        ),
+        target(
+            "The same for one of 100 jobs, 8 workers, relative to a new job, 256 connections (A)",
+            Bound::LessThan(1.0),
+            "",
+            results.ratio((&work::HUNDRED.row(), &busy), postgres_us),
+        ),
+    ];
+    targets.extend(claim_latencies(results));
+    targets.extend([
+        target(
+            "Updates by heartbeats that are HOT, 100 jobs a claim (J)",
+            Bound::AtLeast(99.0),
+            " %",
+            results.spread(&many, hot_percent),
+        ),
+        target(
+            "CPU of server and PostgreSQL for a heartbeat of 100 jobs, relative to one job (J)",
+            Bound::AtMost(2.0),
+            "",
+            results.ratio((&many, &few), all_us),
+        ),
+    ]);
+    targets.extend(wake_ups(results));
+    targets
+}
+
+fn claim_latencies(results: &Results) -> [Target; 2] {
     let Plan { waiting, urgent_tomorrow, passed, .. } = results.mode.plan();
     let few_wait = Row::Waiting { waiting: claim_latency::WAITING, urgent_tomorrow: 0 };
-    let postgres_us = |measurement: &Measurement| measurement.postgres_us;
     let p99_us = |measurement: &Measurement| measurement.p99_us;
-    let mut targets = vec![
-        Target {
-            what: "CPU of PostgreSQL to claim and report one job, 64 workers (H)".to_owned(),
-            bound: Bound::AtMost(120.0),
-            unit: " µs",
-            value: results.spread(&work::ONE.row(), postgres_us),
-        },
-        Target {
-            what: "The same for a job by 100, 8 workers, relative to a new job, 256 connections (A)".to_owned(),
-            bound: Bound::LessThan(1.0),
-            unit: "",
-            value: results.ratio((&work::HUNDRED.row(), &busy), postgres_us),
-        },
+    [
         Target {
             what: format!(
-                "p99 of a claim with {} jobs that wait behind {} urgent ones of tomorrow, relative to {} (I)",
+                "p99 of a claim with {} waiting jobs behind {} urgent ones of tomorrow, relative to {} (I)",
                 grouped(waiting),
                 grouped(urgent_tomorrow),
                 grouped(claim_latency::WAITING),
@@ -166,32 +192,25 @@ fn workers(results: &Results) -> Vec<Target> {
         Target {
             what: format!(
                 "p99 of a claim after {} jobs passed under an open snapshot, relative to before (I)",
-                grouped(passed)
+                grouped(passed),
             ),
             bound: Bound::AtMost(3.0),
             unit: "",
             value: results.ratio((&Row::Snapshot { passed }, &Row::Snapshot { passed: 0 }), p99_us),
         },
-    ];
+    ]
+}
+
+fn wake_ups(results: &Results) -> Vec<Target> {
+    let mut targets = Vec::new();
     for (replicas, which) in [(1, "same"), (2, "other")] {
-        for (quantile, bound, figure) in [("p50", 5.0, p50_ms as Figure), ("p99", 20.0, p99_ms as Figure)] {
-            targets.push(Target {
-                what: format!("{quantile} from a new job to the answer of a waiting worker, {which} replica (K)"),
-                bound: Bound::AtMost(bound),
-                unit: " ms",
-                value: results.spread(&Row::WakeUp { replicas }, figure),
-            });
+        let row = Row::WakeUp { replicas };
+        let p50_ms = results.spread(&row, |measurement| Some(measurement.p50_us? / 1e3));
+        let p99_ms = results.spread(&row, |measurement| Some(measurement.p99_us? / 1e3));
+        for (quantile, bound, value) in [("p50", 5.0, p50_ms), ("p99", 20.0, p99_ms)] {
+            let what = format!("{quantile} from a new job to the answer of a waiting worker, {which} replica (K)");
+            targets.push(Target { what, bound: Bound::AtMost(bound), unit: " ms", value });
         }
     }
     targets
-}
-
-type Figure = fn(&Measurement) -> Option<f64>;
-
-fn p50_ms(measurement: &Measurement) -> Option<f64> {
-    Some(measurement.p50_us? / 1e3)
-}
-
-fn p99_ms(measurement: &Measurement) -> Option<f64> {
-    Some(measurement.p99_us? / 1e3)
 }

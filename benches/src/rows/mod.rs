@@ -5,6 +5,7 @@ pub mod claim_latency;
 pub mod creation;
 mod fill;
 pub mod growth;
+pub mod heartbeats;
 pub mod peers;
 pub mod replays;
 pub mod tutorial;
