@@ -10,7 +10,7 @@ use crate::ledger::Times;
 pub enum Mode {
     /// Checks that the programs work. Its figures are meaningless.
     Smoke,
-    /// About ten minutes.
+    /// About a quarter of an hour.
     Short,
     /// Includes the long parts: peers, a million replayed keys, ten million stored keys.
     Full,

@@ -53,6 +53,10 @@ pub enum Row {
     Heartbeats { jobs: u32 },
     /// K: a waiting worker and a submission, to the same replica or each to one of two.
     WakeUp { replicas: usize },
+    /// L: jobs from their submission to their end.
+    Life { workers: usize },
+    /// L: the same in another job queue.
+    PeerLife { name: String, version: String, clients: usize },
 }
 
 /// The peak memory of a server.
@@ -148,6 +152,8 @@ impl fmt::Display for Row {
             Self::Heartbeats { jobs } => write!(f, "J heartbeats, claims of {jobs} jobs"),
             Self::WakeUp { replicas: 1 } => write!(f, "K waiting worker, same replica"),
             Self::WakeUp { .. } => write!(f, "K waiting worker, other replica"),
+            Self::Life { workers } => write!(f, "L Hapax, {workers} workers"),
+            Self::PeerLife { name, version, clients } => write!(f, "L {name} {version}, {clients} clients"),
         }
     }
 }

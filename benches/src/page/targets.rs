@@ -1,7 +1,7 @@
 //! The performance targets, and whether this run reaches them.
 
 use crate::measurement::{Measurement, Spread};
-use crate::plan::{MANY_CONNECTIONS, MILLION, Plan};
+use crate::plan::{MANY_CONNECTIONS, MILLION, Plan, USUAL_CONNECTIONS};
 use crate::results::{Results, Row, grouped};
 use crate::rows::{claim_latency, heartbeats, work};
 
@@ -170,6 +170,22 @@ fn workers(results: &Results) -> Vec<Target> {
         ),
     ]);
     targets.extend(wake_ups(results));
+    let life = Row::Life { workers: USUAL_CONNECTIONS };
+    let peer = results.best(|row| matches!(row, Row::PeerLife { .. }));
+    targets.extend([
+        target(
+            "Jobs from submission to end, 64 workers, relative to the best peer (L)",
+            Bound::MoreThan(2.0),
+            "",
+            peer.and_then(|peer| results.ratio((&life, peer), |measurement| Some(measurement.per_second))),
+        ),
+        target(
+            "WAL of a job from submission to end, 64 workers (L)",
+            Bound::AtMost(3000.0),
+            " bytes",
+            results.spread(&life, |measurement| measurement.wal_bytes),
+        ),
+    ]);
     targets
 }
 

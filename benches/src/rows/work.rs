@@ -1,7 +1,8 @@
-//! H: workers that claim waiting jobs and report their results. Also for `quick`.
+//! H: workers that claim waiting jobs and report their results. Also for `quick`. L: the whole life of a job.
 
 use crate::ledger::{Ledger, Times};
 use crate::measurement::Measurement;
+use crate::plan::USUAL_CONNECTIONS;
 use crate::postgres::Postgres;
 use crate::replica::Release;
 use crate::results::{Results, Row};
@@ -33,6 +34,10 @@ pub fn measure(setting: &Setting, results: &mut Results) -> anyhow::Result<()> {
     for shape in [ONE, HUNDRED] {
         found(results, shape.row(), drain(postgres, release, shape, plan.times)?);
     }
+    let ledger = Ledger::with_workers(postgres, release, "workers")?;
+    let replica = ledger.serve(&[])?;
+    let life = ledger.work(&replica, USUAL_CONNECTIONS, Work::Life, plan.times.into())?;
+    found(results, Row::Life { workers: USUAL_CONNECTIONS }, life);
     Ok(())
 }
 
