@@ -1,6 +1,7 @@
 //! Connections and database errors.
 //!
-//! Owns the [`Pool`], the [`SharedPool`] that limits each tenant to a share, the lock waits of [`Writes`], the classification of PostgreSQL's errors,
+//! Owns the [`Pool`], the [`SharedPool`] that limits each tenant to a share, the lock waits of [`Writes`], the [`Listener`]
+//! for notifications, the classification of PostgreSQL's errors,
 //! and the checks of schema, durability and pooler sessions.
 //!
 //! It never begins a transaction. Every statement is its own transaction, so no transaction stays open across a network
@@ -10,6 +11,7 @@ mod circuit_breaker;
 mod failure;
 mod idle;
 mod lease;
+mod listener;
 mod migration;
 mod pool;
 pub mod queries;
@@ -20,6 +22,7 @@ mod shared_pool;
 mod writes;
 
 pub use failure::{may_pass, violates, with_causes};
+pub use listener::Listener;
 pub use migration::{LockWait, MIGRATION_LOCK_TIMEOUT, migrate, migrate_at_once};
 pub use pool::{Connections, Pool};
 pub use retry::DatabaseError;
@@ -53,6 +56,13 @@ pub struct Settings {
 
 /// Opens one connection. Without a pooler, the session gets the limits of `settings`.
 pub async fn connect(settings: &Settings) -> sqlx::Result<PgConnection> {
+    match tokio::time::timeout(settings.connect_timeout, session_options(settings).connect()).await {
+        Ok(connected) => connected,
+        Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
+    }
+}
+
+fn session_options(settings: &Settings) -> PgConnectOptions {
     let milliseconds = |duration: Duration| duration.as_millis().to_string();
     // Poolers refuse the startup parameter extra_float_digits. Our data has no floats.
     let mut options = settings.options.clone().disable_statement_logging().extra_float_digits(None);
@@ -76,8 +86,5 @@ pub async fn connect(settings: &Settings) -> sqlx::Result<PgConnection> {
             (queries::SESSION_MARK, "yes".to_owned()),
         ]);
     }
-    match tokio::time::timeout(settings.connect_timeout, options.connect()).await {
-        Ok(connected) => connected,
-        Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
-    }
+    options
 }
