@@ -29,7 +29,7 @@ const MAY_IMPORT: [(&str, &[&str]); 21] = [
         "intake",
         &["ids", "database", "group_commit", "overload", "shares", "jobs", "idempotency", "long_poll", "offload"],
     ),
-    ("changes", &["ids", "database", "jobs", "idempotency"]),
+    ("changes", &["ids", "database", "jobs", "idempotency", "long_poll"]),
     ("wakeups", &[]),
     ("long_poll", &["ids", "overload", "shares", "wakeups"]),
     ("claims", &["ids", "json", "database", "group_commit", "metrics", "jobs", "long_poll"]),

@@ -13,10 +13,13 @@ use crate::database::{DatabaseError, SharedPool, WriteOptions, violates};
 use crate::idempotency::{Answer, Attempt, Effect, Engine, Keyed, KeyedError, KeyedResult, Outcome};
 use crate::ids::{JobId, TenantId};
 use crate::jobs::{self, Job, Lookup, Patch, State};
+use crate::long_poll::LongPolls;
 
 /// Changes jobs. Every change goes through it.
 pub struct Changes {
     engine: Engine,
+    /// Requests that wait for jobs.
+    long_polls: Arc<LongPolls>,
 }
 
 /// What to change, in which job, and in which versions of it.
@@ -94,8 +97,8 @@ pub struct ChangedJob {
 }
 
 impl Changes {
-    pub fn new(engine: Engine) -> Self {
-        Self { engine }
+    pub fn new(engine: Engine, long_polls: Arc<LongPolls>) -> Self {
+        Self { engine, long_polls }
     }
 
     /// Changes the job, or finds the outcome of an earlier request with the key.
@@ -144,7 +147,7 @@ impl Changes {
             };
             let written = self.engine.writes().with_lock_wait(change.tenant, deadline, patch).await?;
             if written || (repeated && self.was_committed(change, &changed, deadline).await?) {
-                return Ok(Patched::Changed(changed.answer));
+                return Ok(Patched::Changed(self.committed(change.tenant, *changed)));
             }
         }
     }
@@ -209,7 +212,9 @@ impl Changes {
         };
         let write = async |connection: &mut _| queries::patch_keyed(connection, keyed, &changed, options).await;
         let written = self.pool().complete("patch_keyed", change.tenant, deadline, write).await?;
-        Ok(written.map_or(Attempt::NoRows, |expires_at| Attempt::Committed(changed.answer, expires_at)))
+        Ok(written.map_or(Attempt::NoRows, |expires_at| {
+            Attempt::Committed(self.committed(change.tenant, *changed), expires_at)
+        }))
     }
 
     async fn attempt_retry(
@@ -243,9 +248,20 @@ impl Changes {
                 refused(Refusal::ContentTaken { id })
             }
             written => {
-                Ok(written?.map_or(Attempt::NoRows, |expires_at| Attempt::Committed(changed.answer, expires_at)))
+                let committed = |expires_at| Attempt::Committed(self.committed(tenant, changed), expires_at);
+                Ok(written?.map_or(Attempt::NoRows, committed))
             }
         }
+    }
+
+    /// The change is committed. Wakes a worker that waits for the job, if the job may run now. A job of the future is found
+    /// by the next look of a worker after its time.
+    fn committed(&self, tenant: TenantId, changed: ChangedJob) -> Answer {
+        let ChangedJob { job, answer, .. } = changed;
+        if job.run_at <= jobs::now() {
+            self.long_polls.job_queued(tenant, &job.queue);
+        }
+        answer
     }
 
     /// Reads the job and computes its next version. Checks the state before the version: by RFC 9110, section 13.2.1, a

@@ -283,7 +283,7 @@ fn compose(
             Arc::clone(&offload),
             Arc::clone(&long_polls),
         ),
-        changes: Changes::new(engine),
+        changes: Changes::new(engine, Arc::clone(&long_polls)),
         claims: Claims::new(
             groups.work.clone(),
             Writes::new(SharedPool::new(pools.claims.clone()), options),
