@@ -13,6 +13,7 @@ pub mod timestamp;
 pub mod wakeups;
 
 pub mod long_poll;
+pub mod notifications;
 
 pub mod jobs;
 

@@ -1,6 +1,6 @@
 //! Wakes requests that wait for an event, such as a job in a queue or the end of a job.
 //!
-//! Within one replica only. A waiter must also look again from time to time, because another replica may cause the event.
+//! Within one replica. A waiter must also look again from time to time, because another replica may cause the event.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -66,11 +66,16 @@ impl<K: Hash + Eq + Clone> Wakeups<K> {
         }
     }
 
+    /// Wakes all waiters, whatever they wait for.
+    pub fn wake_all(&self) {
+        self.waiting().wake_all();
+    }
+
     /// Wakes all waiters. From now on no waiter waits.
     pub fn close(&self) {
         let mut waiting = self.waiting();
         waiting.closed = true;
-        waiting.waiters.drain().flat_map(|(_, waiters)| waiters).for_each(|woken| woken.notify_one());
+        waiting.wake_all();
     }
 
     pub fn is_closed(&self) -> bool {
@@ -79,6 +84,12 @@ impl<K: Hash + Eq + Clone> Wakeups<K> {
 
     fn waiting(&self) -> MutexGuard<'_, Waiting<K>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K> Waiting<K> {
+    fn wake_all(&mut self) {
+        self.waiters.drain().flat_map(|(_, waiters)| waiters).for_each(|woken| woken.notify_one());
     }
 }
 
@@ -131,6 +142,18 @@ mod tests {
         assert!(poll!(Box::pin(waiter.woken())).is_pending());
         wakeups.wake(|| "a", 1);
         assert!(poll!(Box::pin(waiter.woken())).is_ready());
+    }
+
+    #[tokio::test]
+    async fn all_waiters_can_be_woken_and_later_ones_wait() {
+        let wakeups = Wakeups::default();
+        let waiters = [vec!["a", "b"], vec!["c"]].map(|events| wakeups.register(events));
+        wakeups.wake_all();
+        for waiter in &waiters {
+            assert!(poll!(Box::pin(waiter.woken())).is_ready());
+        }
+        let later = wakeups.register(vec!["a"]);
+        assert!(poll!(Box::pin(later.woken())).is_pending());
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use syn::visit::{self, Visit};
 
 /// Which modules a module may import. Modules that are not listed may import anything.
-const MAY_IMPORT: [(&str, &[&str]); 21] = [
+const MAY_IMPORT: [(&str, &[&str]); 22] = [
     ("audit", &[]),
     ("ids", &[]),
     ("json", &[]),
@@ -31,7 +31,8 @@ const MAY_IMPORT: [(&str, &[&str]); 21] = [
     ),
     ("changes", &["ids", "database", "jobs", "idempotency", "long_poll"]),
     ("wakeups", &[]),
-    ("long_poll", &["ids", "overload", "shares", "wakeups"]),
+    ("notifications", &["ids", "database", "metrics"]),
+    ("long_poll", &["ids", "overload", "shares", "wakeups", "notifications"]),
     ("claims", &["ids", "json", "database", "group_commit", "metrics", "jobs", "long_poll"]),
     (
         "http",

@@ -1,6 +1,6 @@
 //! A server under load: `hapax serve` as in production, on a database of its own.
 
-use std::fs;
+use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde_json::Value;
-use tempfile::TempPath;
 
 use crate::postgres::Postgres;
 
@@ -23,7 +22,7 @@ pub struct Release {
 /// A running server. Killed on drop.
 pub struct Replica {
     child: Child,
-    log: TempPath,
+    log: PathBuf,
     pub address: SocketAddr,
 }
 
@@ -47,13 +46,13 @@ impl Release {
         Ok(Self { binary, settings: settings.to_vec() })
     }
 
-    /// Migrates a new database and creates a token with these scopes.
-    pub fn prepare(&self, postgres: &Postgres, database: &str, scopes: &str) -> anyhow::Result<String> {
+    /// Migrates a new database and creates a token.
+    pub fn prepare(&self, postgres: &Postgres, database: &str) -> anyhow::Result<String> {
         let url = postgres.url(database);
         self.output(postgres, &["migrate"], &url)?;
         let token = self.output(
             postgres,
-            &["token", "create", "--create-tenant", "--tenant", "bench", "--scope", scopes],
+            &["token", "create", "--create-tenant", "--tenant", "bench", "--scope", "submit,read"],
             &url,
         )?;
         Ok(token.trim().to_owned())
@@ -61,12 +60,11 @@ impl Release {
 
     /// Starts a server. `settings` override all others.
     pub fn serve(&self, postgres: &Postgres, database: &str, settings: &[(&str, &str)]) -> anyhow::Result<Replica> {
-        let log = tempfile::Builder::new().prefix("hapax-").suffix(".log").tempfile_in(postgres.folder())?;
+        let log = postgres.folder().join("hapax.log");
         let mut command = self.command(postgres, &postgres.url(database));
         command.args(["serve", "--bind", "127.0.0.1:0"]).env("HAPAX__METRICS__BIND", "127.0.0.1:0");
-        command.envs(self.settings.iter().cloned()).envs(settings.iter().copied()).stdout(log.reopen()?);
+        command.envs(self.settings.iter().cloned()).envs(settings.iter().copied()).stdout(File::create(&log)?);
         let child = command.spawn().with_context(|| format!("{} cannot be started", self.binary.display()))?;
-        let log = log.into_temp_path();
         let mut replica = Replica { child, log, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
         replica.address = replica.listens_on()?;
         Ok(replica)
@@ -133,5 +131,6 @@ impl Drop for Replica {
         // All answers have arrived and their jobs are committed, so a kill loses nothing.
         let _ended_already = self.child.kill();
         let _ended_already = self.child.wait();
+        let _not_there = fs::remove_file(&self.log);
     }
 }

@@ -170,9 +170,13 @@ pub struct Claims {
     pub waiting: usize,
     /// How many of them one tenant may have.
     pub waiting_per_tenant: usize,
-    /// How often a waiting request looks for jobs that came to another replica.
+    /// How often a waiting request looks by itself. It finds what wakes no request: a job whose time has come, that is
+    /// tried again or was taken from a dead worker, and what no notification told of.
     #[serde(with = "humantime_serde")]
     pub poll_interval: Duration,
+    /// Tell the other replicas of new jobs and of ends of jobs, by NOTIFY, and listen for theirs. Takes one connection.
+    /// Without effect behind a pooler in pool_mode transaction, where no session can listen.
+    pub notify_replicas: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -299,6 +303,7 @@ impl Default for Claims {
             waiting: 1000,
             waiting_per_tenant: 750,
             poll_interval: Duration::from_secs(1),
+            notify_replicas: true,
         }
     }
 }
@@ -358,6 +363,11 @@ impl Configuration {
         let derived = if port == 0 { 0 } else { port.checked_add(DISTANCE).unwrap_or(port - DISTANCE) };
         let default = SocketAddr::from(([127, 0, 0, 1], derived));
         self.metrics.bind.map_or((default, false), |bind| (bind, true))
+    }
+
+    /// Whether replicas tell each other of new jobs.
+    pub fn notifies_replicas(&self) -> bool {
+        self.claims.notify_replicas && self.database.pooler != Pooler::Transaction
     }
 
     fn check(&self) -> anyhow::Result<()> {

@@ -420,6 +420,27 @@ pub(super) const WAITING_REQUESTS_LIMIT: Description = Description {
               pause of their own send requests in a tight loop.",
 };
 
+pub(super) const NOTIFIED_EVENTS: Description = Description {
+    name: "notified_events",
+    kind: Kind::Counter,
+    unit: "events",
+    labels: &["result"],
+    help: "New jobs and ends of jobs that replicas tell each other",
+    meaning: "`sent`: told to the other replicas; the new jobs of a queue within 5 ms count once. `received`: told by \
+              another replica. `dropped`: more than 256 events of one tenant, or 2048 of all, waited to be sent. Requests \
+              that wait for them look within `claims.poll_interval`. Rises while `hapax_notifications_connected` is 0.",
+};
+
+pub(super) const NOTIFICATIONS_CONNECTED: Description = Description {
+    name: "notifications_connected",
+    kind: Kind::Gauge,
+    unit: "0 or 1",
+    labels: &[],
+    help: "Whether the replica has its connection for notifications",
+    meaning: "0 for long: new jobs of other replicas wait for up to `claims.poll_interval`, here and there. Also 0 if \
+              `claims.notify_replicas` is off, or behind a pooler in `pool_mode = transaction`.",
+};
+
 pub(super) const LOST_LEASES: Description = Description {
     name: "lost_leases",
     kind: Kind::Counter,
@@ -458,7 +479,7 @@ pub(super) const LOG_LINES_LOST: Description = Description {
     meaning: "Above 0: the reader of standard output is too slow or has closed it. Requests never wait for the log.",
 };
 
-const CATALOGUE: [&Description; 43] = [
+const CATALOGUE: [&Description; 45] = [
     &BUILD,
     &START_TIME,
     &READY,
@@ -498,6 +519,8 @@ const CATALOGUE: [&Description; 43] = [
     &SETTLED_JOBS,
     &WAITING_REQUESTS,
     &WAITING_REQUESTS_LIMIT,
+    &NOTIFIED_EVENTS,
+    &NOTIFICATIONS_CONNECTED,
     &LOST_LEASES,
     &RECLAIM_FAILURES,
     &RECLAIM_LAG,

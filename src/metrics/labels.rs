@@ -58,6 +58,15 @@ pub enum Retry {
     Collided,
 }
 
+/// What became of an event that replicas tell each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notified {
+    Sent,
+    Received,
+    /// It did not fit among those to be sent.
+    Dropped,
+}
+
 /// The answer to a request for a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClaimResult {
@@ -103,6 +112,18 @@ impl KeyedOutcome {
             Self::InFlight => "in_flight",
             Self::Refused => "refused",
             Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl Notified {
+    pub(super) const ALL: [Self; 3] = [Self::Sent, Self::Received, Self::Dropped];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Received => "received",
+            Self::Dropped => "dropped",
         }
     }
 }

@@ -7,7 +7,7 @@ mod catalogue;
 mod labels;
 
 pub use catalogue::document;
-pub use labels::{ClaimResult, JobOutcome, KeyedOutcome, Recall, Retry, Split, TokenLookup};
+pub use labels::{ClaimResult, JobOutcome, KeyedOutcome, Notified, Recall, Retry, Split, TokenLookup};
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -70,6 +70,8 @@ struct Catalogue {
     settled_jobs: Family<JobLabels, Counter>,
     waiting_requests: Gauge,
     waiting_requests_limit: Gauge,
+    notified_events: Family<LookupLabels, Counter>,
+    notifications_connected: Gauge,
     lost_leases: Family<JobLabels, Counter>,
     reclaim_failures: Counter,
     reclaim_lag: Gauge<f64, AtomicU64>,
@@ -121,6 +123,8 @@ impl Metrics {
             settled_jobs: Family::default(),
             waiting_requests: Gauge::default(),
             waiting_requests_limit: Gauge::default(),
+            notified_events: Family::default(),
+            notifications_connected: Gauge::default(),
             lost_leases: Family::default(),
             reclaim_failures: Counter::default(),
             reclaim_lag: Gauge::default(),
@@ -171,6 +175,8 @@ impl Metrics {
         register(&mut registry, &SETTLED_JOBS, catalogue.settled_jobs.clone());
         register(&mut registry, &WAITING_REQUESTS, catalogue.waiting_requests.clone());
         register(&mut registry, &WAITING_REQUESTS_LIMIT, catalogue.waiting_requests_limit.clone());
+        register(&mut registry, &NOTIFIED_EVENTS, catalogue.notified_events.clone());
+        register(&mut registry, &NOTIFICATIONS_CONNECTED, catalogue.notifications_connected.clone());
         register(&mut registry, &LOST_LEASES, catalogue.lost_leases.clone());
         register(&mut registry, &RECLAIM_FAILURES, catalogue.reclaim_failures.clone());
         register(&mut registry, &RECLAIM_LAG, catalogue.reclaim_lag.clone());
@@ -308,6 +314,16 @@ impl Metrics {
         self.catalogue.waiting_requests_limit.set(gauge(usage.limit));
     }
 
+    /// Counts events that replicas tell each other.
+    pub fn count_notified(&self, result: Notified, events: usize) {
+        let counter = self.catalogue.notified_events.get_or_create(&LookupLabels { result: result.name() });
+        counter.inc_by(u64::try_from(events).unwrap_or(u64::MAX));
+    }
+
+    pub fn set_notifications_connected(&self, connected: bool) {
+        self.catalogue.notifications_connected.set(i64::from(connected));
+    }
+
     /// Counts the keys that a purge statement deleted, and those that it kept for their jobs.
     pub fn count_purged_keys(&self, deleted: u64, kept: u64) {
         self.catalogue.purged_keys.inc_by(deleted);
@@ -387,6 +403,9 @@ impl Catalogue {
         }
         for outcome in ["requeued", "failed", "cancelled"] {
             drop(self.lost_leases.get_or_create(&JobLabels { outcome }));
+        }
+        for result in Notified::ALL {
+            drop(self.notified_events.get_or_create(&LookupLabels { result: result.name() }));
         }
         for result in ClaimResult::ALL {
             drop(self.claims.get_or_create(&LookupLabels { result: result.name() }));

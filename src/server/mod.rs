@@ -33,6 +33,7 @@ use crate::idempotency::{Engine, Replays};
 use crate::intake::{InsertSubmissions, Intake};
 use crate::long_poll::{self, LongPolls};
 use crate::metrics::Metrics;
+use crate::notifications::{self, Outbox};
 use crate::offload::Offload;
 use database_connection::await_database;
 use serving::{serve_api, serve_operations};
@@ -91,9 +92,15 @@ pub async fn run(
     let purging = purger::run(pools.purge.clone(), pace(&configuration.purge), metrics.clone(), ending.clone());
     tasks.start("the purger", purging.map(Ok));
     let reclaiming = reclaimer::Pace { interval: configuration.claims.reclaim_interval, batch: RECLAIM_BATCH };
-    let reclaiming = reclaimer::run(pools.purge.clone(), reclaiming, metrics, ending.clone());
+    let reclaiming = reclaimer::run(pools.purge.clone(), reclaiming, metrics.clone(), ending.clone());
     tasks.start("the reclaimer", reclaiming.map(Ok));
     tasks.start("the token use recorder", use_times.run(pools.purge.clone(), ending.clone()).map(Ok));
+    if let Some(outbox) = app.long_polls.outbox().cloned() {
+        let told = app.clone();
+        let incoming = move |incoming| told.long_polls.learn(incoming);
+        let notifying = notifications::run(settings, outbox, metrics, incoming, ending.clone());
+        tasks.start("the exchange of notifications", notifying.map(Ok));
+    }
     let (sources, until) = (app.clone(), ending.clone());
     tasks.start("the readiness check", async move {
         sources.readiness.watch(until).await;
@@ -270,11 +277,13 @@ fn compose(
     let offload = Arc::new(Offload::new(available_parallelism().map_or(1, NonZero::get)));
     let replays = Arc::new(Replays::new(idempotency.replay_cache_bytes, metrics.clone()));
     let engine = Engine::new(Writes::new(SharedPool::new(pools.intake.clone()), options), Arc::clone(&replays));
-    let long_polls = Arc::new(LongPolls::new(long_poll::Bounds {
+    let waits = long_poll::Bounds {
         waiting: claims.waiting,
         waiting_per_tenant: claims.waiting_per_tenant,
         poll_interval: claims.poll_interval,
-    }));
+    };
+    let outbox = configuration.notifies_replicas().then(|| Arc::new(Outbox::new(metrics.clone())));
+    let long_polls = Arc::new(LongPolls::new(waits, outbox));
     let reads = SharedPool::new(pools.reads.clone());
     App {
         intake: Intake::new(

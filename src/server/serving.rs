@@ -113,6 +113,8 @@ fn connections(configuration: &Configuration, workers: usize) -> anyhow::Result<
     const RESERVE: usize = 64;
     /// For the runtime of a worker, such as its event queues.
     const PER_WORKER: usize = 4;
+    /// The connection for notifications.
+    const NOTIFICATIONS: usize = 1;
     let (server, to_database) = (
         &configuration.server,
         configuration.intake.writers
@@ -120,7 +122,8 @@ fn connections(configuration: &Configuration, workers: usize) -> anyhow::Result<
             + configuration.database.connections
             + Groups::KINDS * configuration.claims.writers
             + configuration.claims.connections
-            + Pools::FIXED,
+            + Pools::FIXED
+            + NOTIFICATIONS,
     );
     let reserve = RESERVE + PER_WORKER * workers + OPERATIONS_CONNECTIONS + to_database;
     let left = raise_descriptor_limit().saturating_sub(reserve);

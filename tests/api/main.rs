@@ -36,6 +36,7 @@ mod list_plans;
 mod lists;
 mod long_polls;
 mod named_jobs;
+mod notifications;
 mod operations;
 mod outages;
 mod overload;

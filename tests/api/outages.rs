@@ -214,7 +214,8 @@ async fn a_replica_without_a_connection_for_a_pool_is_not_ready() {
     let url = ledger.url_of_ordinary_user().await;
     // One connection for the probes. The first pool that is checked asks for the next.
     ledger.limit_connections(1).await;
-    let server = Server::start(&url, &ledger.token, &SHORT_ACQUIRE_TIMEOUT).await;
+    let settings = [&SHORT_ACQUIRE_TIMEOUT[..], &[("HAPAX__CLAIMS__NOTIFY_REPLICAS", "false")]].concat();
+    let server = Server::start(&url, &ledger.token, &settings).await;
     until("the replica lacks a connection and is not ready", async || {
         let readiness = server.get("/readyz").await.json();
         readiness["detail"].as_str().is_some_and(|detail| detail.contains("writers")).then_some(())
@@ -273,6 +274,7 @@ async fn a_slow_network_leaves_a_replica_ready_and_its_connections_open() {
     // Every pool opens its connection.
     server.until_status("/readyz", 200).await;
     server.metrics_text().await;
+    server.until_metric_is("hapax_notifications_connected", 1.0).await;
     let sessions = ledger.sessions().await;
     proxy.delay_answers(Duration::from_millis(450));
     for _ in 0..6 {
