@@ -8,6 +8,7 @@ use std::hash::Hash;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_util::FutureExt;
 use tokio::sync::Notify;
 
 /// Waiters, by what they wait for.
@@ -104,9 +105,16 @@ impl<K: Hash + Eq + Clone> Drop for Waiter<'_, K> {
     fn drop(&mut self) {
         self.wakeups.registered.fetch_sub(1, Ordering::SeqCst);
         let mut waiting = self.wakeups.waiting();
+        // Woken, but it did not notice: its client had gone, or its time was up. The event goes to the next waiter.
+        let passes_on = self.woken.notified().now_or_never().is_some();
         for event in &self.events {
             if let Entry::Occupied(mut waiters) = waiting.waiters.entry(event.clone()) {
+                let registered = waiters.get().len();
                 waiters.get_mut().retain(|woken| !Arc::ptr_eq(woken, &self.woken));
+                let was_woken_by_it = waiters.get().len() == registered;
+                if passes_on && was_woken_by_it {
+                    waiters.get_mut().remove(0).notify_one();
+                }
                 if waiters.get().is_empty() {
                     waiters.remove();
                 }
@@ -154,6 +162,18 @@ mod tests {
         }
         let later = wakeups.register(vec!["a"]);
         assert!(poll!(Box::pin(later.woken())).is_pending());
+    }
+
+    #[tokio::test]
+    async fn an_event_that_a_waiter_did_not_notice_goes_to_the_next_one() {
+        let wakeups = Wakeups::default();
+        let [first, second, other] = [vec!["b", "a"], vec!["a"], vec!["b"]].map(|events| wakeups.register(events));
+        wakeups.wake(|| "a", 1);
+        drop(first);
+        assert!(poll!(Box::pin(second.woken())).is_ready());
+        assert!(poll!(Box::pin(other.woken())).is_pending());
+        drop(second);
+        assert!(poll!(Box::pin(other.woken())).is_pending());
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! Authentication and authorization, before any other part of a request is read.
 
-use std::future::{Ready, ready};
+use std::future::{Ready, pending, ready};
+use std::rc::Rc;
 
 use actix_web::body::{EitherBody, MessageBody};
 use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
@@ -9,6 +10,7 @@ use actix_web::middleware::Next;
 use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
 
 use super::admission::Places;
+use super::connection::ConnectionState;
 use super::extractors::Deadline;
 use super::quotas::{reserve, reserve_many};
 use super::{App, Problem, Unauthenticated};
@@ -67,7 +69,7 @@ async fn admit(app: &App, scope: Scope, request: &ServiceRequest) -> Result<(Cal
 }
 
 /// Waits without a place among the requests in flight. `wait` returns whether the request goes on. It does not if no place
-/// is free then.
+/// is free then, or if the client has closed its side of the connection: nobody would get the answer.
 pub async fn while_waiting(
     app: &App,
     request: &HttpRequest,
@@ -75,7 +77,20 @@ pub async fn while_waiting(
     wait: impl Future<Output = bool>,
 ) -> bool {
     drop(request.extensions_mut().remove::<Places>());
-    if !wait.await {
+    let connection = request.conn_data::<Rc<ConnectionState>>().cloned();
+    let closed_by_client = async {
+        match connection {
+            Some(connection) => connection.closed_by_client().await,
+            None => pending().await,
+        }
+    };
+    // Biased, so that a client that has gone does not take the job that ends its wait.
+    let goes_on = tokio::select! {
+        biased;
+        () = closed_by_client => false,
+        goes_on = wait => goes_on,
+    };
+    if !goes_on {
         return false;
     }
     let places = app.admission.enter(tenant);

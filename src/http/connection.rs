@@ -8,6 +8,7 @@
 //! answered. See ADR 0028.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
@@ -43,8 +44,6 @@ pub struct Connection<T> {
     stalled_since: Option<Instant>,
     /// Bytes that have arrived, but that the framework must not get yet.
     ahead: BytesMut,
-    /// The client has closed its side of the connection.
-    ended: bool,
     scan: HeadScan,
     /// Set only when a deadline is checked, and not reset when that deadline ends. To set it for each request would
     /// cost more.
@@ -66,6 +65,10 @@ pub struct ConnectionState {
     head_since: Cell<Option<Instant>>,
     /// Whether a request or an answer had `Connection: close`.
     closing: Cell<bool>,
+    /// Whether the client has closed its side of the connection. Bytes that the framework has not got may be left.
+    ended: Cell<bool>,
+    /// Wakes a request that waits when the client closes its side.
+    awaiting_end: RefCell<Option<Waker>>,
     _counted: Option<CountedConnection>,
 }
 
@@ -118,6 +121,8 @@ impl<T> Connection<T> {
             waiting: RefCell::default(),
             head_since: Cell::default(),
             closing: Cell::default(),
+            ended: Cell::default(),
+            awaiting_end: RefCell::default(),
             _counted: counted,
         };
         Self {
@@ -127,7 +132,6 @@ impl<T> Connection<T> {
             deadlines,
             stalled_since: None,
             ahead: BytesMut::new(),
-            ended: false,
             scan: HeadScan::default(),
             timer: None,
         }
@@ -192,7 +196,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Connection<T> {
             buffer.put_slice(&this.ahead.split_to(length));
             return Poll::Ready(Ok(()));
         }
-        if self.ended {
+        if self.state.ended.get() {
             return Poll::Ready(Ok(()));
         }
         let start = buffer.filled().len();
@@ -211,21 +215,25 @@ impl<T: AsyncRead + Unpin> AsyncRead for Connection<T> {
 }
 
 impl<T: AsyncRead + Unpin> Connection<T> {
-    /// Reads a few bytes into `ahead`. If none have arrived, returns `Pending`: the system then wakes the task when
-    /// bytes arrive, so the end of the request does not have to.
+    /// Reads a few bytes into `ahead`, to learn when the client closes its side. If none have arrived, returns `Pending`:
+    /// the system then wakes the task when bytes arrive, so the end of the request does not have to.
     fn read_ahead(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.ended || !self.ahead.is_empty() {
-            return Poll::Ready(Ok(()));
+        while !self.state.ended.get() && self.ahead.len() < READ_AHEAD_BYTES {
+            let mut space = [MaybeUninit::uninit(); READ_AHEAD_BYTES];
+            let mut buffer = ReadBuf::uninit(&mut space[self.ahead.len()..]);
+            match Pin::new(&mut self.io).poll_read(context, &mut buffer) {
+                Poll::Pending if self.ahead.is_empty() => {
+                    self.check_deadlines(context)?;
+                    return Poll::Pending;
+                }
+                Poll::Pending => break,
+                Poll::Ready(read) => read?,
+            }
+            if buffer.filled().is_empty() {
+                self.state.end();
+            }
+            self.ahead.extend_from_slice(buffer.filled());
         }
-        let mut space = [MaybeUninit::uninit(); READ_AHEAD_BYTES];
-        let mut buffer = ReadBuf::uninit(&mut space);
-        let read = Pin::new(&mut self.io).poll_read(context, &mut buffer);
-        if read.is_pending() {
-            self.check_deadlines(context)?;
-        }
-        ready!(read)?;
-        self.ended = buffer.filled().is_empty();
-        self.ahead.extend_from_slice(buffer.filled());
         Poll::Ready(Ok(()))
     }
 }
@@ -356,6 +364,26 @@ impl ConnectionState {
     /// The bytes of the body that the framework has got, chunk framing included.
     pub fn body_bytes(&self) -> usize {
         self.body_bytes.get()
+    }
+
+    fn end(&self) {
+        self.ended.set(true);
+        if let Some(waiting) = self.awaiting_end.take() {
+            waiting.wake();
+        }
+    }
+
+    /// Returns once the client has closed its side of the connection, while a request is in progress. Not noticed behind
+    /// more than [`READ_AHEAD_BYTES`] of later requests.
+    pub async fn closed_by_client(&self) {
+        poll_fn(|context| {
+            if self.ended.get() {
+                return Poll::Ready(());
+            }
+            self.awaiting_end.replace(Some(context.waker().clone()));
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Makes the current request the last one of the connection.
@@ -566,6 +594,20 @@ mod tests {
         let mut rest = Vec::new();
         server.read_to_end(&mut rest).await.unwrap();
         assert_eq!(rest, b"GET");
+    }
+
+    #[tokio::test]
+    async fn a_request_learns_that_the_client_has_closed_its_side_also_behind_a_few_bytes() {
+        for behind in ["", "\r\n"] {
+            let (client, mut server) = posted(behind).await;
+            let (_busy, state) = (server.state().start_request(None).unwrap(), server.state());
+            let mut closed = Box::pin(state.closed_by_client());
+            assert_eq!(read_at_once(&mut server).await, b"");
+            assert!(futures_util::poll!(&mut closed).is_pending());
+            drop(client);
+            assert_eq!(read_at_once(&mut server).await, b"");
+            assert!(futures_util::poll!(&mut closed).is_ready(), "{behind:?}");
+        }
     }
 
     #[tokio::test]

@@ -6,7 +6,9 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use crate::harness::{Answer, Balancer, Claim, Client, Ledger, NO_QUOTAS, Server, free_address, job, new_id};
+use crate::harness::{
+    Answer, Balancer, Claim, Client, Ledger, NO_QUOTAS, RawConnection, Server, free_address, job, new_id,
+};
 
 /// Waiting requests do not look again on their own before the end of a test.
 const ONLY_WOKEN: (&str, &str) = ("HAPAX__CLAIMS__POLL_INTERVAL", "1h");
@@ -38,6 +40,28 @@ async fn until_looked(ledger: &Ledger, statement: &str, sessions: i64) {
          and application_name = 'hapax' and ltrim(query, E' \\n') like '{statement}%'"
     );
     ledger.until(&sql, |looked| looked >= sessions).await;
+}
+
+/// Sends a claim to this address. Returns the connection once the claim waits at the server.
+async fn claim_that_waits(client: &Client, server: &Server) -> RawConnection {
+    let (body, request) = (wait(30).to_string(), format!("PUT /claims/{}", new_id()));
+    let length = format!("content-length: {}", body.len());
+    let mut connection = client.raw().await;
+    connection.write_head(&request, &[b"content-type: application/json", length.as_bytes()]).await;
+    connection.write(body.as_bytes()).await;
+    until_waiting(server, 1).await;
+    connection
+}
+
+async fn until_waiting(server: &Server, requests: u8) {
+    server.until_metric_is("hapax_waiting_requests", requests.into()).await;
+}
+
+/// Returns once a request has stopped to wait and so many are left. It would wait for 30 s.
+async fn until_one_stops_waiting(server: &Server, left: u8) {
+    let began = Instant::now();
+    until_waiting(server, left).await;
+    assert!(began.elapsed() < Duration::from_secs(25), "it waited to the end of its time");
 }
 
 fn wait(seconds: u64) -> Value {
@@ -233,6 +257,65 @@ async fn a_client_that_waits_learns_an_end_on_another_replica_or_the_time_is_up(
         let refused = one.get(&format!("/jobs/{id}?wait_seconds={invalid}")).await;
         refused.is_problem(400, "invalid-parameter");
     }
+}
+
+#[tokio::test]
+async fn a_claim_whose_client_has_gone_stops_waiting_and_takes_no_job() {
+    let ledger = Ledger::new().await;
+    let server = serve(&ledger, ONLY_WOKEN).await;
+    for closes_only_its_side in [false, true] {
+        let mut gone = claim_that_waits(&server, &server).await;
+        if closes_only_its_side {
+            gone.half_close().await;
+            until_one_stops_waiting(&server, 0).await;
+            assert_eq!(gone.answer().await.json()["jobs"], json!([]));
+        } else {
+            drop(gone);
+            until_one_stops_waiting(&server, 0).await;
+        }
+        let id = server.submit(&new_id(), job(1)).await.job_id();
+        let claim = server.take().await;
+        assert_eq!((claim.job(), &claim.jobs[0]["attempt"]), (id.as_str(), &json!(1)));
+        server.settle(&claim.id, &id, "succeeded").await;
+    }
+}
+
+#[tokio::test]
+async fn a_job_goes_to_the_worker_behind_one_that_has_gone() {
+    let ledger = Ledger::new().await;
+    let server = serve(&ledger, ONLY_WOKEN).await;
+    let gone = claim_that_waits(&server, &server).await;
+    let (client, id) = ((*server).clone(), new_id());
+    let waiting = tokio::spawn(async move { client.claim(&id, wait(30)).await });
+    until_waiting(&server, 2).await;
+    drop(gone);
+    until_one_stops_waiting(&server, 1).await;
+    let id = server.submit("k", job(1)).await.job_id();
+    let claim = Claim::of(&waiting.await.unwrap());
+    assert_eq!((claim.job(), &claim.jobs[0]["attempt"]), (id.as_str(), &json!(1)));
+}
+
+#[tokio::test]
+async fn a_wait_for_the_end_of_a_job_ends_when_its_client_has_gone() {
+    let ledger = Ledger::new().await;
+    let server = serve(&ledger, ONLY_WOKEN).await;
+    let id = server.submit("k", job(1)).await.job_id();
+    let mut gone = server.raw().await;
+    gone.write_head(&format!("GET /jobs/{id}?wait_seconds=30"), &[]).await;
+    until_waiting(&server, 1).await;
+    drop(gone);
+    until_one_stops_waiting(&server, 0).await;
+}
+
+#[tokio::test]
+async fn the_load_balancer_lets_a_replica_know_that_a_waiting_client_has_gone() {
+    let ledger = Ledger::new().await;
+    let addresses = [free_address(), free_address(), free_address()];
+    let server = ledger.serve_at(addresses[0], &[&NO_QUOTAS[..], &[ONLY_WOKEN]].concat()).await;
+    let balancer = Balancer::start(addresses, &ledger.token).await;
+    balancer.until_ready(1).await;
+    drop(claim_that_waits(&balancer, &server).await);
+    until_one_stops_waiting(&server, 0).await;
 }
 
 /// The time-outs of `deploy/haproxy.cfg` must be longer than the longest wait.

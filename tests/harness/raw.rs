@@ -63,6 +63,11 @@ impl RawConnection {
         self.unwritten = bytes;
     }
 
+    /// Closes the client's side only. The server can still answer.
+    pub async fn half_close(&mut self) {
+        self.stream.shutdown().await.unwrap();
+    }
+
     /// Reads an answer with a Content-Length.
     pub async fn answer(&mut self) -> Answer {
         in_time("an answer", self.read_answer()).await
