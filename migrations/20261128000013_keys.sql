@@ -94,6 +94,8 @@ as $$
 declare
     v_now constant timestamptz := clock_timestamp();
 begin
+    -- For a lock on a whole table.
+    perform hapax.set_write_options(1000, false);
     -- By ctid, which is safe because a locked row keeps its ctid. With stale statistics, the planner scans the whole table for
     -- a join by key.
     return query
@@ -125,4 +127,4 @@ begin
 end
 $$;
 
-comment on function hapax.purge_keys is 'Does what expire_key does for up to p_limit keys of all tenants, the oldest first. Skips keys that another transaction has locked, so it never waits.';
+comment on function hapax.purge_keys is 'Does what expire_key does for up to p_limit keys of all tenants, the oldest first. Skips keys that another transaction has locked. Waits up to 1 s for a lock on a whole table, and then fails.';

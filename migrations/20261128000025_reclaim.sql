@@ -7,8 +7,10 @@ declare
     v_tenant_ids uuid [];
     v_long_histories uuid [];
 begin
-    -- Locks claims, then leases, both without waiting. Both conditions are checked on the locked rows, so a heartbeat or a settle
-    -- that came first is respected.
+    -- For locks on whole tables. The statement waits for no claim, no lease and no content of a job.
+    perform hapax.set_write_options(1000, false);
+    -- Locks claims, then leases, then the contents of jobs that end, all without waiting. The conditions are checked on the
+    -- locked rows, so a heartbeat or a settle that came first is respected.
     with due as materialized (
         select tenant_id, id, expires_at
         from hapax.claims
@@ -18,11 +20,39 @@ begin
         for update skip locked
     ),
     expired as materialized (
-        select lease.ctid as row_id, lease.tenant_id, lease.claim_id
+        select
+            lease.ctid as row_id, lease.tenant_id, lease.job_id,
+            lease.cancel_requested_at is not null or lease.attempt >= lease.max_attempts as ends
         from due
         join hapax.job_leases as lease on lease.tenant_id = due.tenant_id and lease.claim_id = due.id
         where due.expires_at <= v_now
         for update of lease skip locked
+    ),
+    -- No row of job_uniques is ever updated, so each that the statement sees and locks keeps its ctid.
+    contents as materialized (
+        select expired.row_id as lease_row_id, expired.tenant_id, expired.job_id, locked.row_id
+        from expired
+        cross join lateral (
+            select ctid as row_id
+            from hapax.job_uniques
+            where tenant_id = expired.tenant_id and job_uniques.job_id = expired.job_id
+            offset 0
+            for update skip locked
+        ) as locked
+        where expired.ends
+    ),
+    -- Without the jobs that end and whose content another transaction has locked: it adopts the job.
+    movable as materialized (
+        select expired.row_id
+        from expired
+        where not expired.ends
+            or expired.row_id in (select contents.lease_row_id from contents)
+            or not exists (
+                select
+                from hapax.job_uniques
+                where tenant_id = expired.tenant_id and job_uniques.job_id = expired.job_id
+                offset 0
+            )
     ),
     looked as materialized (
         select
@@ -30,13 +60,13 @@ begin
             exists (
                 select from hapax.job_leases
                 where job_leases.tenant_id = due.tenant_id and job_leases.claim_id = due.id
-                    and (job_leases.ctid in (select expired.row_id from expired)) is not true
+                    and (job_leases.ctid in (select movable.row_id from movable)) is not true
             ) as still_holds
         from due
     ),
     lost as (
         delete from hapax.job_leases
-        where ctid = any(array(select expired.row_id from expired))
+        where ctid = any(array(select movable.row_id from movable))
         returning *
     ),
     judged as materialized (
@@ -61,9 +91,12 @@ begin
     ),
     freed as (
         delete from hapax.job_uniques
-        using judged
-        where job_uniques.tenant_id = judged.tenant_id and job_uniques.job_id = judged.job_id
-            and judged.final_state is not null
+        where ctid = any(array(
+            select contents.row_id
+            from contents
+            join judged on judged.tenant_id = contents.tenant_id and judged.job_id = contents.job_id
+            where judged.final_state is not null
+        ))
     ),
     back as (
         insert into hapax.job_queue (
@@ -81,7 +114,8 @@ begin
         from judged
     ),
     later as (
-        -- Extended: at the new expiry. Leases locked by a settle: in a second. Ended: an hour after the expiry, to forget it.
+        -- Extended: at the new expiry. Something was locked, such as a lease by a settle: in a second. Ended: an hour after the
+        -- expiry, to forget it.
         update hapax.claims
         set check_at = case
             when looked.expires_at > v_now then looked.expires_at
@@ -116,4 +150,4 @@ begin
 end
 $$;
 
-comment on function hapax.reclaim is 'Looks at up to p_limit claims of all tenants that are due, and takes the jobs of those that have expired: back into the queue, or to the outcomes if no attempt is left or a cancellation was requested. Never waits for a lock.';
+comment on function hapax.reclaim is 'Looks at up to p_limit claims of all tenants that are due, and takes the jobs of those that have expired: back into the queue, or to the outcomes if no attempt is left or a cancellation was requested. Waits for no claim, no lease and no content of a job: it passes over what another transaction has locked, and looks again after a second. Waits up to 1 s for a lock on a whole table, and for a late result of an attempt beyond the newest 50 of a job, and then fails.';

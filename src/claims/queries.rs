@@ -276,8 +276,8 @@ pub struct Reclaimed {
     pub cancelled: u64,
 }
 
-/// Takes the jobs of up to `limit` expired claims. It skips claims and leases that another transaction has locked,
-/// and several reclaimers may run at once.
+/// Takes the jobs of up to `limit` expired claims. It skips claims, leases and contents of jobs that another transaction
+/// has locked, so several reclaimers may run at once. It fails if a table is locked for a second.
 pub async fn reclaim(connection: &mut PgConnection, limit: i32) -> sqlx::Result<Reclaimed> {
     let row = sqlx::query!(
         r#"

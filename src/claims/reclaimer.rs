@@ -1,7 +1,7 @@
 //! The reclaimer: every replica takes jobs from claims that have expired.
 //!
 //! A job of a dead worker is available again within its lease and [`Pace::interval`]. Each statement takes a bounded
-//! number of claims and does not wait for locks of claims and leases.
+//! number of claims. It does not wait for rows that another transaction has locked, and waits a second for a table.
 
 use std::time::Duration;
 

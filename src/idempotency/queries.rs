@@ -120,8 +120,8 @@ pub struct Purged {
     pub kept: u64,
 }
 
-/// Deletes or extends up to `limit` expired keys. It skips rows that another transaction has locked, so it never waits,
-/// and several purgers may run at once.
+/// Deletes or extends up to `limit` expired keys. It skips rows that another transaction has locked, so several purgers
+/// may run at once. It fails if the table is locked for a second.
 pub async fn purge(connection: &mut PgConnection, limit: i32) -> sqlx::Result<Purged> {
     let row = sqlx::query!(
         r#"

@@ -275,7 +275,7 @@ pub(super) const DATABASE_CONNECTIONS: Description = Description {
     help: "Connections to PostgreSQL, by pool and state",
     meaning: "`busy` at the pool's limit for long: requests wait for a connection. One tenant uses at most half of \
               `intake`, of `reads` and of `claims`, or the only connection. Pools: `writers`, `intake`, `reads`, `known_tokens`, \
-              `unknown_tokens`, `claim_writers`, `claims`, `purge`, `probes`, `metrics`.",
+              `unknown_tokens`, `claim_writers`, `claims`, `purge`, `reclaim`, `probes`, `metrics`.",
 };
 
 pub(super) const DATABASE_CONNECTIONS_LIMIT: Description = Description {

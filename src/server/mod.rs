@@ -92,7 +92,7 @@ pub async fn run(
     let purging = purger::run(pools.purge.clone(), pace(&configuration.purge), metrics.clone(), ending.clone());
     tasks.start("the purger", purging.map(Ok));
     let reclaiming = reclaimer::Pace { interval: configuration.claims.reclaim_interval, batch: RECLAIM_BATCH };
-    let reclaiming = reclaimer::run(pools.purge.clone(), reclaiming, metrics.clone(), ending.clone());
+    let reclaiming = reclaimer::run(pools.reclaim.clone(), reclaiming, metrics.clone(), ending.clone());
     tasks.start("the reclaimer", reclaiming.map(Ok));
     tasks.start("the token use recorder", use_times.run(pools.purge.clone(), ending.clone()).map(Ok));
     if let Some(outbox) = app.long_polls.outbox().cloned() {
@@ -161,8 +161,10 @@ struct Pools {
     /// For releases, and for claims, heartbeats and results that wait for another transaction.
     claims: Pool,
     tokens: TokenPools,
-    /// For housekeeping: the purger, the reclaimer, and the times of the last use of tokens.
+    /// For housekeeping: the purger, and the times of the last use of tokens.
     purge: Pool,
+    /// For the reclaimer, so that a long purge does not delay the jobs of dead workers.
+    reclaim: Pool,
     /// For readiness only, so that a probe never waits for a connection that another statement holds.
     probes: Pool,
     /// For the query of `/metrics`. A scrape gives up after a second, but its statement keeps the connection until it
@@ -173,7 +175,7 @@ struct Pools {
 
 impl Pools {
     /// Total connections of the pools that have a fixed size.
-    const FIXED: usize = 5;
+    const FIXED: usize = 6;
 
     fn new(settings: &database::Settings, configuration: &Configuration, metrics: &Metrics) -> Self {
         let pool = |name, connections| Pool::new(name, settings.clone(), connections, metrics.clone());
@@ -185,6 +187,7 @@ impl Pools {
             claims: pool("claims", configuration.claims.connections),
             tokens: TokenPools { known: pool("known_tokens", 1), unknown: pool("unknown_tokens", 1) },
             purge: pool("purge", 1),
+            reclaim: pool("reclaim", 1),
             probes: pool("probes", 1),
             metrics: pool("metrics", 1),
         }
@@ -196,10 +199,11 @@ impl Pools {
         [writers, intake, reads, claim_writers, claims, &tokens.known, &tokens.unknown].map(Pool::clone)
     }
 
-    fn all(&self) -> [Pool; 10] {
+    fn all(&self) -> [Pool; 11] {
         let [writers, intake, reads, claim_writers, claims, known, unknown] = self.serving();
-        let [purge, probes, metrics] = [&self.purge, &self.probes, &self.metrics].map(Pool::clone);
-        [writers, intake, reads, claim_writers, claims, known, unknown, purge, probes, metrics]
+        let [purge, reclaim, probes, metrics] =
+            [&self.purge, &self.reclaim, &self.probes, &self.metrics].map(Pool::clone);
+        [writers, intake, reads, claim_writers, claims, known, unknown, purge, reclaim, probes, metrics]
     }
 }
 

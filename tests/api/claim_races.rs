@@ -409,6 +409,29 @@ async fn a_reclaim_passes_over_a_job_that_is_being_settled() {
     assert_eq!((race.reclaim().await, race.state().await), (1, "queued".to_owned()));
 }
 
+/// As `adopt` does, for a submission with the same content.
+#[tokio::test]
+async fn a_reclaim_passes_over_a_job_that_ends_while_a_submission_adopts_it() {
+    for (max_attempts, reclaimed, state) in [(1, 0, "failed"), (5, 1, "queued")] {
+        let ledger = Ledger::new().await;
+        let server = serve(&ledger).await;
+        let unique =
+            json!({ "type": "t", "payload": 1, "max_attempts": max_attempts, "unique": { "by": ["/payload"] } });
+        let job = server.submit("the-key", unique).await.job_id();
+        let claim = server.take().await;
+        let race = Race { ledger, server, claim, job };
+        race.ledger.expire_claim(&race.claim.id).await;
+        let held = race.ledger.hold("select from job_uniques for share").await;
+        assert_eq!(race.reclaim().await, reclaimed, "{state}");
+        let soon = "select count(*) from claims where check_at < clock_timestamp() + interval '2 seconds'";
+        assert_eq!(race.ledger.number(soon).await, 1 - reclaimed);
+        held.commit().await;
+        assert_eq!((race.reclaim().await, race.state().await), (1 - reclaimed, state.to_owned()));
+        assert_eq!(race.ledger.number("select count(*) from job_uniques").await, reclaimed);
+        race.ledger.assert_no_violations().await;
+    }
+}
+
 #[tokio::test]
 async fn a_heartbeat_that_waits_for_the_reclaim_learns_that_the_claim_has_ended() {
     let race = Race::expired().await;

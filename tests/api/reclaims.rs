@@ -224,6 +224,29 @@ async fn a_claim_that_cannot_be_reclaimed_does_not_hide_the_claims_behind_it() {
 }
 
 #[tokio::test]
+async fn a_locked_table_costs_the_reclaimer_and_the_purger_a_round_and_not_more() {
+    let ledger = Ledger::new().await;
+    let often = [("HAPAX__CLAIMS__RECLAIM_INTERVAL", "10ms"), ("HAPAX__PURGE__INTERVAL", "10ms")];
+    let server = ledger.serve_with(&[&NO_QUOTAS[..], &often].concat()).await;
+    server.submit("k", job(1)).await;
+    let claim = server.take().await;
+    let began = std::time::Instant::now();
+    let keys = ledger.lock_table("idempotency_keys", "access exclusive").await;
+    let leases = ledger.lock_table("job_leases", "access exclusive").await;
+    ledger.expire_claim(&claim.id).await;
+    server.until_metric("hapax_purge_failures_total", 2.0).await;
+    server.until_metric("hapax_reclaim_failures_total", 2.0).await;
+    // The lock timeout of the sessions is 8 minutes.
+    assert!(began.elapsed().as_secs() < 120, "{:?}", began.elapsed());
+    leases.roll_back().await;
+    ledger.until("select count(*) from job_queue", |jobs| jobs == 1).await;
+    keys.roll_back().await;
+    for pool in ["purge", "reclaim"] {
+        assert_eq!(server.metric(&format!("hapax_database_connections_limit{{pool=\"{pool}\"}}")).await, 1.0);
+    }
+}
+
+#[tokio::test]
 async fn a_claim_without_jobs_is_forgotten_an_hour_after_its_expiry() {
     let (ledger, server) = serve_without_reclaimer().await;
     server.submit("k", job(1)).await;

@@ -204,9 +204,8 @@ async fn a_claim_whose_replica_is_killed_before_the_commit_is_made_by_the_other_
 #[tokio::test]
 async fn the_results_of_a_worker_frozen_past_its_lease_are_refused_and_those_of_the_second_kept() {
     let ledger = Ledger::new().await;
-    let quick = ledger.serve_with(&[("HAPAX__CLAIMS__RECLAIM_INTERVAL", "10ms")]).await;
     let frozen = serve(&ledger).await;
-    let id = quick.submit("k", job(1)).await.job_id();
+    let id = frozen.submit("k", job(1)).await.job_id();
     // Its claim is committed, but the answer is not sent before the lease is lost.
     let held = ledger.lock_table("claims", "share").await;
     let (client, claim) = ((*frozen).clone(), new_id());
@@ -215,6 +214,8 @@ async fn the_results_of_a_worker_frozen_past_its_lease_are_refused_and_those_of_
     frozen.signal(Signal::STOP);
     held.roll_back().await;
     ledger.until("select count(*) from job_leases", |leases| leases == 1).await;
+    // Not earlier: its reclaimer would wait for the table, too.
+    let quick = ledger.serve_with(&[("HAPAX__CLAIMS__RECLAIM_INTERVAL", "10ms")]).await;
     ledger.execute("update claims set expires_at = clock_timestamp(), check_at = clock_timestamp()").await;
     ledger.until("select count(*) from job_queue", |jobs| jobs == 1).await;
     let second = quick.take().await;
