@@ -115,10 +115,19 @@ begin
         where final_state is not null
     ),
     freed as (
+        -- By ctid, which is safe because no row of job_uniques is ever updated. Each look-up is a query of its own.
         delete from hapax.job_uniques
-        using judged
-        where job_uniques.tenant_id = p_tenant_id and job_uniques.job_id = judged.job_id
-            and judged.final_state is not null
+        where (tenant_id = p_tenant_id) is true and ctid = any(array(
+            select content.row_id
+            from judged
+            cross join lateral (
+                select ctid as row_id
+                from hapax.job_uniques
+                where tenant_id = p_tenant_id and job_uniques.job_id = judged.job_id
+                offset 0
+            ) as content
+            where judged.final_state is not null
+        ))
     ),
     requeued as (
         insert into hapax.job_queue (
@@ -170,10 +179,18 @@ begin
             end,
             job.state, null::double precision
         from unnest(p_claim_ids, p_job_ids, p_outcomes) as reported (claim_id, job_id, outcome)
-        left join hapax.job_outcomes as outcome
-            on outcome.tenant_id = p_tenant_id and outcome.job_id = reported.job_id and outcome.claim_id = reported.claim_id
-        left join hapax.job_attempts as attempt
-            on attempt.tenant_id = p_tenant_id and attempt.job_id = reported.job_id and attempt.claim_id = reported.claim_id
+        left join lateral (
+            select job_outcomes.reported
+            from hapax.job_outcomes
+            where tenant_id = p_tenant_id and job_id = reported.job_id and (claim_id = reported.claim_id) is true
+            offset 0
+        ) as outcome on true
+        left join lateral (
+            select job_attempts.reported
+            from hapax.job_attempts
+            where tenant_id = p_tenant_id and job_id = reported.job_id and (claim_id = reported.claim_id) is true
+            offset 0
+        ) as attempt on true
         left join lateral (
             select state
             from hapax.job_states
