@@ -17,17 +17,20 @@ class Worker:
     def run(self):
         """Takes one job after the other, until an exception such as SystemExit ends it."""
         while True:
-            claim = str(uuid.uuid4())
+            claim, started = str(uuid.uuid4()), time.monotonic()
             try:
                 status, answer = self.call("PUT", f"/claims/{claim}", self.request)
                 if status not in (200, 201, 410):
                     raise RuntimeError(answer)
-                for job in answer.get("jobs", []):
+                jobs = answer.get("jobs", [])
+                for job in jobs:
                     self.run_job(claim, job, answer["heartbeat_after_seconds"])
             except BaseException:
                 # At shutdown: the job is queued again. After the lease, that happens without this call.
                 self.call("DELETE", f"/claims/{claim}", limit_seconds=self.lease_seconds)
                 raise
+            if not jobs and time.monotonic() - started < self.request["wait_seconds"]:
+                time.sleep(random.uniform(0.5, 1.5))  # the server shuts down, or too many requests wait
 
     def run_job(self, claim, job, heartbeat_seconds):
         stop, done = threading.Event(), threading.Event()
@@ -47,19 +50,20 @@ class Worker:
 
     def send_heartbeats(self, claim, job, seconds, stop, done):
         while not done.wait(seconds):
-            status, answer = self.call("POST", f"/claims/{claim}/heartbeat")
+            # A try that gets no answer must leave time for others within the lease.
+            status, answer = self.call("POST", f"/claims/{claim}/heartbeat", timeout=seconds)
             cancelled = {item["id"]: item["cancel_requested"] for item in answer["jobs"]} if status == 200 else {}
             if cancelled.get(job["id"], True):
                 return stop.set()  # the job should stop, or the lease is lost
 
-    def call(self, method, path, body=None, limit_seconds=math.inf):
+    def call(self, method, path, body=None, limit_seconds=math.inf, timeout=60):
         """Sends the same request until it has an answer. Returns the status and the body."""
         data, backoff, deadline = json.dumps(body).encode() if body else None, 1, time.monotonic() + limit_seconds
         while True:
             wait = random.uniform(0, backoff)
             try:
                 request = urllib.request.Request(self.base + path, data, self.headers, method=method)
-                with OPENER.open(request, timeout=60) as response:
+                with OPENER.open(request, timeout=timeout) as response:
                     answer = json.loads(response.read() or b"{}")
                 if not answer.get("retryable"):
                     return response.status, answer
@@ -69,7 +73,7 @@ class Worker:
             if time.monotonic() + wait > deadline:
                 raise TimeoutError(f"no answer to {method} {path}")
             time.sleep(wait)
-            backoff = min(2 * backoff, 60)
+            backoff = min(2 * backoff, timeout)
 
 def work(job, stop):
     """Sleeps for as long as the payload says. With `fail_once`, the first attempt fails."""
