@@ -14,12 +14,13 @@ begin
     perform hapax.set_write_options(p_lock_timeout_ms, p_insist_on_durability);
     update hapax.job_queue
     set priority = p_priority, run_at = p_run_at, max_attempts = p_max_attempts, version = version + 1
-    where tenant_id = p_tenant_id and job_id = p_job_id and version = p_version;
+    where tenant_id = p_tenant_id and job_id = p_job_id and version = p_version
+        and (p_max_attempts > attempt or p_max_attempts = max_attempts);
     return found;
 end
 $$;
 
-comment on function hapax.patch is 'Changes a job that waits, if it has version p_version. Returns whether it did.';
+comment on function hapax.patch is 'Changes a job that waits, if it has version p_version. Not to a max_attempts that leaves it no attempt. Returns whether it did.';
 
 create function hapax.patch_keyed(
     p_tenant_id uuid,
@@ -47,6 +48,7 @@ begin
     perform
     from hapax.job_queue
     where tenant_id = p_tenant_id and job_id = p_job_id and version = p_version
+        and (p_max_attempts > attempt or p_max_attempts = max_attempts)
     for update;
     if not found then
         return null;
@@ -64,4 +66,4 @@ begin
 end
 $$;
 
-comment on function hapax.patch_keyed is 'Does what patch does and inserts a key, both or neither. Returns when the key expires, or null if the job does not wait with version p_version or the key is taken.';
+comment on function hapax.patch_keyed is 'Does what patch does and inserts a key, both or neither. Returns when the key expires, or null if the job does not wait with version p_version, would have no attempt left, or the key is taken.';

@@ -83,12 +83,14 @@ const JOB_COPIES: Check = Check {
 
 const ATTEMPT_COUNT: Check = Check {
     name: "attempt_count",
-    // attempt may exceed max_attempts, which a PATCH can lower.
-    rule: "A job has not more attempts than its version allows: each lease raises the version twice.",
+    rule: "A job has not more attempts than max_attempts, and a queued one has an attempt left. Each lease raises the \
+           version twice.",
     violations: "
-        select format('tenant %s job %s: attempt %s at version %s', tenant_id, job_id, attempt, version)
+        select format(
+            'tenant %s job %s: %s, attempt %s of %s at version %s', tenant_id, job_id, state, attempt, max_attempts, version
+        )
         from hapax.job_states
-        where attempt * 2 > version
+        where attempt * 2 > version or attempt > max_attempts - (state = 'queued')::integer
     ",
     deletes_from: None,
 };

@@ -81,6 +81,10 @@ pub enum Refusal {
         id: JobId,
         version: i32,
     },
+    /// With the new `max_attempts`, the job could not be started again.
+    NoAttemptLeft {
+        attempt: i32,
+    },
 }
 
 /// The job's next version, or why it has none.
@@ -281,7 +285,12 @@ impl Changes {
         {
             return Ok(Prepared::Refused(Refusal::Stale { id: job.id, version: base_version }));
         }
+        let max_attempts = job.max_attempts;
         change.patch.apply(&mut job);
+        // The write functions check it, too. The attempt of this version cannot change.
+        if job.max_attempts != max_attempts && job.max_attempts <= job.attempt {
+            return Ok(Prepared::Refused(Refusal::NoAttemptLeft { attempt: job.attempt }));
+        }
         Ok(Prepared::Changed(Box::new(ChangedJob::new(job, base_version))))
     }
 

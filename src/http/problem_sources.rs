@@ -86,6 +86,12 @@ impl From<Refusal> for Problem {
             Refusal::NotWaiting { id, state } => Self::JobNotWaiting { job_id: id, state },
             Refusal::NotFinished { id, state } => Self::JobNotFinished { job_id: id, state },
             Refusal::ContentTaken { id } => Self::ContentTaken { job_id: id },
+            Refusal::NoAttemptLeft { attempt } => Self::InvalidJob(InvalidMember {
+                pointer: "/max_attempts".to_owned(),
+                detail: format!(
+                    "the job has been started {attempt} times; expected a larger number, so that it can start again"
+                ),
+            }),
             Refusal::Stale { id, version } => Self::PreconditionFailed { job_id: id, version, only_weak_tags: false },
         }
     }

@@ -109,7 +109,7 @@ async fn violated(connection: &mut PgConnection) -> BTreeSet<&'static str> {
 }
 
 /// Statements that damage the data, each with the check that must find it.
-const DAMAGE: [(&str, &str); 38] = [
+const DAMAGE: [(&str, &str); 39] = [
     ("one_place", "delete from job_queue where job_id = (select job_id from fresh limit 1)"),
     (
         "one_place",
@@ -132,6 +132,7 @@ const DAMAGE: [(&str, &str); 38] = [
     ("job_copies", "update job_leases set created_at = created_at - interval '1 s'"),
     ("attempt_count", "update job_queue set attempt = 1 where version = 1"),
     ("attempt_count", "update job_leases set attempt = version"),
+    ("attempt_count", "update job_queue set attempt = max_attempts, version = 2 * max_attempts + 1 where version = 1"),
     ("lease_claim", "delete from claims where id in (select claim_id from job_leases)"),
     ("lease_claim", "update claims set queues = '{other}' where queues is not null"),
     ("lease_claim", "update job_leases set claim_id = gen_random_uuid()"),

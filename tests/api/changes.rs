@@ -39,6 +39,45 @@ async fn a_change_creates_a_new_version_of_a_waiting_job() {
     assert_eq!(back, expected);
 }
 
+#[tokio::test]
+async fn a_change_must_leave_the_job_an_attempt() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let id = queued(&server).await;
+    for _ in 0..2 {
+        let claim = server.take().await;
+        server.settle_with(&claim.id, json!({ "job_id": id, "outcome": "failed", "retry_in_seconds": 0 })).await;
+    }
+    let before = show(&server, &id).await.json();
+    assert_eq!(before["attempt"], 2);
+    for max_attempts in [1, 2] {
+        let body = json!({ "max_attempts": max_attempts, "priority": 1 });
+        let keyed = server.patch_job(&id, "*", &body).header("idempotency-key", "k");
+        for refused in [server.patch(&id, "*", &body).await, server.send(keyed).await] {
+            refused.is_problem(400, "invalid-job");
+            assert_eq!(refused.json()["pointers"], json!(["/max_attempts"]));
+        }
+    }
+    assert_eq!(show(&server, &id).await.json(), before);
+    // A later version may have another attempt, so the functions check it, too.
+    let by_sql = "select hapax.patch(tenant_id, job_id, version, priority, run_at, 2)::integer::bigint from job_queue";
+    assert_eq!(ledger.number(by_sql).await, 0);
+    assert_eq!(server.patch(&id, "*", json!({ "max_attempts": 3 })).await.status, 200);
+    // Nothing is wrong with the same value.
+    assert_eq!(server.patch(&id, "*", json!({ "max_attempts": 3, "priority": 1 })).await.status, 200);
+}
+
+#[tokio::test]
+async fn the_default_of_max_attempts_must_leave_the_job_an_attempt() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let id = queued(&server).await;
+    ledger.execute("update job_queue set attempt = 25, max_attempts = 30, version = 51").await;
+    let refused = server.patch(&id, "*", json!({ "max_attempts": null })).await;
+    refused.is_problem(400, "invalid-job");
+    assert_eq!(refused.json()["pointers"], json!(["/max_attempts"]));
+}
+
 /// The version of a job, as `If-Match` expects it.
 fn shown_version(job: &serde_json::Value) -> String {
     format!("\"{}\"", job["version"])
