@@ -240,11 +240,12 @@ impl Claims {
         self.writes.with_lock_wait(tenant, deadline, attempt).await
     }
 
-    /// Ends the claim and gives its jobs back. Succeeds also if the claim is unknown; then it can never begin.
+    /// Ends the claim and gives its jobs back. Succeeds also if the claim is unknown; then it can never begin. Returns how
+    /// many jobs were released. That is 0 if a lost attempt has released them.
     ///
     /// # Errors
     /// [`DatabaseError`], by `deadline` at the latest.
-    pub async fn release(&self, tenant: TenantId, id: ClaimId, deadline: Instant) -> Result<(), DatabaseError> {
+    pub async fn release(&self, tenant: TenantId, id: ClaimId, deadline: Instant) -> Result<u32, DatabaseError> {
         let release = async |options| {
             let write = async |connection: &mut _| queries::release(connection, tenant, id, options).await;
             self.writes.pool().complete("release", tenant, deadline, write).await

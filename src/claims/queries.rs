@@ -239,14 +239,14 @@ pub async fn settle(
     settled.collect::<Option<_>>().ok_or_else(|| sqlx::Error::Decode("a report got no verdict".into()))
 }
 
-/// Ends a claim and gives its jobs back.
+/// Ends a claim and gives its jobs back. Returns how many jobs that were.
 pub async fn release(
     connection: &mut PgConnection,
     tenant: TenantId,
     id: ClaimId,
     options: WriteOptions,
-) -> sqlx::Result<()> {
-    sqlx::query!(
+) -> sqlx::Result<u32> {
+    let released = sqlx::query_scalar!(
         r#"
         /* release */
         select hapax.release(
@@ -263,7 +263,7 @@ pub async fn release(
     )
     .fetch_one(connection)
     .await?;
-    Ok(())
+    Ok(released.unwrap_or_default().unsigned_abs())
 }
 
 /// What a look of the reclaimer did.

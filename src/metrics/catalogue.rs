@@ -396,7 +396,8 @@ pub(super) const SETTLED_JOBS: Description = Description {
     labels: &["outcome"],
     help: "Jobs with a recorded result, by what became of them",
     meaning: "`succeeded`, `failed`, `cancelled`: the job is finished. `retried`: the attempt failed, and the job is \
-              queued again. `released`: the worker gave the job back. Jobs released by DELETE do not count. Lost \
+              queued again. `released`: the worker gave the job back, by a result or by DELETE of its claim; with DELETE \
+              also one that ended as cancelled, because its cancellation was requested. Lost \
               leases are in `hapax_lost_leases_total`.",
 };
 

@@ -350,6 +350,12 @@ impl Metrics {
         self.catalogue.job_run.observe(run.as_secs_f64());
     }
 
+    /// Counts the jobs that a worker gave back by the end of its claim.
+    pub fn count_released_jobs(&self, jobs: u32) {
+        let labels = JobLabels { outcome: JobOutcome::Released.name() };
+        self.catalogue.settled_jobs.get_or_create(&labels).inc_by(jobs.into());
+    }
+
     pub fn count_lost_log_lines(&self, lines: u64) {
         self.catalogue.log_lines_lost.inc_by(lines);
     }

@@ -103,6 +103,24 @@ async fn results_are_counted_by_status_and_jobs_by_what_became_of_them() {
 }
 
 #[tokio::test]
+async fn the_end_of_a_claim_counts_the_jobs_that_it_releases_once() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve_with(&NO_HOUSEKEEPING).await;
+    for n in 0..3 {
+        server.submit(&format!("k-{n}"), job(n)).await;
+    }
+    let id = Uuid::now_v7();
+    let jobs = claim(&server, id, json!({ "queues": ["default"], "max_jobs": 3 })).await.json()["jobs"].clone();
+    report(&server, id, jobs[0]["id"].as_str().unwrap(), "released").await;
+    for _ in 0..2 {
+        let released = server.release(&id.to_string()).await;
+        assert_eq!(released.status, 204);
+    }
+    assert_eq!(server.metric("hapax_settled_jobs_total{outcome=\"released\"}").await, 3.0);
+    assert_eq!(server.metric("hapax_job_run_seconds_count").await, 1.0);
+}
+
+#[tokio::test]
 async fn requests_that_wait_for_a_job_are_counted_while_they_wait() {
     let ledger = Ledger::new().await;
     let twenty = [("HAPAX__CLAIMS__WAITING", "20"), ("HAPAX__CLAIMS__WAITING_PER_TENANT", "20")];

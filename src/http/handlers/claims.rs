@@ -281,7 +281,9 @@ pub async fn release(
     _: NoConditions,
     id: PathClaim,
 ) -> Result<HttpResponse, Problem> {
-    app.claims.release(caller.tenant, id.0, Deadline::of(&request)).await?;
+    let released = app.claims.release(caller.tenant, id.0, Deadline::of(&request)).await?;
+    app.metrics.count_released_jobs(released);
+    RequestContext::current().record_value("jobs", released);
     Ok(HttpResponse::NoContent().finish())
 }
 
