@@ -57,8 +57,20 @@ begin
             return false;
         end if;
     end loop;
+    -- In one snapshot a job is in one place, however often it moves. Without this error, a caller would try again for ever.
+    perform
+    from hapax.jobs
+    where tenant_id = p_tenant_id and id = p_job_id and deleted_at is null
+        and not exists (select from hapax.job_queue where tenant_id = p_tenant_id and job_id = p_job_id)
+        and not exists (select from hapax.job_leases where tenant_id = p_tenant_id and job_id = p_job_id)
+        and not exists (select from hapax.job_outcomes where tenant_id = p_tenant_id and job_id = p_job_id);
+    if found then
+        raise exception 'job % of tenant % is not deleted, but in none of job_queue, job_leases and job_outcomes',
+            p_job_id, p_tenant_id
+            using errcode = 'data_corrupted', hint = 'Run hapax audit.';
+    end if;
     raise exception 'the job moved each time it was looked up; try again' using errcode = 'serialization_failure';
 end
 $$;
 
-comment on function hapax.cancel is 'Ends a job that waits, and frees its content. Asks the worker of a running job to stop. Returns whether it changed anything.';
+comment on function hapax.cancel is 'Ends a job that waits, and frees its content. Asks the worker of a running job to stop. Returns whether it changed anything. Fails with data_corrupted (XX001) if the job exists but is in no table.';

@@ -78,6 +78,24 @@ async fn the_default_of_max_attempts_must_leave_the_job_an_attempt() {
     assert_eq!(refused.json()["pointers"], json!(["/max_attempts"]));
 }
 
+#[tokio::test]
+async fn a_job_that_is_in_no_table_is_an_error_at_once_and_the_log_names_it() {
+    let ledger = Ledger::new().await;
+    let server = ledger.serve().await;
+    let id = queued(&server).await;
+    ledger.execute("delete from job_queue").await;
+    for answer in [server.cancel(&id).await, server.delete(&id).await] {
+        answer.is_problem(500, "internal-error");
+        let lines = server.warnings_of_requests(&answer).await;
+        let of_it: Vec<_> =
+            lines.iter().filter(|line| line["span"]["request_id"] == answer.header("x-request-id")).collect();
+        assert_eq!(of_it.len(), 1, "{lines:?}");
+        let error = of_it[0]["error"].as_str().unwrap();
+        assert!(of_it[0]["level"] == "ERROR" && error.contains(&id) && error.contains("XX001"), "{error}");
+    }
+    assert_eq!(server.metric("hapax_database_retries_total{reason=\"collided\"}").await, 0.0);
+}
+
 /// The version of a job, as `If-Match` expects it.
 fn shown_version(job: &serde_json::Value) -> String {
     format!("\"{}\"", job["version"])
