@@ -50,11 +50,11 @@ siege: $(if $(HAPAX_BINARY),,release)
 BENCH_DATA ?= /var/tmp
 WITH_BENCH = $(WITH_BINARIES); target/release/hapax-bench run --data "$(BENCH_DATA)"
 
-## bench: measure the claims of docs/benchmarks.md and write the page; about ten minutes on an idle machine
+## bench: measure the claims of docs/benchmarks.md and write the page; a quarter of an hour on an idle machine
 bench: bench-build
 	@$(WITH_BENCH) short
 
-## bench-full: the same, with other job queues, a million keys replayed and ten million stored; half an hour or more
+## bench-full: the same, with other job queues, a million keys replayed and ten million stored; about an hour
 bench-full: bench-build
 	@$(WITH_BENCH) full
 

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 
 use crate::account::Accounts;
-use crate::load::{self, Extent, Load, Plan, ask};
+use crate::load::{self, Extent, Independent, Load, Plan, Traffic, ask};
 use crate::measurement::Measurement;
 use crate::postgres::Postgres;
 use crate::replica::{Release, Replica};
 use crate::requests::{Payload, Requests, mix};
+use crate::workers::{ClaimRequests, Work, Workers};
 
 pub struct Ledger<'run> {
     postgres: &'run Postgres,
@@ -19,6 +20,10 @@ pub struct Ledger<'run> {
 }
 
 const MEETING: Duration = Duration::from_secs(30);
+const REPORT_DEADLINE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(10);
+/// How long a worker waits that knows that a job comes. Less than the load waits for an answer.
+pub const WAIT_SECONDS: u32 = 20;
 
 /// How long a row warms up and is measured.
 #[derive(Clone, Copy)]
@@ -42,8 +47,22 @@ impl From<Times> for Extent {
 impl<'run> Ledger<'run> {
     /// An empty ledger.
     pub fn empty(postgres: &'run Postgres, release: &'run Release, database: &str) -> anyhow::Result<Self> {
+        Self::with_scopes(postgres, release, database, "submit,read")
+    }
+
+    /// An empty ledger with workers, which an older build to compare with may not know.
+    pub fn with_workers(postgres: &'run Postgres, release: &'run Release, database: &str) -> anyhow::Result<Self> {
+        Self::with_scopes(postgres, release, database, "submit,read,work")
+    }
+
+    fn with_scopes(
+        postgres: &'run Postgres,
+        release: &'run Release,
+        database: &str,
+        scopes: &str,
+    ) -> anyhow::Result<Self> {
         postgres.make_database(database)?;
-        let token = release.prepare(postgres, database)?;
+        let token = release.prepare(postgres, database, scopes)?;
         Ok(Self { postgres, release, database: database.to_owned(), token })
     }
 
@@ -72,23 +91,77 @@ impl<'run> Ledger<'run> {
         payload: Payload,
         times: Times,
     ) -> anyhow::Result<Measurement> {
-        let before = self.jobs()?;
         let requests = self.requests(replica, payload, fresh_seed()?);
         let mut number = 0;
-        let load = self.load(replica, connections, 201, times.into(), &mut |out| {
+        let mut traffic = Independent::new(201, |_, out| {
             requests.write(number, out);
             number += 1;
-        })?;
-        let made = self.jobs()? - before;
-        ensure!(made == load.answered_in_all, "{made} jobs for {} answers of 201", load.answered_in_all);
-        Ok(Measurement::of(&load))
+        });
+        self.write("jobs", || self.load(replica, connections, times.into(), &mut traffic))
+    }
+
+    /// Lets workers claim jobs and report them. Fails unless there is one new outcome for each recorded result.
+    pub fn work(&self, replica: &Replica, workers: usize, work: Work, extent: Extent) -> anyhow::Result<Measurement> {
+        let (claims, submissions) = match work {
+            Work::Drain { jobs_at_once } => (self.claims(replica, jobs_at_once, 0)?, None),
+            Work::Life => {
+                (self.claims(replica, 1, WAIT_SECONDS)?, Some(self.requests(replica, Payload::Mail, fresh_seed()?)))
+            }
+        };
+        let mut traffic = Workers::new(workers, claims, submissions);
+        self.write("job_outcomes", || self.load(replica, workers, extent, &mut traffic))
+    }
+
+    /// Lets workers claim `jobs` jobs each, then measures their heartbeats. Stops the replica, so that its sessions report
+    /// how they updated rows.
+    pub fn heartbeat(&self, replica: Replica, workers: usize, jobs: u32, times: Times) -> anyhow::Result<Measurement> {
+        let claims = self.claims(&replica, jobs, 0)?;
+        let mut number = 0;
+        let mut traffic = Independent::new(201, |_, out| {
+            claims.claim(number, out);
+            number += 1;
+        });
+        self.load(&replica, 1, Extent::Requests(workers as u64), &mut traffic)?;
+        let (leases, expected) = (self.count("job_leases")?, workers as u64 * u64::from(jobs));
+        ensure!(leases == expected, "{leases} instead of {expected} jobs are claimed");
+        let mut traffic = Independent::new(200, |connection, out| claims.heartbeat(connection as u64, out));
+        let load = self.load(&replica, workers, times.into(), &mut traffic)?;
+        drop(replica);
+        let hot_share = self.hot_share("claims", load.answered_in_all)?;
+        Ok(Measurement { hot_share: Some(hot_share), ..Measurement::of(&load) })
+    }
+
+    /// The share of a table's updates that were HOT, once so many are reported.
+    fn hot_share(&self, table: &str, updates: u64) -> anyhow::Result<f64> {
+        let reported = |column: &str| -> anyhow::Result<i64> {
+            let sql = format!("select {column} from pg_stat_user_tables where relid = 'hapax.{table}'::regclass");
+            self.postgres.ask(&self.database, &sql)
+        };
+        let began = Instant::now();
+        while u64::try_from(reported("n_tup_upd")?)? < updates {
+            ensure!(began.elapsed() < REPORT_DEADLINE, "PostgreSQL has not reported {updates} updates");
+            std::thread::sleep(POLL);
+        }
+        Ok(reported("n_tup_hot_upd")? as f64 / reported("n_tup_upd")? as f64)
+    }
+
+    /// Measures a load that adds a row to a table for each unit.
+    fn write(&self, table: &str, load: impl FnOnce() -> anyhow::Result<Load>) -> anyhow::Result<Measurement> {
+        let (rows, wal) = (self.count(table)?, self.postgres.wal_bytes()?);
+        let load = load()?;
+        let (rows, wal) = (self.count(table)? - rows, self.postgres.wal_bytes()? - wal);
+        let answered = load.answered_in_all;
+        ensure!(rows == answered, "{rows} new rows in {table}, but {answered} were acknowledged");
+        ensure!(load.answered > 0, "nothing was left to do before the measurement began");
+        Ok(Measurement { wal_bytes: Some(wal as f64 / answered as f64), ..Measurement::of(&load) })
     }
 
     /// Replays one request over and over, after submitting it once.
     pub fn replay_one(&self, replica: &Replica, connections: usize, times: Times) -> anyhow::Result<Measurement> {
         let requests = self.requests(replica, Payload::Mail, fresh_seed()?);
-        self.load(replica, 1, 201, Extent::Requests(1), &mut |out| requests.write(0, out))?;
-        let load = self.load(replica, connections, 200, times.into(), &mut |out| requests.write(0, out))?;
+        let write = |_, out: &mut Vec<u8>| requests.write(0, out);
+        self.load(replica, 1, Extent::Requests(1), &mut Independent::new(201, write))?;
+        let load = self.load(replica, connections, times.into(), &mut Independent::new(200, write))?;
         Ok(Measurement::of(&load))
     }
 
@@ -102,10 +175,11 @@ impl<'run> Ledger<'run> {
         expected: u16,
     ) -> anyhow::Result<()> {
         let mut number = 0;
-        let load = self.load(replica, connections, expected, Extent::Requests(count), &mut |out| {
+        let mut traffic = Independent::new(expected, |_, out| {
             requests.write(number, out);
             number += 1;
-        })?;
+        });
+        let load = self.load(replica, connections, Extent::Requests(count), &mut traffic)?;
         ensure!(load.answered_in_all == count, "{} of {count} were answered {expected}", load.answered_in_all);
         Ok(())
     }
@@ -120,10 +194,11 @@ impl<'run> Ledger<'run> {
         times: Times,
     ) -> anyhow::Result<Measurement> {
         let mut draw = fresh_seed()?;
-        let load = self.load(replica, connections, 200, times.into(), &mut |out| {
+        let mut traffic = Independent::new(200, |_, out| {
             draw = draw.wrapping_add(1);
             requests.write(mix(draw) % count, out);
-        })?;
+        });
+        let load = self.load(replica, connections, times.into(), &mut traffic)?;
         Ok(Measurement::of(&load))
     }
 
@@ -131,23 +206,27 @@ impl<'run> Ledger<'run> {
         Requests::new(replica.address, &self.token, payload, seed)
     }
 
+    /// The requests of workers, with new ids of claims.
+    pub fn claims(&self, replica: &Replica, jobs_at_once: u32, wait_seconds: u32) -> anyhow::Result<ClaimRequests> {
+        Ok(ClaimRequests::new(replica.address, &self.token, jobs_at_once, wait_seconds, fresh_seed()?))
+    }
+
     fn load(
         &self,
         replica: &Replica,
         connections: usize,
-        expected: u16,
         extent: Extent,
-        next: &mut dyn FnMut(&mut Vec<u8>),
+        traffic: &mut dyn Traffic,
     ) -> anyhow::Result<Load> {
         let accounts = Accounts { server: Some(replica.process()), postmaster: self.postgres.postmaster() };
-        let plan = Plan { address: replica.address, connections, expected, extent };
-        load::run(&plan, accounts, next)
+        let plan = Plan { address: replica.address, connections, extent };
+        load::run(&plan, accounts, traffic)
             .with_context(|| format!("the load failed; the server's log: {}", replica.complaints()))
     }
 
-    fn jobs(&self) -> anyhow::Result<u64> {
-        let jobs: i64 = self.postgres.ask(&self.database, "select count(*) from jobs")?;
-        Ok(u64::try_from(jobs)?)
+    fn count(&self, table: &str) -> anyhow::Result<u64> {
+        let rows: i64 = self.postgres.ask(&self.database, &format!("select count(*) from {table}"))?;
+        Ok(u64::try_from(rows)?)
     }
 }
 

@@ -1,8 +1,8 @@
 //! Measures Hapax's performance claims. `make bench` runs all of it; `hapax-bench quick` compares builds during
 //! development.
 //!
-//! Each file answers one question: `load` sends, `requests` builds the requests, `account` measures the cost,
-//! `postgres` is the database, `replica` (on a `ledger`) and `handlers` are the servers, `rows` are the measured rows,
+//! Each file answers one question: `load` sends, `requests` and `workers` build the requests, `account` measures the
+//! cost, `postgres` is the database, `replica` (on a `ledger`) and `handlers` are the servers, `rows` are the measured rows,
 //! `plan` is their duration, `results` holds the figures, and `page` writes the page.
 
 #![forbid(unsafe_code)]
@@ -22,6 +22,7 @@ mod requests;
 mod results;
 mod rows;
 mod run;
+mod workers;
 
 use std::process::ExitCode;
 

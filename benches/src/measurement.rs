@@ -13,10 +13,14 @@ pub struct Measurement {
     pub p50_us: Option<f64>,
     pub p99_us: Option<f64>,
     pub p999_us: Option<f64>,
-    /// CPU time per request, of the server, of PostgreSQL and of the load.
+    /// CPU time per request or job, of the server, of PostgreSQL and of the load.
     pub server_us: Option<f64>,
     pub postgres_us: Option<f64>,
     pub load_us: Option<f64>,
+    /// Bytes of WAL per request or job, warm-up included.
+    pub wal_bytes: Option<f64>,
+    /// The share of updates that were HOT: they change no index.
+    pub hot_share: Option<f64>,
     pub refused: u64,
 }
 
@@ -32,6 +36,8 @@ impl Measurement {
             server_us: each(load.spent.server),
             postgres_us: each(load.spent.postgres),
             load_us: each(load.spent.load),
+            wal_bytes: None,
+            hot_share: None,
             refused: load.refused,
         }
     }

@@ -10,7 +10,7 @@ use crate::ledger::Times;
 pub enum Mode {
     /// Checks that the programs work. Its figures are meaningless.
     Smoke,
-    /// About ten minutes.
+    /// About a quarter of an hour.
     Short,
     /// Includes the long parts: peers, a million replayed keys, ten million stored keys.
     Full,
@@ -29,6 +29,13 @@ pub struct Plan {
     /// Ledgers to fill beforehand, by their number of keys and jobs.
     pub filled: &'static [u64],
     pub expired_keys: u64,
+    /// How many jobs wait, and how many urgent jobs of the future are before them.
+    pub waiting: u64,
+    pub urgent_tomorrow: u64,
+    /// How many jobs pass under an open snapshot.
+    pub passed: u64,
+    /// How many jobs are submitted while a worker waits, for each way.
+    pub wake_ups: u64,
     pub connections: &'static [usize],
     pub payload_bytes: &'static [usize],
     pub by_hand_clients: &'static [usize],
@@ -53,6 +60,10 @@ const SHORT: Plan = Plan {
     replayed_keys: 100_000,
     filled: &[MILLION],
     expired_keys: MILLION,
+    waiting: 100_000,
+    urgent_tomorrow: 10_000,
+    passed: 50_000,
+    wake_ups: 100,
     connections: &[1, 8, USUAL_CONNECTIONS, MANY_CONNECTIONS],
     payload_bytes: &[64, 1024, 16 * 1024],
     by_hand_clients: &[1, 4, 8, 16, 32, 64],
@@ -69,6 +80,10 @@ const FULL: Plan = Plan {
     purging: Times::of(2, 6),
     replayed_keys: MILLION,
     filled: &[MILLION, 10 * MILLION],
+    waiting: MILLION,
+    urgent_tomorrow: 100_000,
+    passed: 200_000,
+    wake_ups: 200,
     peers: &["graphile-worker", "pg-boss", "procrastinate", "apalis-postgres"],
     peer_clients: &[8, 32, 64],
     ..SHORT
@@ -82,6 +97,10 @@ const SMOKE: Plan = Plan {
     replayed_keys: 500,
     filled: &[1000],
     expired_keys: 100_000,
+    waiting: 2000,
+    urgent_tomorrow: 1000,
+    passed: 1000,
+    wake_ups: 5,
     connections: &[1, MANY_CONNECTIONS],
     payload_bytes: &[16 * 1024],
     by_hand_clients: &[1, 8],

@@ -98,6 +98,22 @@ impl Postgres {
             Ok(value)
         })
     }
+
+    /// Does some work while another session has an open snapshot.
+    pub fn with_snapshot<T>(&self, database: &str, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        const OPEN: &str = "begin isolation level repeatable read; select 1";
+        let mut connection = self.runtime.block_on(PgConnection::connect(&self.server.url(database)))?;
+        self.runtime.block_on(sqlx::raw_sql(OPEN).execute(&mut connection))?;
+        let done = work();
+        self.runtime.block_on(connection.close())?;
+        done
+    }
+
+    /// Bytes of WAL since the creation of this PostgreSQL.
+    pub fn wal_bytes(&self) -> anyhow::Result<u64> {
+        let bytes: i64 = self.ask("postgres", "select (pg_current_wal_lsn() - '0/0')::bigint")?;
+        Ok(u64::try_from(bytes)?)
+    }
 }
 
 /// A second interrupt ends the program immediately.

@@ -1,6 +1,6 @@
 //! `hapax-bench quick`: measures one build of the server, or compares two, in two minutes.
 //!
-//! New keys over 1 and over 256 connections, and one key replayed over 64. Two builds take turns.
+//! New keys over 1 and over 256 connections, and one key replayed over 64; or workers. Two builds take turns.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use crate::measurement::{Measurement, Spread};
 use crate::postgres::Postgres;
 use crate::replica::Release;
 use crate::requests::Payload;
+use crate::rows::work;
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -26,8 +27,12 @@ pub struct Arguments {
     #[arg(long, value_name = "SECONDS", default_value_t = 4.0)]
     seconds: f64,
     /// Bytes of JSON in a new job, at least 64, instead of a mail of 200.
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", conflicts_with = "workers")]
     payload: Option<usize>,
+    /// Measure workers that claim jobs and report them: 64 one by one, and 8 by a hundred. CPU is per job, latencies are
+    /// those of claims.
+    #[arg(long)]
+    workers: bool,
     /// A setting of the servers, such as HAPAX__INTAKE__CONNECTIONS=2; may be repeated.
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
     settings: Vec<(String, String)>,
@@ -36,7 +41,8 @@ pub struct Arguments {
     data: PathBuf,
 }
 
-const ROWS: [&str; 3] = ["new keys,   1 connection ", "new keys, 256 connections", "one key,   64 connections"];
+const ROWS: &[&str] = &["new keys,   1 connection ", "new keys, 256 connections", "one key,   64 connections"];
+const WORKER_ROWS: &[&str] = &["64 workers,   1 job a claim ", " 8 workers, 100 jobs a claim"];
 
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let postgres = Postgres::start(&arguments.data)?;
@@ -46,21 +52,26 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let binaries: Vec<&PathBuf> = [&arguments.server].into_iter().chain(&arguments.against).collect();
     let releases: Vec<Release> =
         binaries.iter().map(|binary| Release::new(binary, &arguments.settings)).collect::<anyhow::Result<_>>()?;
-    let mut found: Vec<Vec<[Measurement; 3]>> = vec![Vec::new(); binaries.len()];
+    let names = if arguments.workers { WORKER_ROWS } else { ROWS };
+    let mut found: Vec<Vec<Vec<Measurement>>> = vec![Vec::new(); binaries.len()];
     for round in 1..=arguments.rounds {
         for ((binary, release), found) in binaries.iter().zip(&releases).zip(&mut found) {
             println!("round {round}, {}", binary.display());
-            let rows = round_of(&postgres, release, payload, times)?;
-            for (name, row) in ROWS.iter().zip(&rows) {
+            let rows = if arguments.workers {
+                round_of_workers(&postgres, release, times)?
+            } else {
+                round_of(&postgres, release, payload, times)?
+            };
+            for (name, row) in names.iter().zip(&rows) {
                 println!("  {name} {}", line(&[*row]));
             }
             found.push(rows);
         }
     }
-    println!("\nmedians of {} rounds (least to greatest); CPU in microseconds a request", arguments.rounds);
-    for (row, name) in ROWS.iter().enumerate() {
+    println!("\nmedians of {} rounds (least to greatest); CPU in microseconds a request or job", arguments.rounds);
+    for (row, name) in names.iter().enumerate() {
         println!("{name}");
-        let of_row = |found: &Vec<[Measurement; 3]>| found.iter().map(|rows| rows[row]).collect::<Vec<_>>();
+        let of_row = |found: &Vec<Vec<Measurement>>| found.iter().map(|rows| rows[row]).collect::<Vec<_>>();
         for (binary, found) in binaries.iter().zip(&found) {
             println!("  {}  {}", line(&of_row(found)), binary.display());
         }
@@ -81,11 +92,12 @@ fn comparison(first: &[Measurement], second: &[Measurement]) -> String {
         })
     };
     format!(
-        "the first to the second: throughput {}  p50 {}  CPU: server {}  PostgreSQL {}",
+        "the first to the second: throughput {}  p50 {}  CPU: server {}  PostgreSQL {}  WAL {}",
         ratio(|row| Some(row.per_second)),
         ratio(|row| row.p50_us),
         ratio(|row| row.server_us),
         ratio(|row| row.postgres_us),
+        ratio(|row| row.wal_bytes),
     )
 }
 
@@ -94,10 +106,10 @@ fn round_of(
     release: &Release,
     payload: Payload,
     times: Times,
-) -> anyhow::Result<[Measurement; 3]> {
+) -> anyhow::Result<Vec<Measurement>> {
     let ledger = Ledger::empty(postgres, release, "quick")?;
     let replica = ledger.serve(&[])?;
-    let rows = [
+    let rows = vec![
         ledger.create(&replica, 1, payload, times)?,
         ledger.create(&replica, 256, payload, times)?,
         ledger.replay_one(&replica, 64, times)?,
@@ -106,14 +118,19 @@ fn round_of(
     Ok(rows)
 }
 
+fn round_of_workers(postgres: &Postgres, release: &Release, times: Times) -> anyhow::Result<Vec<Measurement>> {
+    [work::ONE, work::HUNDRED].into_iter().map(|shape| work::drain(postgres, release, shape, times)).collect()
+}
+
 fn line(rows: &[Measurement]) -> String {
     let median = |value: fn(&Measurement) -> Option<f64>| {
         Spread::of(rows.iter().filter_map(value)).map_or(f64::NAN, |spread| spread.median)
     };
     let rate = Spread::of(rows.iter().map(|row| row.per_second));
+    let wal = Spread::of(rows.iter().filter_map(|row| row.wal_bytes));
     let refused: u64 = rows.iter().map(|row| row.refused).sum();
     format!(
-        "{:7.0}/s ({:.0} to {:.0})  p50 {:6.0} µs  p99 {:6.0} µs  p99.9 {:6.0} µs  CPU: server {:5.1}  PostgreSQL {:5.1}  load {:4.1}{}",
+        "{:7.0}/s ({:.0} to {:.0})  p50 {:6.0} µs  p99 {:6.0} µs  p99.9 {:6.0} µs  CPU: server {:5.1}  PostgreSQL {:5.1}  load {:4.1}{}{}",
         rate.map_or(f64::NAN, |rate| rate.median),
         rate.map_or(f64::NAN, |rate| rate.least),
         rate.map_or(f64::NAN, |rate| rate.greatest),
@@ -123,6 +140,7 @@ fn line(rows: &[Measurement]) -> String {
         median(|row| row.server_us),
         median(|row| row.postgres_us),
         median(|row| row.load_us),
+        wal.map_or_else(String::new, |wal| format!("  WAL {:4.0} bytes", wal.median)),
         if refused > 0 { format!("  REFUSED: {refused}") } else { String::new() },
     )
 }

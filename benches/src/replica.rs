@@ -1,6 +1,6 @@
 //! A server under load: `hapax serve` as in production, on a database of its own.
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde_json::Value;
+use tempfile::TempPath;
 
 use crate::postgres::Postgres;
 
@@ -22,7 +23,7 @@ pub struct Release {
 /// A running server. Killed on drop.
 pub struct Replica {
     child: Child,
-    log: PathBuf,
+    log: TempPath,
     pub address: SocketAddr,
 }
 
@@ -46,13 +47,13 @@ impl Release {
         Ok(Self { binary, settings: settings.to_vec() })
     }
 
-    /// Migrates a new database and creates a token.
-    pub fn prepare(&self, postgres: &Postgres, database: &str) -> anyhow::Result<String> {
+    /// Migrates a new database and creates a token with these scopes.
+    pub fn prepare(&self, postgres: &Postgres, database: &str, scopes: &str) -> anyhow::Result<String> {
         let url = postgres.url(database);
         self.output(postgres, &["migrate"], &url)?;
         let token = self.output(
             postgres,
-            &["token", "create", "--create-tenant", "--tenant", "bench", "--scope", "submit,read"],
+            &["token", "create", "--create-tenant", "--tenant", "bench", "--scope", scopes],
             &url,
         )?;
         Ok(token.trim().to_owned())
@@ -60,11 +61,12 @@ impl Release {
 
     /// Starts a server. `settings` override all others.
     pub fn serve(&self, postgres: &Postgres, database: &str, settings: &[(&str, &str)]) -> anyhow::Result<Replica> {
-        let log = postgres.folder().join("hapax.log");
+        let log = tempfile::Builder::new().prefix("hapax-").suffix(".log").tempfile_in(postgres.folder())?;
         let mut command = self.command(postgres, &postgres.url(database));
         command.args(["serve", "--bind", "127.0.0.1:0"]).env("HAPAX__METRICS__BIND", "127.0.0.1:0");
-        command.envs(self.settings.iter().cloned()).envs(settings.iter().copied()).stdout(File::create(&log)?);
+        command.envs(self.settings.iter().cloned()).envs(settings.iter().copied()).stdout(log.reopen()?);
         let child = command.spawn().with_context(|| format!("{} cannot be started", self.binary.display()))?;
+        let log = log.into_temp_path();
         let mut replica = Replica { child, log, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
         replica.address = replica.listens_on()?;
         Ok(replica)
@@ -131,6 +133,5 @@ impl Drop for Replica {
         // All answers have arrived and their jobs are committed, so a kill loses nothing.
         let _ended_already = self.child.kill();
         let _ended_already = self.child.wait();
-        let _not_there = fs::remove_file(&self.log);
     }
 }

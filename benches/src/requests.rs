@@ -1,4 +1,4 @@
-//! The requests: submissions of the same shape and length, each with a key that looks like a random UUID.
+//! The requests of clients: submissions of the same shape and length, each with a key that looks like a random UUID.
 
 use std::net::SocketAddr;
 
@@ -86,7 +86,7 @@ impl Requests {
 }
 
 /// The text of a UUID. It looks random, and numbers of one family never share one.
-fn uuid(seed: u64, number: u64) -> [u8; 36] {
+pub fn uuid(seed: u64, number: u64) -> [u8; 36] {
     // The first half is a bijection of the number, so it never repeats.
     let halves = [mix(seed ^ number), mix(mix(seed).wrapping_add(number))];
     let mut text = [b'-'; 36];

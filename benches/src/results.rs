@@ -43,6 +43,20 @@ pub enum Row {
     Purging,
     /// F: another job queue.
     Peer { name: String, version: String, clients: usize },
+    /// H: workers that claim waiting jobs and report their results.
+    Work { workers: usize, jobs_at_once: u32 },
+    /// I: claims of one worker, while so many jobs wait, behind urgent jobs of the future.
+    Waiting { waiting: u64, urgent_tomorrow: u64 },
+    /// I: claims of one worker, after so many jobs have passed under an open snapshot.
+    Snapshot { passed: u64 },
+    /// J: heartbeats of claims with so many jobs.
+    Heartbeats { jobs: u32 },
+    /// K: a waiting worker and a submission, to the same replica or each to one of two.
+    WakeUp { replicas: usize },
+    /// L: jobs from their submission to their end.
+    Life { workers: usize },
+    /// L: the same in another job queue.
+    PeerLife { name: String, version: String, clients: usize },
 }
 
 /// The peak memory of a server.
@@ -123,6 +137,23 @@ impl fmt::Display for Row {
             Self::Filled { keys } => write!(f, "E Hapax, {} keys stored", grouped(*keys)),
             Self::Purging => write!(f, "E Hapax, expired keys being purged"),
             Self::Peer { name, version, clients } => write!(f, "F {name} {version}, {clients} clients"),
+            Self::Work { workers, jobs_at_once: 1 } => write!(f, "H {workers} workers, one job a claim"),
+            Self::Work { workers, jobs_at_once } => write!(f, "H {workers} workers, {jobs_at_once} jobs a claim"),
+            Self::Waiting { waiting, urgent_tomorrow: 0 } => write!(f, "I claims, {} jobs wait", grouped(*waiting)),
+            Self::Waiting { waiting, urgent_tomorrow } => {
+                let (waiting, urgent_tomorrow) = (grouped(*waiting), grouped(*urgent_tomorrow));
+                write!(f, "I claims, {waiting} jobs wait behind {urgent_tomorrow} of tomorrow")
+            }
+            Self::Snapshot { passed: 0 } => write!(f, "I claims, before jobs passed"),
+            Self::Snapshot { passed } => {
+                write!(f, "I claims, {} jobs passed under an open snapshot", grouped(*passed))
+            }
+            Self::Heartbeats { jobs: 1 } => write!(f, "J heartbeats, claims of one job"),
+            Self::Heartbeats { jobs } => write!(f, "J heartbeats, claims of {jobs} jobs"),
+            Self::WakeUp { replicas: 1 } => write!(f, "K waiting worker, same replica"),
+            Self::WakeUp { .. } => write!(f, "K waiting worker, other replica"),
+            Self::Life { workers } => write!(f, "L Hapax, {workers} workers"),
+            Self::PeerLife { name, version, clients } => write!(f, "L {name} {version}, {clients} clients"),
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::plan::{Mode, Plan};
 use crate::postgres::Postgres;
 use crate::replica::Release;
 use crate::results::Results;
-use crate::rows::{by_hand, creation, growth, peers, replays, tutorial};
+use crate::rows::{by_hand, claim_latency, creation, growth, heartbeats, peers, replays, tutorial, wake_ups, work};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -59,6 +59,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
     let stored = growth::Stored::fill(&setting, &mut results)?;
     let replayed = replays::Replayed::create(&setting)?;
+    let queues = claim_latency::Queues::fill(&setting, &mut results)?;
     let peers = peers::installed(&setting, &mut results);
     for round in 1..=rounds {
         println!("round {round} of {rounds}, after {} s", began.elapsed().as_secs());
@@ -67,6 +68,11 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         tutorial::measure(&setting, &mut results)?;
         replayed.measure(&setting, &mut results)?;
         stored.measure(&setting, &mut results)?;
+        work::measure(&setting, &mut results)?;
+        queues.measure(&setting, &mut results)?;
+        claim_latency::measure_snapshot(&setting, &mut results)?;
+        heartbeats::measure(&setting, &mut results)?;
+        wake_ups::measure(&setting, &mut results)?;
         peers::measure(&setting, &peers, &mut results)?;
     }
     replayed.measure_memory(&setting, &mut results)?;

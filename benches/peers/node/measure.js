@@ -13,13 +13,14 @@ const TEXT = 'The words of a customer. '.repeat(6)
 console.log = console.error
 
 export function settings() {
-  const options = { 'database-url': { type: 'string' }, clients: { type: 'string' }, seconds: { type: 'string' } }
+  const text = { type: 'string' }
+  const options = { 'database-url': text, clients: text, seconds: text, life: { type: 'boolean' } }
   const { values } = parseArgs({ options })
   const [clients, seconds] = [Number(values.clients), Number(values.seconds)]
   if (!values['database-url'] || !(Number.isInteger(clients) && clients > 0) || !(seconds > 0)) {
     throw new Error('--database-url URL, --clients N and --seconds S are needed')
   }
-  return { url: values['database-url'], clients, seconds }
+  return { url: values['database-url'], clients, seconds, life: values.life }
 }
 
 // `insert(key, payload)` resolves once the job is committed; `count()` tells how many the peer's own table holds.
@@ -31,12 +32,24 @@ export async function measure(peer, { clients, seconds }, { insert, count }) {
   const stored = (await count()) - before
   if (stored !== acknowledged) throw new Error(`${acknowledged} inserts were acknowledged, ${stored} jobs are stored`)
 
-  const manifest = new URL(`node_modules/${peer}/package.json`, import.meta.url)
-  const { version } = JSON.parse(readFileSync(manifest, 'utf8'))
   const sorted = Float64Array.from(latencies).sort()
   const microseconds = (share) => Math.round(sorted[Math.ceil(share * sorted.length) - 1] * 1000)
-  const line = { peer, version, jobs: sorted.length, seconds, p50_us: microseconds(0.5), p99_us: microseconds(0.99) }
-  process.stdout.write(`${JSON.stringify(line)}\n`)
+  print(peer, { jobs: sorted.length, seconds, p50_us: microseconds(0.5), p99_us: microseconds(0.99) })
+}
+
+// The same for whole lives: `live(key, payload)` submits a job and resolves once a job has ended, this one or another;
+// `ended()` waits for what is still under way and tells how many jobs have ended, or throws if one has not.
+export async function measureLife(peer, { clients, seconds }, { live, ended }) {
+  const { acknowledged, latencies } = await load(clients, seconds, live)
+  const jobs = await ended()
+  if (jobs !== acknowledged) throw new Error(`${acknowledged} jobs were submitted, ${jobs} have ended`)
+  print(peer, { jobs: latencies.length, seconds })
+}
+
+function print(peer, figures) {
+  const manifest = new URL(`node_modules/${peer}/package.json`, import.meta.url)
+  const { version } = JSON.parse(readFileSync(manifest, 'utf8'))
+  process.stdout.write(`${JSON.stringify({ peer, version, ...figures })}\n`)
 }
 
 // Else the keys would be ballast, and the figures those of a plain insert.

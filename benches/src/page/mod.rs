@@ -7,8 +7,8 @@ mod targets;
 use std::fs;
 use std::path::Path;
 
-use crate::plan::Mode;
-use crate::results::Results;
+use crate::plan::{Mode, Plan};
+use crate::results::{Results, grouped};
 
 /// Writes benchmarks.md and benchmarks.svg into a folder.
 pub fn write(results: &Results, folder: &Path) -> anyhow::Result<()> {
@@ -25,7 +25,7 @@ fn fill(results: &Results) -> String {
     let notes: String = results.notes.iter().map(|note| format!("- {note}\n")).collect();
     let missing = match results.mode {
         Mode::Full => String::new(),
-        _ => "- The long rows were not run: ten million stored keys, and peers (`make bench-full`).\n".to_owned(),
+        _ => missing(&plan, &Mode::Full.plan()),
     };
     let parts = [
         ("command", command.to_owned()),
@@ -34,6 +34,10 @@ fn fill(results: &Results) -> String {
         ("measured", plan.times.measured.as_secs().to_string()),
         ("growth_warm_up", plan.growth.warm_up.as_secs().to_string()),
         ("growth_measured", plan.growth.measured.as_secs().to_string()),
+        ("waiting", grouped(plan.waiting)),
+        ("urgent_tomorrow", grouped(plan.urgent_tomorrow)),
+        ("passed", grouped(plan.passed)),
+        ("wake_ups", plan.wake_ups.to_string()),
         ("targets", targets::table(results)),
         ("rows", tables::rows(results)),
         ("memory", tables::memory(results)),
@@ -46,6 +50,21 @@ fn fill(results: &Results) -> String {
         page = page.replace(&format!("{{{{{name}}}}}"), text.trim_end());
     }
     page
+}
+
+/// What a shorter run leaves out.
+fn missing(plan: &Plan, full: &Plan) -> String {
+    format!(
+        "- The long rows were not run: ten million stored keys, and peers (`make bench-full`).\n\
+         - The rows I are smaller than those that the targets are meant for: {} jobs waited behind {} of tomorrow instead \
+         of {} behind {}, and {} passed under an open snapshot instead of {}.\n",
+        grouped(plan.waiting),
+        grouped(plan.urgent_tomorrow),
+        grouped(full.waiting),
+        grouped(full.urgent_tomorrow),
+        grouped(plan.passed),
+        grouped(full.passed),
+    )
 }
 
 #[cfg(test)]

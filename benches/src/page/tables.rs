@@ -7,8 +7,8 @@ use crate::results::{Results, grouped};
 
 /// The median, with the least and the greatest round in parentheses.
 pub fn rows(results: &Results) -> String {
-    let mut table = "| row | a second | p50 | p99 | p99.9 | server | PostgreSQL | load | refused |\n\
-                     |---|---|---|---|---|---|---|---|---|\n"
+    let mut table = "| row | a second | p50 | p99 | p99.9 | server | PostgreSQL | load | WAL | refused |\n\
+                     |---|---|---|---|---|---|---|---|---|---|\n"
         .to_owned();
     let mut rows: Vec<_> = results.rows.iter().map(|(row, measurements)| (row.to_string(), measurements)).collect();
     // Grouped by letter, in the order of the measurement.
@@ -19,7 +19,7 @@ pub fn rows(results: &Results) -> String {
         };
         let refused: u64 = measurements.iter().map(|measurement| measurement.refused).sum();
         table += &format!(
-            "| {name} | {} | {} | {} | {} | {} | {} | {} | {refused} |\n",
+            "| {name} | {} | {} | {} | {} | {} | {} | {} | {} | {refused} |\n",
             cell(|measurement| Some(measurement.per_second), whole),
             cell(|measurement| measurement.p50_us, milliseconds),
             cell(|measurement| measurement.p99_us, milliseconds),
@@ -27,6 +27,7 @@ pub fn rows(results: &Results) -> String {
             cell(|measurement| measurement.server_us, whole),
             cell(|measurement| measurement.postgres_us, whole),
             cell(|measurement| measurement.load_us, whole),
+            cell(|measurement| measurement.wal_bytes, whole),
         );
     }
     table

@@ -1,4 +1,4 @@
--- Keys and jobs FIRST to LAST, as if they had been submitted at ten thousand a second.
+-- Keys and jobs FIRST to LAST, as if they had been submitted at ten thousand a second. They may start after a DELAY.
 with made as (
     select
         n,
@@ -8,7 +8,9 @@ with made as (
             || '7' || substr(md5(n::text), 1, 3) || '8' || substr(md5(n::text), 4, 15)
         )::uuid as id,
         at,
-        to_char(at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as at_text
+        at + interval 'DELAY' as run_at,
+        to_char(at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as at_text,
+        to_char((at + interval 'DELAY') at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as run_at_text
     from generate_series(FIRST, LAST) as n
     cross join lateral (select now() - interval '1 hour' + n * interval '100 microseconds') as made (at)
 ),
@@ -22,9 +24,9 @@ new_key as (
         tenant_id, 'POST /jobs', md5('key ' || n)::uuid::text, sha256(n::text::bytea), 'created', id, 1,
         convert_to(
             format(
-                '{"id":"%s","type":"mail.send","queue":"default","priority":2,"run_at":"%s","max_attempts":25,'
+                '{"id":"%s","type":"mail.send","queue":"default","priority":PRIORITY,"run_at":"%s","max_attempts":25,'
                 || '"state":"queued","attempt":0,"created_at":"%s"}',
-                id, at_text, at_text
+                id, run_at_text, at_text
             ),
             'UTF8'
         ),
@@ -40,5 +42,5 @@ new_job as (
 )
 
 insert into hapax.job_queue (tenant_id, job_id, queue, priority, run_at, max_attempts, created_at)
-select tenant_id, id, 'default', 2, at, 25, at
+select tenant_id, id, 'default', PRIORITY, run_at, 25, at
 from made;

@@ -3,10 +3,10 @@
 use anyhow::ensure;
 
 use crate::ledger::Ledger;
-use crate::plan::{MANY_CONNECTIONS, MILLION};
-use crate::postgres::Postgres;
-use crate::requests::{BLANK, Payload};
+use crate::plan::MANY_CONNECTIONS;
+use crate::requests::Payload;
 use crate::results::{Results, Row, grouped};
+use crate::rows::fill::{Due, fill, fits, make_steady};
 use crate::rows::found;
 use crate::run::Setting;
 
@@ -16,23 +16,18 @@ pub struct Stored<'run> {
     expired: Ledger<'run>,
 }
 
-/// Disk space of a key and its job, with indexes and WAL; a generous estimate.
-const BYTES_A_KEY: u64 = 1800;
-/// Disk space for the rest of the run.
-const ROOM: u64 = 6 << 30;
-
 impl<'run> Stored<'run> {
     /// Inserts keys and jobs directly into the tables.
     pub fn fill(setting: &'run Setting, results: &mut Results) -> anyhow::Result<Self> {
         let Setting { postgres, release, plan } = setting;
         let mut filled = Vec::new();
         for &keys in plan.filled {
-            if postgres.free_bytes()? < keys * BYTES_A_KEY + ROOM {
+            if !fits(postgres, keys)? {
                 results.leave_out(&format!("E with {} keys was not run: the disk is too small.", grouped(keys)));
                 continue;
             }
             let ledger = Ledger::empty(postgres, release, &format!("filled_{keys}"))?;
-            fill(postgres, &ledger, keys)?;
+            fill(postgres, &ledger, 1..=keys, Due::Now)?;
             filled.push((keys, ledger));
         }
         Ok(Self { filled, expired: Ledger::empty(postgres, release, "expired")? })
@@ -41,7 +36,7 @@ impl<'run> Stored<'run> {
     pub fn measure(&self, setting: &Setting, results: &mut Results) -> anyhow::Result<()> {
         let plan = &setting.plan;
         for (keys, ledger) in &self.filled {
-            settle(&setting.postgres, ledger)?;
+            make_steady(&setting.postgres, ledger)?;
             let replica = ledger.serve(&[])?;
             let measurement = ledger.create(&replica, MANY_CONNECTIONS, Payload::Mail, plan.growth)?;
             found(results, Row::Filled { keys: *keys }, measurement);
@@ -57,7 +52,7 @@ impl<'run> Stored<'run> {
         println!("expiring {} keys", grouped(missing));
         let sql = include_str!("fill_expired.sql").replace("COUNT", &missing.to_string());
         postgres.run(self.expired.database(), &sql)?;
-        settle(postgres, &self.expired)?;
+        make_steady(postgres, &self.expired)?;
         // The purger is busy from before the measurement to its end.
         let replica = self.expired.serve(&[("HAPAX__PURGE__INTERVAL", "500ms")])?;
         let measurement = self.expired.create(&replica, MANY_CONNECTIONS, Payload::Mail, plan.purging)?;
@@ -66,23 +61,4 @@ impl<'run> Stored<'run> {
         found(results, Row::Purging, measurement);
         Ok(())
     }
-}
-
-fn fill(postgres: &Postgres, ledger: &Ledger<'_>, keys: u64) -> anyhow::Result<()> {
-    let sql = include_str!("fill.sql").replace("PAYLOAD", &Payload::Mail.json()).replace("BLANK", BLANK);
-    let mut first = 1;
-    while first <= keys {
-        let last = keys.min(first + MILLION - 1);
-        println!("filling a ledger with {} keys and jobs: {} to {}", grouped(keys), grouped(first), grouped(last));
-        let sql = sql.replace("FIRST", &first.to_string()).replace("LAST", &last.to_string());
-        postgres.run(ledger.database(), &sql)?;
-        first = last + 1;
-    }
-    Ok(())
-}
-
-/// Brings the ledger into a steady state: statistics exist, and nothing is left to be written.
-fn settle(postgres: &Postgres, ledger: &Ledger<'_>) -> anyhow::Result<()> {
-    postgres.run(ledger.database(), "vacuum (analyze)")?;
-    postgres.run(ledger.database(), "checkpoint")
 }

@@ -1,11 +1,16 @@
-//! The rows, one file per letter of the page.
+//! The rows, by the letters of the page.
 
 pub mod by_hand;
+pub mod claim_latency;
 pub mod creation;
+mod fill;
 pub mod growth;
+pub mod heartbeats;
 pub mod peers;
 pub mod replays;
 pub mod tutorial;
+pub mod wake_ups;
+pub mod work;
 
 use crate::measurement::Measurement;
 use crate::results::{Results, Row};

@@ -6,7 +6,7 @@ use std::fs;
 use crate::account::{Accounts, peak_memory_bytes};
 use crate::handlers::Serving;
 use crate::ledger::{Ledger, fresh_seed};
-use crate::load::{self, Plan, ask};
+use crate::load::{self, Independent, Plan, ask};
 use crate::measurement::Measurement;
 use crate::plan::{MANY_CONNECTIONS, USUAL_CONNECTIONS};
 use crate::replica::Replica;
@@ -64,9 +64,9 @@ impl<'run> Replayed<'run> {
         fs::write(&file, ask(replica.address, &request)?)?;
         let handler = Serving::start(&["bare", "--answer", &file.to_string_lossy()])?;
         let accounts = Accounts { server: Some(handler.process()), postmaster: postgres.postmaster() };
-        let load_plan =
-            Plan { address: handler.address, connections: USUAL_CONNECTIONS, expected: 200, extent: plan.times.into() };
-        let load = load::run(&load_plan, accounts, &mut |out| requests.write(0, out))?;
+        let load_plan = Plan { address: handler.address, connections: USUAL_CONNECTIONS, extent: plan.times.into() };
+        let mut traffic = Independent::new(200, |_, out| requests.write(0, out));
+        let load = load::run(&load_plan, accounts, &mut traffic)?;
         Ok(Measurement::of(&load))
     }
 
