@@ -2,7 +2,7 @@ create table hapax.claims (
     tenant_id uuid not null,
     id uuid not null,
     fingerprint bytea,
-    worker text,
+    worker text collate "C",
     queues text [] collate "C",
     lease_seconds integer,
     created_at timestamptz not null,

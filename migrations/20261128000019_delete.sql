@@ -40,9 +40,7 @@ begin
     perform
     from hapax.jobs
     where tenant_id = p_tenant_id and id = p_job_id
-        and not exists (select from hapax.job_queue where tenant_id = p_tenant_id and job_id = p_job_id)
-        and not exists (select from hapax.job_leases where tenant_id = p_tenant_id and job_id = p_job_id)
-        and not exists (select from hapax.job_outcomes where tenant_id = p_tenant_id and job_id = p_job_id);
+        and not exists (select from hapax.job_states where tenant_id = p_tenant_id and job_id = p_job_id);
     if found then
         raise exception 'job % of tenant % is not deleted, but in none of job_queue, job_leases and job_outcomes',
             p_job_id, p_tenant_id

@@ -26,6 +26,10 @@ create function hapax.claim(
     payload json
 )
 language plpgsql
+-- As in hapax.settle.
+set plan_cache_mode = force_generic_plan
+set enable_sort = off
+set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -86,7 +90,9 @@ begin
         left join lateral (
             select *
             from hapax.job_leases
-            where tenant_id = p_tenant_id and claim_id = claims.id and claims.fingerprint = wanted.fingerprint
+            where tenant_id = p_tenant_id and claim_id between claims.id and claims.id
+                and claims.fingerprint = wanted.fingerprint
+            order by claim_id
             offset 0
         ) as lease on true
         left join lateral (
@@ -157,27 +163,43 @@ begin
         where wanted.id = any(v_new)
     ),
     found as materialized (
-        select
-            slot.claim_id, job.*, stored.type, stored.payload,
-            sum(octet_length(stored.payload::text)) over (partition by slot.claim_id order by job.nth)
-                - octet_length(stored.payload::text) as bytes_before,
-            sum(octet_length(stored.payload::text)) over (order by job.nth)
-                - octet_length(stored.payload::text) as bytes_before_in_all
+        select slot.claim_id, job.*, stored.type, stored.payload, stored.bytes
         from unnest(v_taken) with ordinality as job (
             tenant_id, job_id, queue, priority, run_at, max_attempts, attempt, version, created_at, releases, nth
         )
         join slot on slot.nth = job.nth
         cross join lateral (
-            select type, payload
+            select type, payload, octet_length(payload::text) as bytes
             from hapax.jobs
             where tenant_id = p_tenant_id and id = job.job_id
             offset 0
         ) as stored
     ),
-    leased as materialized (
-        select *
+    -- Computed only if the payloads are too large together.
+    sized as (
+        select
+            nth,
+            sum(bytes) over (partition by claim_id order by nth) - bytes as bytes_before,
+            sum(bytes) over (order by nth) - bytes as bytes_before_in_all
         from found
-        where (bytes_before >= p_payload_bytes or bytes_before_in_all >= 8::bigint * p_payload_bytes) is not true
+    ),
+    judged as materialized (
+        select
+            found.*,
+            case
+                when (select sum(bytes) from found) > p_payload_bytes then nth in (
+                    select sized.nth
+                    from sized
+                    where bytes_before < p_payload_bytes and bytes_before_in_all < 8::bigint * p_payload_bytes
+                )
+                else true
+            end as fits
+        from found
+    ),
+    leased as (
+        select *
+        from judged
+        where fits
     ),
     -- Back as they were.
     left_over as (
@@ -186,8 +208,8 @@ begin
         )
         select
             p_tenant_id, job_id, queue, priority, run_at, max_attempts, attempt, version, created_at, releases
-        from found
-        where bytes_before >= p_payload_bytes or bytes_before_in_all >= 8::bigint * p_payload_bytes
+        from judged
+        where not fits
     ),
     new_claim as (
         insert into hapax.claims (
@@ -221,8 +243,8 @@ begin
     select
         found.claim_id, 'again', v_now, null::uuid, null::integer, null::text, null::smallint, null::timestamptz,
         null::integer, null::integer, null::timestamptz, null::text, null::json
-    from found
-    where (found.claim_id in (select leased.claim_id from leased)) is not true
+    from judged as found
+    where not found.fits and (found.claim_id in (select leased.claim_id from leased)) is not true
     group by found.claim_id
     order by 1, 7, 8, 4;
 end

@@ -11,6 +11,10 @@ create function hapax.heartbeat(
     cancel_requested_job_ids uuid []
 )
 language plpgsql
+-- As in hapax.settle.
+set plan_cache_mode = force_generic_plan
+set enable_sort = off
+set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -40,7 +44,8 @@ begin
             and exists (
                 select
                 from hapax.job_leases
-                where job_leases.tenant_id = p_tenant_id and job_leases.claim_id = claims.id
+                where job_leases.tenant_id = p_tenant_id and job_leases.claim_id between claims.id and claims.id
+                order by job_leases.claim_id
                 offset 0
             )
         returning claims.id, claims.expires_at, claims.lease_seconds
@@ -51,8 +56,13 @@ begin
         select
             array_agg(job_id) as job_ids,
             coalesce(array_agg(job_id) filter (where cancel_requested_at is not null), '{}') as cancel_requested_job_ids
-        from hapax.job_leases
-        where tenant_id = p_tenant_id and claim_id = extended.id
+        from (
+            select job_id, cancel_requested_at
+            from hapax.job_leases
+            where tenant_id = p_tenant_id and claim_id between extended.id and extended.id
+            order by claim_id
+            offset 0
+        ) as lease
     ) as held;
 end
 $$;

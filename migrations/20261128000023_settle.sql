@@ -50,6 +50,13 @@ create function hapax.settle(
     p_insist_on_durability boolean default false
 ) returns table (claim_id uuid, job_id uuid, verdict text, state text, run_seconds double precision)
 language plpgsql
+-- One plan for any number of rows. By default, PostgreSQL would plan many of the statements again in each call, for the lengths
+-- of the arrays.
+set plan_cache_mode = force_generic_plan
+-- A look-up in job_leases is in the order of one of its two indexes. So no plan reads the other one, whatever the statistics say.
+set enable_sort = off
+-- A plan with a sort now costs so much that PostgreSQL would compile it.
+set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -60,114 +67,121 @@ declare
     v_states text [];
     v_run_seconds double precision [];
     v_long_histories uuid [];
+    v_settled_claim_ids uuid [] := array[]::uuid [];
+    v_settled_job_ids uuid [] := array[]::uuid [];
 begin
     perform hapax.set_write_options(p_lock_timeout_ms, p_insist_on_durability);
-    -- The locks are taken in the order of job ids, so that two calls cannot wait for each other. Each look-up is a query of its
-    -- own: in a join, a plan that was made for a small table would read all leases of the tenant.
-    v_row_ids := array(
-        select lease.row_id
-        from (
-            select claim_id, job_id
+    loop
+        -- Each look-up is a query of its own: in a join, a plan that was made for a small table would read all leases of the
+        -- tenant.
+        v_row_ids := array(
+            select lease.row_id
             from unnest(p_claim_ids, p_job_ids) as reported (claim_id, job_id)
-            order by job_id
-        ) as reported
-        cross join lateral (
-            select ctid as row_id
-            from hapax.job_leases
-            where tenant_id = p_tenant_id and job_id = reported.job_id and (claim_id = reported.claim_id) is true
-            offset 0
-            for update
-        ) as lease
-    );
-    -- Only what this delete returns moves. A statement of its own, so that its snapshot includes a cancellation that a lock
-    -- waited for. By ctid, which is safe because a locked row keeps its ctid.
-    with gone as (
-        delete from hapax.job_leases
-        where (tenant_id = p_tenant_id) is true and ctid = any(v_row_ids)
-        returning *
-    ),
-    held as (
-        select gone.*, reported.outcome, reported.result, reported.error, reported.retry, reported.retry_in_seconds
-        from gone
-        join unnest(p_claim_ids, p_job_ids, p_outcomes, p_results, p_errors, p_retries, p_retry_in_seconds)
-            as reported (claim_id, job_id, outcome, result, error, retry, retry_in_seconds)
-            on reported.job_id = gone.job_id and reported.claim_id = gone.claim_id
-    ),
-    judged as materialized (
-        select
-            held.*,
-            case
-                when outcome in ('succeeded', 'cancelled') then outcome
-                when cancel_requested_at is not null then 'cancelled'
-                when outcome = 'failed' and (not retry or attempt >= max_attempts) then 'failed'
-            end as final_state
-        from held
-    ),
-    ended as (
-        insert into hapax.job_outcomes (
-            tenant_id, job_id, state, queue, priority, run_at, max_attempts, attempt, version, finished_at,
-            claim_id, token, started_at, reported, result, error
-        )
-        select
-            p_tenant_id, job_id, final_state, queue, priority, run_at, max_attempts, attempt, version + 1, v_now,
-            claim_id, token, started_at, outcome, result, error
-        from judged
-        where final_state is not null
-    ),
-    freed as (
-        -- By ctid, which is safe because no row of job_uniques is ever updated. Each look-up is a query of its own.
-        delete from hapax.job_uniques
-        where (tenant_id = p_tenant_id) is true and ctid = any(array(
-            select content.row_id
-            from judged
             cross join lateral (
                 select ctid as row_id
-                from hapax.job_uniques
-                where tenant_id = p_tenant_id and job_uniques.job_id = judged.job_id
+                from hapax.job_leases
+                where tenant_id = p_tenant_id and job_id between reported.job_id and reported.job_id
+                    and (claim_id = reported.claim_id) is true
+                order by job_id
                 offset 0
-            ) as content
-            where judged.final_state is not null
-        ))
-    ),
-    requeued as (
-        insert into hapax.job_queue (
-            tenant_id, job_id, queue, priority, run_at, max_attempts, attempt, version, created_at, releases
+            ) as lease
+        );
+        -- Only what this delete returns moves. It locks the leases in the order of their ctids, so two calls for the same jobs do
+        -- not wait for each other. The rows are not locked before, so another lease may have taken the place of one.
+        with gone as (
+            delete from hapax.job_leases
+            where (tenant_id = p_tenant_id) is true and ctid = any(v_row_ids)
+                and ((claim_id, job_id) in (select claim_id, job_id from unnest(p_claim_ids, p_job_ids) as reported (claim_id, job_id)))
+                    is true
+            returning *
+        ),
+        held as (
+            select gone.*, reported.outcome, reported.result, reported.error, reported.retry, reported.retry_in_seconds
+            from gone
+            join unnest(p_claim_ids, p_job_ids, p_outcomes, p_results, p_errors, p_retries, p_retry_in_seconds)
+                as reported (claim_id, job_id, outcome, result, error, retry, retry_in_seconds)
+                on reported.job_id = gone.job_id and reported.claim_id = gone.claim_id
+        ),
+        judged as materialized (
+            select
+                held.*,
+                case
+                    when outcome in ('succeeded', 'cancelled') then outcome
+                    when cancel_requested_at is not null then 'cancelled'
+                    when outcome = 'failed' and (not retry or attempt >= max_attempts) then 'failed'
+                end as final_state
+            from held
+        ),
+        ended as (
+            insert into hapax.job_outcomes (
+                tenant_id, job_id, state, queue, priority, run_at, max_attempts, attempt, version, finished_at,
+                claim_id, token, started_at, reported, result, error
+            )
+            select
+                p_tenant_id, job_id, final_state, queue, priority, run_at, max_attempts, attempt, version + 1, v_now,
+                claim_id, token, started_at, outcome, result, error
+            from judged
+            where final_state is not null
+        ),
+        freed as (
+            -- By ctid, which is safe because no row of job_uniques is ever updated. Each look-up is a query of its own.
+            delete from hapax.job_uniques
+            where (tenant_id = p_tenant_id) is true and ctid = any(array(
+                select content.row_id
+                from judged
+                cross join lateral (
+                    select ctid as row_id
+                    from hapax.job_uniques
+                    where tenant_id = p_tenant_id and job_uniques.job_id = judged.job_id
+                    offset 0
+                ) as content
+                where judged.final_state is not null
+            ))
+        ),
+        requeued as (
+            insert into hapax.job_queue (
+                tenant_id, job_id, queue, priority, run_at, max_attempts, attempt, version, created_at, releases
+            )
+            select
+                p_tenant_id, job_id, queue, priority,
+                v_now + case
+                    when retry_in_seconds is not null then make_interval(secs => retry_in_seconds)
+                    when outcome = 'released' then make_interval(secs => least(60, 2 ^ least(releases, 6)))
+                    else hapax.retry_delay(attempt, p_retry_delay_min_seconds, p_retry_delay_max_seconds)
+                end,
+                max_attempts, attempt - (outcome = 'released')::integer, version + 1, created_at,
+                least(releases + (outcome = 'released')::integer, 32767)
+            from judged
+            where final_state is null
+        ),
+        recorded as (
+            insert into hapax.job_attempts (
+                tenant_id, job_id, token, claim_id, attempt, reported, error, started_at, ended_at
+            )
+            select p_tenant_id, job_id, token, claim_id, attempt, outcome, error, started_at, v_now
+            from judged
+            where final_state is null
         )
         select
-            p_tenant_id, job_id, queue, priority,
-            v_now + case
-                when retry_in_seconds is not null then make_interval(secs => retry_in_seconds)
-                when outcome = 'released' then make_interval(secs => least(60, 2 ^ least(releases, 6)))
-                else hapax.retry_delay(attempt, p_retry_delay_min_seconds, p_retry_delay_max_seconds)
-            end,
-            max_attempts, attempt - (outcome = 'released')::integer, version + 1, created_at,
-            least(releases + (outcome = 'released')::integer, 32767)
-        from judged
-        where final_state is null
-    ),
-    recorded as (
-        insert into hapax.job_attempts (
-            tenant_id, job_id, token, claim_id, attempt, reported, error, started_at, ended_at
-        )
-        select p_tenant_id, job_id, token, claim_id, attempt, outcome, error, started_at, v_now
-        from judged
-        where final_state is null
-    )
-    select
-        array_agg(claim_id), array_agg(job_id), array_agg(coalesce(final_state, 'queued')),
-        array_agg(extract(epoch from v_now - started_at)::double precision),
-        -- Each lease takes two versions or more, so the 51st has a token above 100.
-        array_agg(job_id) filter (where final_state is null and token > 100)
-    into v_claim_ids, v_job_ids, v_states, v_run_seconds, v_long_histories
-    from judged;
-    if v_long_histories is not null then
-        perform hapax.trim_attempts(p_tenant_id, v_long_histories);
-    end if;
-    return query
-    select settled.claim_id, settled.job_id, 'recorded', settled.state, settled.run_seconds
-    from unnest(v_claim_ids, v_job_ids, v_states, v_run_seconds) as settled (claim_id, job_id, state, run_seconds);
+            array_agg(claim_id), array_agg(job_id), array_agg(coalesce(final_state, 'queued')),
+            array_agg(extract(epoch from v_now - started_at)::double precision),
+            -- Each lease takes two versions or more, so the 51st has a token above 100.
+            array_agg(job_id) filter (where final_state is null and token > 100)
+        into v_claim_ids, v_job_ids, v_states, v_run_seconds, v_long_histories
+        from judged;
+        if v_long_histories is not null then
+            perform hapax.trim_attempts(p_tenant_id, v_long_histories);
+        end if;
+        return query
+        select settled.claim_id, settled.job_id, 'recorded', settled.state, settled.run_seconds
+        from unnest(v_claim_ids, v_job_ids, v_states, v_run_seconds) as settled (claim_id, job_id, state, run_seconds);
+        v_settled_claim_ids := v_settled_claim_ids || v_claim_ids;
+        v_settled_job_ids := v_settled_job_ids || v_job_ids;
+        -- A cancellation in between gave its lease another ctid: look again.
+        exit when coalesce(cardinality(v_job_ids), 0) = cardinality(v_row_ids);
+    end loop;
 
-    if coalesce(cardinality(v_job_ids), 0) < cardinality(p_job_ids) then
+    if cardinality(v_settled_job_ids) < cardinality(p_job_ids) then
         -- Statements of their own, so that their snapshots include the transactions that the delete waited for.
         return query
         select
@@ -198,7 +212,7 @@ begin
             offset 0
         ) as job on true
         where not exists (
-            select from unnest(v_claim_ids, v_job_ids) as settled (claim_id, job_id)
+            select from unnest(v_settled_claim_ids, v_settled_job_ids) as settled (claim_id, job_id)
             where settled.claim_id = reported.claim_id and settled.job_id = reported.job_id
         );
         v_row_ids := array(

@@ -5,6 +5,10 @@ create function hapax.release(
     p_insist_on_durability boolean default false
 ) returns integer
 language plpgsql
+-- As in hapax.settle.
+set plan_cache_mode = force_generic_plan
+set enable_sort = off
+set jit = off
 as $$
 declare
     v_now timestamptz;
@@ -28,8 +32,8 @@ begin
     v_job_ids := array(
         select job_id
         from hapax.job_leases
-        where tenant_id = p_tenant_id and claim_id = p_claim_id
-        order by job_id
+        where tenant_id = p_tenant_id and claim_id between p_claim_id and p_claim_id
+        order by claim_id
     );
     v_count := cardinality(v_job_ids);
     if v_count = 0 then

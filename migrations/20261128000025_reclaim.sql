@@ -1,5 +1,9 @@
 create function hapax.reclaim(p_limit integer) returns table (looked_at bigint, requeued bigint, failed bigint, cancelled bigint)
 language plpgsql
+-- As in hapax.settle.
+set plan_cache_mode = force_generic_plan
+set enable_sort = off
+set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -24,9 +28,15 @@ begin
             lease.ctid as row_id, lease.tenant_id, lease.job_id,
             lease.cancel_requested_at is not null or lease.attempt >= lease.max_attempts as ends
         from due
-        join hapax.job_leases as lease on lease.tenant_id = due.tenant_id and lease.claim_id = due.id
+        cross join lateral (
+            select ctid, *
+            from hapax.job_leases
+            where job_leases.tenant_id = due.tenant_id and job_leases.claim_id between due.id and due.id
+            order by job_leases.claim_id
+            offset 0
+            for update skip locked
+        ) as lease
         where due.expires_at <= v_now
-        for update of lease skip locked
     ),
     -- No row of job_uniques is ever updated, so each that the statement sees and locks keeps its ctid.
     contents as materialized (
@@ -59,8 +69,10 @@ begin
             due.*,
             exists (
                 select from hapax.job_leases
-                where job_leases.tenant_id = due.tenant_id and job_leases.claim_id = due.id
+                where job_leases.tenant_id = due.tenant_id and job_leases.claim_id between due.id and due.id
                     and (job_leases.ctid in (select movable.row_id from movable)) is not true
+                order by job_leases.claim_id
+                offset 0
             ) as still_holds
         from due
     ),

@@ -144,6 +144,9 @@ async fn a_claim_that_finds_nothing_reads_no_row_of_the_queue() {
     }
 }
 
+/// The tables that [`fill_with_leases`] fills.
+const FILLED: [&str; 6] = ["claims", "job_leases", "job_outcomes", "job_attempts", "job_uniques", "jobs"];
+
 /// Two thousand claims with ten jobs each, expired, and as many jobs that are over. The jobs of the claims are unique by
 /// their content, and every second one is at its last attempt.
 async fn fill_with_leases(ledger: &Ledger) {
@@ -185,12 +188,26 @@ const PAGES_MAX: i64 = 2_000;
 
 #[tokio::test]
 async fn the_calls_of_a_worker_read_their_own_rows_only() {
+    assert_calls_read_their_own_rows(&Ledger::new().await).await;
+}
+
+/// A vacuum leaves the indexes as large as they were. To the planner, the smaller of two is the cheaper one then.
+#[tokio::test]
+async fn the_calls_of_a_worker_read_their_own_rows_only_after_many_jobs_have_passed() {
     let ledger = Ledger::new().await;
+    fill_with_leases(&ledger).await;
+    for table in FILLED {
+        ledger.execute(&format!("delete from {table}")).await;
+    }
+    assert_calls_read_their_own_rows(&ledger).await;
+}
+
+async fn assert_calls_read_their_own_rows(ledger: &Ledger) {
     // The plans must also be right with statistics from the time when the tables were empty, and job_uniques almost: the
     // first row of an index makes a session plan again, so it would hide a plan that was made for one row.
     ledger.execute("insert into job_uniques select id, sha256('another'), gen_random_uuid() from tenants").await;
     ledger.execute("vacuum (analyze)").await;
-    for table in ["claims", "job_leases", "job_outcomes", "job_attempts", "job_uniques", "jobs"] {
+    for table in FILLED {
         ledger.execute(&format!("alter table {table} set (autovacuum_enabled = false)")).await;
     }
     let of_tenant = |call: &str| format!("select r.* from tenants, {call} as r");
@@ -213,14 +230,14 @@ async fn the_calls_of_a_worker_read_their_own_rows_only() {
     let mut sessions = Vec::new();
     for mode in ["auto", "force_generic_plan"] {
         for (name, sql, most) in &calls {
-            let mut session = Session::new(&ledger, mode).await;
+            let mut session = Session::new(ledger, mode).await;
             for _ in 0..8 {
                 session.read(sql).await;
             }
             sessions.push((session, name, sql, *most, mode));
         }
     }
-    fill_with_leases(&ledger).await;
+    fill_with_leases(ledger).await;
     for (session, name, sql, most, mode) in &mut sessions {
         let read = session.read(sql).await;
         assert!(read.rows <= *most && read.pages <= PAGES_MAX, "{name} in a warm session, {mode}: {read:?}");
@@ -231,7 +248,7 @@ async fn the_calls_of_a_worker_read_their_own_rows_only() {
         }
         for mode in MODES {
             for (name, sql, most) in &calls {
-                let read = read(&ledger, mode, sql).await;
+                let read = read(ledger, mode, sql).await;
                 assert!(read.rows <= *most && read.pages <= PAGES_MAX, "{name}, {statistics}, {mode}: {read:?}");
             }
         }

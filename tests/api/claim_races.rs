@@ -511,6 +511,20 @@ async fn a_result_that_waits_for_the_cancellation_respects_it() {
     }
 }
 
+/// `settle` looks a lease up and then deletes it by its ctid. A cancellation gives the lease another ctid.
+#[tokio::test]
+async fn a_result_is_recorded_if_a_cancellation_moves_its_lease_meanwhile() {
+    let race = Race::new().await;
+    // Stops the delete, not the look-up.
+    let mut held = race.ledger.lock_table("job_leases", "share").await;
+    let settling = race.settle("succeeded");
+    race.ledger.until_waiting(1).await;
+    held.execute(&format!("select cancel(id, '{}') from tenants where name = 'acme'", race.job)).await;
+    held.commit().await;
+    assert_eq!(settling.await.unwrap(), settled("recorded", "succeeded"));
+    race.ledger.assert_jobs_in_one_place().await;
+}
+
 #[tokio::test]
 async fn a_cancellation_that_waits_for_the_result_tells_where_the_job_ended() {
     // A job that was queued again is cancelled there.

@@ -389,6 +389,11 @@ pub struct OpenTransaction {
 }
 
 impl OpenTransaction {
+    /// Runs more SQL in it.
+    pub async fn execute(&mut self, sql: &str) {
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut self.connection).await.unwrap();
+    }
+
     pub async fn commit(mut self) {
         sqlx::raw_sql("commit").execute(&mut self.connection).await.unwrap();
     }
