@@ -24,7 +24,7 @@ WITH_POOLER = pgbouncer="$$(scripts/pgbouncer)" && without="" || without="--skip
 # The example worker is a Python program. Without python3, its test is skipped in the same way.
 WITH_PYTHON = command -v python3 >/dev/null || without="$$without --skip example_worker::"
 
-.PHONY: run test demo drill siege bench bench-full bench-smoke bench-build release check fmt lint api contract alerts load-balancer containers docs supply-chain sqlx-check functions sqlx-prepare metrics-page errors-page retries-page build fuzz
+.PHONY: run test demo drill siege bench bench-full bench-workers bench-smoke bench-build release check fmt lint api contract alerts load-balancer containers docs supply-chain sqlx-check functions sqlx-prepare metrics-page errors-page retries-page build fuzz
 
 ## run: serve on http://127.0.0.1:8080, with a private PostgreSQL in .hapax/
 run: build
@@ -57,6 +57,10 @@ bench: bench-build
 ## bench-full: the same, with other job queues, a million keys replayed and ten million stored; about an hour
 bench-full: bench-build
 	@$(WITH_BENCH) full
+
+## bench-workers: measure the rows with workers as in bench-full; a quarter of an hour. The page is target/bench/benchmarks.md
+bench-workers: bench-build
+	@mkdir -p target/bench; $(WITH_BENCH) --docs target/bench workers
 
 ## bench-smoke: check that the benchmarks run, on debug builds; the figures mean nothing
 bench-smoke: build

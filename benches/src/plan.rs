@@ -14,6 +14,8 @@ pub enum Mode {
     Short,
     /// Includes the long parts: peers, a million replayed keys, ten million stored keys.
     Full,
+    /// The rows with workers as in a full run, and of the others only the one that they are compared with.
+    Workers,
 }
 
 pub struct Plan {
@@ -42,7 +44,10 @@ pub struct Plan {
     pub tutorial_pools: &'static [u32],
     pub tutorial_connections: &'static [usize],
     pub peers: &'static [&'static str],
+    /// In how many clients the peers insert jobs.
     pub peer_clients: &'static [usize],
+    /// Whether the rows without workers are measured, beyond new keys.
+    pub submissions: bool,
     /// Additional settings of the servers.
     pub settings: &'static [(&'static str, &'static str)],
 }
@@ -71,6 +76,7 @@ const SHORT: Plan = Plan {
     tutorial_connections: &[8, 64, 256],
     peers: &[],
     peer_clients: &[],
+    submissions: true,
     settings: &[],
 };
 
@@ -87,6 +93,16 @@ const FULL: Plan = Plan {
     peers: &["graphile-worker", "pg-boss", "procrastinate", "apalis-postgres"],
     peer_clients: &[8, 32, 64],
     ..SHORT
+};
+
+const WORKERS: Plan = Plan {
+    filled: &[],
+    connections: &[MANY_CONNECTIONS],
+    payload_bytes: &[],
+    peers: &["graphile-worker", "pg-boss"],
+    peer_clients: &[],
+    submissions: false,
+    ..FULL
 };
 
 const SMOKE: Plan = Plan {
@@ -117,6 +133,7 @@ impl Mode {
             Self::Smoke => SMOKE,
             Self::Short => SHORT,
             Self::Full => FULL,
+            Self::Workers => WORKERS,
         }
     }
 }

@@ -57,17 +57,22 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut results =
         Results { mode: arguments.mode, rounds, machine, rows: Vec::new(), memory: Vec::new(), notes: Vec::new() };
 
-    let stored = growth::Stored::fill(&setting, &mut results)?;
-    let replayed = replays::Replayed::create(&setting)?;
+    let submissions = if setting.plan.submissions {
+        Some((growth::Stored::fill(&setting, &mut results)?, replays::Replayed::create(&setting)?))
+    } else {
+        None
+    };
     let queues = claim_latency::Queues::fill(&setting, &mut results)?;
     let peers = peers::installed(&setting, &mut results);
     for round in 1..=rounds {
         println!("round {round} of {rounds}, after {} s", began.elapsed().as_secs());
         creation::measure(&setting, &mut results)?;
-        by_hand::measure(&setting, &mut results)?;
-        tutorial::measure(&setting, &mut results)?;
-        replayed.measure(&setting, &mut results)?;
-        stored.measure(&setting, &mut results)?;
+        if let Some((stored, replayed)) = &submissions {
+            by_hand::measure(&setting, &mut results)?;
+            tutorial::measure(&setting, &mut results)?;
+            replayed.measure(&setting, &mut results)?;
+            stored.measure(&setting, &mut results)?;
+        }
         work::measure(&setting, &mut results)?;
         queues.measure(&setting, &mut results)?;
         claim_latency::measure_snapshot(&setting, &mut results)?;
@@ -75,7 +80,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         wake_ups::measure(&setting, &mut results)?;
         peers::measure(&setting, &peers, &mut results)?;
     }
-    replayed.measure_memory(&setting, &mut results)?;
+    if let Some((_, replayed)) = &submissions {
+        replayed.measure_memory(&setting, &mut results)?;
+    }
     println!("measured in {} s", began.elapsed().as_secs());
 
     if arguments.mode != Mode::Smoke {

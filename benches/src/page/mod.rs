@@ -21,11 +21,16 @@ pub fn write(results: &Results, folder: &Path) -> anyhow::Result<()> {
 
 fn fill(results: &Results) -> String {
     let plan = results.mode.plan();
-    let command = if results.mode == Mode::Full { "make bench-full" } else { "make bench" };
+    let command = match results.mode {
+        Mode::Full => "make bench-full",
+        Mode::Workers => "make bench-workers",
+        Mode::Short | Mode::Smoke => "make bench",
+    };
     let notes: String = results.notes.iter().map(|note| format!("- {note}\n")).collect();
     let missing = match results.mode {
         Mode::Full => String::new(),
-        _ => missing(&plan, &Mode::Full.plan()),
+        Mode::Workers => "- Of the rows without workers, only new jobs over 256 connections were run.\n".to_owned(),
+        Mode::Short | Mode::Smoke => missing(&plan, &Mode::Full.plan()),
     };
     let parts = [
         ("command", command.to_owned()),
