@@ -51,7 +51,10 @@ class Worker:
     def send_heartbeats(self, claim, job, seconds, stop, done):
         while not done.wait(seconds):
             # A try that gets no answer must leave time for others within the lease.
-            status, answer = self.call("POST", f"/claims/{claim}/heartbeat", timeout=seconds)
+            try:
+                status, answer = self.call("POST", f"/claims/{claim}/heartbeat", None, self.lease_seconds - seconds, seconds)
+            except TimeoutError:
+                return stop.set()  # the lease may be over, and another worker may have the job
             cancelled = {item["id"]: item["cancel_requested"] for item in answer["jobs"]} if status == 200 else {}
             if cancelled.get(job["id"], True):
                 return stop.set()  # the job should stop, or the lease is lost

@@ -112,7 +112,7 @@ pub const CLAIM_ENDED: Kind = Kind {
     title: "The claim has ended",
     retryable: false,
     meaning: "The claim holds no job. It was released, all its jobs are finished, or its lease expired and its jobs \
-              were given to other workers.",
+              were queued again.",
     cause: "The worker released the claim, or was too slow with its heartbeats. A heartbeat for an id that was never \
             used gets the same answer.",
     action: "Stop the work on its jobs. Make a new claim with a new id.",
