@@ -1,6 +1,8 @@
 use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
 
-use libmimalloc_sys::{mi_option_set, mi_option_t};
+use libmimalloc_sys::mi_collect;
 use mimalloc::MiMalloc;
 
 /// HTTP workers and database writers often free memory that another thread has allocated, which mimalloc does fast.
@@ -8,22 +10,25 @@ use mimalloc::MiMalloc;
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
-/// `mi_option_purge_delay` of mimalloc.h. The bindings have no name for it.
-const PURGE_DELAY: mi_option_t = 15;
+const RETURN_INTERVAL: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    return_free_memory_immediately();
+    let started = thread::Builder::new().name("memory".to_owned()).spawn(return_free_memory);
+    drop(started.expect("a process that starts is given a thread"));
     hapax::cli::run().unwrap_or_else(|error| {
         eprintln!("hapax: {}", hapax::cli::explain(&error));
         ExitCode::FAILURE
     })
 }
 
-/// Returns freed memory to the operating system immediately. By default, mimalloc returns it only when a thread
-/// allocates again, so the memory of a burst of requests stays with an idle process. Set in code, because an
-/// environment variable is easily missing in a container image or a unit file.
-#[expect(unsafe_code, reason = "mimalloc's options are C functions")]
-fn return_free_memory_immediately() {
-    // SAFETY: The call stores a number. Every version of mimalloc that the bindings can be built with has the option.
-    unsafe { mi_option_set(PURGE_DELAY, 0) }
+/// Returns free memory to the operating system every second. By default, mimalloc returns it only when a thread
+/// allocates again, so the memory of a burst of requests would stay with an idle process. To return it as soon as it is
+/// free costs a tenth of a replay's CPU time, because most of it is soon used again.
+#[expect(unsafe_code, reason = "mimalloc's interface has C functions")]
+fn return_free_memory() {
+    loop {
+        thread::sleep(RETURN_INTERVAL);
+        // SAFETY: The function may be called at any time, from any thread.
+        unsafe { mi_collect(true) }
+    }
 }

@@ -191,8 +191,9 @@ fn only_server_spawns_long_lived_tasks() {
         for spawn in ["tokio::spawn", "std::thread::spawn", "thread::spawn", "actix_web::rt::spawn"] {
             assert!(!source.paths.contains(spawn), "{}: {spawn}", source.name);
         }
-        // The log starts before the server and ends after it.
+        // The log starts before the server and ends after it. The allocator's thread belongs to the whole process.
         let may_spawn = [
+            "main.rs",
             "server/tasks.rs",
             "database/idle.rs",
             "database/lease.rs",
