@@ -35,7 +35,7 @@ create index job_outcomes_state_idx on hapax.job_outcomes (tenant_id, state, job
 create index job_outcomes_queue_idx on hapax.job_outcomes (tenant_id, queue, job_id);
 
 comment on table hapax.job_outcomes is 'Jobs that have ended. The function that inserts a row deletes the job from the table where it was before.';
-comment on column hapax.job_outcomes.queue is 'As in job_queue, which checks it. A check here would be a tenth of the CPU time of the row.';
+comment on column hapax.job_outcomes.queue is 'As in job_queue, which checks it.';
 comment on column hapax.job_outcomes.priority is 'As it was when the job ended. The same holds for run_at, max_attempts and attempt.';
 comment on column hapax.job_outcomes.version is 'One more than the version in the table where the job was before.';
 comment on column hapax.job_outcomes.finished_at is 'When the job ended, by the clock of this database.';

@@ -86,8 +86,8 @@ begin
                 offset 0
             ) as lease
         );
-        -- Only what this delete returns moves. It locks the leases in the order of their ctids, so two calls for the same jobs do
-        -- not wait for each other. The rows are not locked before, so another lease may have taken the place of one.
+        -- Only what this delete returns moves. It locks the leases in the order of their ctids, so two calls for the same jobs
+        -- cannot deadlock. The rows are not locked before, so another lease may have taken the place of one.
         with gone as (
             delete from hapax.job_leases
             where (tenant_id = p_tenant_id) is true and ctid = any(v_row_ids)

@@ -23,7 +23,7 @@ fn main() -> ExitCode {
 
 /// Returns free memory to the operating system every second. By default, mimalloc returns it only when a thread
 /// allocates again, so the memory of a burst of requests would stay with an idle process. To return it as soon as it is
-/// free costs a tenth of a replay's CPU time, because most of it is soon used again.
+/// free costs up to a fifth of a replay's CPU time, because most of it is soon used again (docs/profile.md).
 #[expect(unsafe_code, reason = "mimalloc's interface has C functions")]
 fn return_free_memory() {
     loop {
